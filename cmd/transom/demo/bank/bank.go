@@ -1,0 +1,2 @@
+// Package bank is the demo's backend: bank.v1 in memory.
+package bank

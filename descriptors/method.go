@@ -73,6 +73,8 @@ type Binding struct {
 	BodyField protoreflect.FieldDescriptor
 	// ResponseField is the top-level response field sent as the HTTP body; nil for the whole response.
 	ResponseField protoreflect.FieldDescriptor
+
+	template *template
 }
 
 // BodyKind says how a binding uses the HTTP request body.

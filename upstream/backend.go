@@ -1,0 +1,50 @@
+package upstream
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/metadata"
+
+	"transom/descriptors"
+	"transom/rpc"
+)
+
+// backend is the transport below a Cluster: name resolution, balancing and connections. It makes single attempts and
+// knows nothing of clients, retries or limits. Its errors carry a gRPC status.
+type backend interface {
+	// Unary makes one attempt at a call of one message each way. It borrows header and req. The answer's reply holds one
+	// reference if err is nil; its other fields are filled as far as the attempt came, err or not.
+	Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message) (answer, error)
+	// Stream opens a stream, which ends when ctx does. It borrows header until it returns.
+	Stream(ctx context.Context, m *descriptors.Method, header metadata.MD) (backendStream, error)
+	Conn() grpc.ClientConnInterface
+	State() connectivity.State
+	// Close ends all calls and waits for what the backend has started.
+	Close() error
+}
+
+// answer is what came back of a unary attempt. A nil header means that none came: a trailers-only answer, or no answer.
+// Both maps belong to whoever receives the answer.
+type answer struct {
+	reply           rpc.Message
+	header, trailer metadata.MD
+	endpoint        string
+}
+
+// backendStream is the upstream side of a streaming call. One goroutine may call Send and CloseSend while another calls
+// the rest. The stream must be received from until Recv fails, or its context cancelled.
+type backendStream interface {
+	// Send borrows m. It blocks for flow control. io.EOF means that the call has ended: Recv says how.
+	Send(m *rpc.Message) error
+	CloseSend() error
+	// Header waits for the response metadata. ok is false when the call has ended without any.
+	Header() (md metadata.MD, ok bool)
+	// Recv sets *m to the next message with one reference. io.EOF is the end with status OK.
+	Recv(m *rpc.Message) error
+	// Trailer may be called after Recv has failed.
+	Trailer() metadata.MD
+	// Endpoint is the address of the backend, "" until Header has returned.
+	Endpoint() string
+}

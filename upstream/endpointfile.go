@@ -1,0 +1,268 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc/experimental/balancer/weight"
+	"google.golang.org/grpc/resolver"
+)
+
+// Limits of an endpoint file.
+const (
+	maxEndpointFileBytes = 16 << 20
+	maxEndpointWeight    = 1 << 20
+)
+
+// EndpointFile is the content of a file:/// target, YAML:
+//
+//	endpoints:
+//	  - {address: "127.0.0.1:50051"}
+//	  - {address: "10.0.0.2:50051", weight: 200, zone: b, drain: true}
+//
+// The file is followed by its directory, so that it may be replaced by rename (as editors and Kubernetes do). A change is
+// taken as a whole or not at all: while the file is missing or has a fault, the endpoints before stay in use and the
+// fault is logged with its line.
+type EndpointFile struct {
+	Endpoints []FileEndpoint
+}
+
+// FileEndpoint is one entry of an endpoint file.
+type FileEndpoint struct {
+	// Address is host:port; each may appear once.
+	Address string
+	// Weight is the endpoint's share relative to the others, 1 … 1048576. 0 (not given) is 100.
+	Weight uint32
+	// Zone is where the endpoint runs, in words of the operator's own.
+	Zone string
+	// Drain keeps new calls away; those in flight end in their own time.
+	Drain bool
+}
+
+// DefaultWeight is that of an endpoint which has none of its own.
+const DefaultWeight = 100
+
+// ParseEndpointFile parses an endpoint file and reports every fault in it, joined, each with its line.
+func ParseEndpointFile(b []byte) (*EndpointFile, error) {
+	var doc struct {
+		Endpoints []fileEntry `yaml:"endpoints"`
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(b))
+	dec.KnownFields(true)
+	if err := dec.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, errors.New("the file must be one YAML document")
+	}
+	var errs []error
+	fault := func(line int, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("line %d: %s", line, fmt.Sprintf(format, args...)))
+	}
+	f := &EndpointFile{Endpoints: make([]FileEndpoint, 0, len(doc.Endpoints))}
+	lines := map[string]int{}
+	for _, e := range doc.Endpoints {
+		if err := checkHostPort(e.Address); err != nil {
+			fault(e.line, "address: %v", err)
+		} else if first, ok := lines[e.Address]; ok {
+			fault(e.line, "address: %q is on line %d already", e.Address, first)
+		} else {
+			lines[e.Address] = e.line
+		}
+		if e.Weight != nil && (*e.Weight < 1 || *e.Weight > maxEndpointWeight) {
+			fault(e.line, "weight: %d is not 1 … %d; to take no calls say drain: true", *e.Weight, maxEndpointWeight)
+			continue
+		}
+		fe := FileEndpoint{Address: e.Address, Zone: e.Zone, Drain: e.Drain, Weight: DefaultWeight}
+		if e.Weight != nil {
+			fe.Weight = uint32(*e.Weight)
+		}
+		f.Endpoints = append(f.Endpoints, fe)
+	}
+	if len(doc.Endpoints) == 0 {
+		errs = append(errs, errors.New("the file lists no endpoints"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// fileEntry is one entry as it stands in the file.
+type fileEntry struct {
+	Address string `yaml:"address"`
+	Weight  *int64 `yaml:"weight"`
+	Zone    string `yaml:"zone"`
+	Drain   bool   `yaml:"drain"`
+	line    int
+}
+
+// UnmarshalYAML remembers the line.
+func (e *fileEntry) UnmarshalYAML(n *yaml.Node) error {
+	type plain fileEntry // without this method
+	e.line = n.Line
+	if n.Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: an endpoint must be a mapping such as {address: \"host:port\"}", n.Line)
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 { // Node.Decode does not check for unknown fields
+		switch k := n.Content[i]; k.Value {
+		case "address", "weight", "zone", "drain":
+		default:
+			return fmt.Errorf("line %d: an endpoint has address, weight, zone and drain, but no %q", k.Line, k.Value)
+		}
+	}
+	return n.Decode((*plain)(e))
+}
+
+// fileBuilder resolves file:///path.
+type fileBuilder struct {
+	cluster string
+	log     *slog.Logger
+}
+
+func (fileBuilder) Scheme() string { return "file" }
+
+// OverrideAuthority makes the cluster's name the authority of calls: a path would be no good.
+func (b fileBuilder) OverrideAuthority(resolver.Target) string { return b.cluster }
+
+func (b fileBuilder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+	path := t.URL.Path
+	// The directory is watched, since the file may be replaced by another.
+	w, err := fsnotify.NewWatcher()
+	if err != nil {
+		return nil, fmt.Errorf("endpoint file: %w", err)
+	}
+	if err := w.Add(filepath.Dir(path)); err != nil {
+		return nil, errors.Join(fmt.Errorf("endpoint file: %w", err), w.Close())
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &fileResolver{path: path, cc: cc, log: b.log.With("file", path), watcher: w, cancel: cancel}
+	r.load()
+	r.wg.Go(func() { r.run(ctx) })
+	return r, nil
+}
+
+// fileResolver follows one endpoint file.
+type fileResolver struct {
+	path    string
+	cc      resolver.ClientConn
+	log     *slog.Logger
+	watcher *fsnotify.Watcher
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+
+	// seen is the hash of the content last looked at, good or bad. Only Build and then run use it.
+	seen [sha256.Size]byte
+	good bool // some content was good
+}
+
+func (r *fileResolver) ResolveNow(resolver.ResolveNowOptions) {}
+
+func (r *fileResolver) Close() {
+	r.cancel()
+	r.wg.Wait()
+	// Closing a watcher cannot fail in a way that anybody could act on.
+	_ = r.watcher.Close()
+}
+
+// Changes of a file come as several events: it is read when they pause for settle. Some file systems give none, so it is
+// read every poll as well.
+const (
+	settle   = 20 * time.Millisecond
+	filePoll = 10 * time.Second
+)
+
+// run reloads the file as it changes until ctx ends.
+func (r *fileResolver) run(ctx context.Context) {
+	timer := time.NewTimer(filePoll)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-r.watcher.Events:
+			if !ok {
+				return
+			}
+			// Any event of the directory counts: the file may be a link to one that changes (Kubernetes' ..data).
+			timer.Reset(settle)
+		case err := <-r.watcher.Errors:
+			r.log.Error("endpoint file cannot be watched", "error", err)
+			timer.Reset(settle)
+		case <-timer.C:
+			r.load()
+			timer.Reset(filePoll)
+		}
+	}
+}
+
+// load reads the file and, if its content is new and good, hands it to the channel.
+func (r *fileResolver) load() {
+	b, err := readLimited(r.path, maxEndpointFileBytes)
+	if err != nil {
+		r.fault(sha256.Sum256([]byte(err.Error())), err)
+		return
+	}
+	hash := sha256.Sum256(b)
+	if hash == r.seen {
+		return
+	}
+	f, err := ParseEndpointFile(b)
+	if err != nil {
+		r.fault(hash, err)
+		return
+	}
+	r.seen, r.good = hash, true
+	state := resolver.State{}
+	for _, e := range f.Endpoints {
+		if !e.Drain { // one that is taken away ends its calls in their own time
+			state.Endpoints = append(state.Endpoints, e.endpoint())
+		}
+	}
+	// An error here means that the balancer refused the endpoints; it tells the calls.
+	_ = r.cc.UpdateState(state)
+	r.log.Info("endpoint file loaded", "endpoints", len(state.Endpoints))
+}
+
+// fault reports that the file cannot be used, once per content.
+func (r *fileResolver) fault(hash [sha256.Size]byte, err error) {
+	if hash == r.seen {
+		return
+	}
+	r.seen = hash
+	if r.good {
+		r.log.Error("endpoint file cannot be used, the endpoints before stay", "error", err)
+		return
+	}
+	r.log.Error("endpoint file cannot be used", "error", err)
+	r.cc.ReportError(fmt.Errorf("endpoint file: %w", err))
+}
+
+func readLimited(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(b)) > limit {
+		err = fmt.Errorf("the file is larger than %d bytes", limit)
+	}
+	return b, errors.Join(err, f.Close())
+}
+
+// endpoint is e for grpc-go.
+func (e FileEndpoint) endpoint() resolver.Endpoint {
+	ep := resolver.Endpoint{Addresses: []resolver.Address{{Addr: e.Address}}}
+	return weight.Set(ep, weight.EndpointInfo{Weight: e.Weight})
+}

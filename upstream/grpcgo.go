@@ -1,0 +1,275 @@
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+
+	"transom/descriptors"
+	"transom/rpc"
+)
+
+// wireCodec passes rpc.Messages through grpc-go as the bytes they are, keeping its pooled buffers. Its name is the
+// content-subtype, so that backends see plain application/grpc+proto.
+type wireCodec struct{}
+
+func (wireCodec) Name() string { return "proto" }
+
+// Marshal lends the buffers of v with a reference that grpc-go frees.
+func (wireCodec) Marshal(v any) (mem.BufferSlice, error) {
+	m, ok := v.(*rpc.Message)
+	if !ok {
+		return nil, fmt.Errorf("wire codec: %T is not a message in wire form", v)
+	}
+	b := m.Buffers()
+	b.Ref()
+	return b, nil
+}
+
+// Unmarshal keeps the buffers with a reference of its own.
+func (wireCodec) Unmarshal(data mem.BufferSlice, v any) error {
+	m, ok := v.(*rpc.Message)
+	if !ok {
+		return fmt.Errorf("wire codec: %T is not a message in wire form", v)
+	}
+	data.Ref()
+	*m = rpc.MessageOf(data)
+	return nil
+}
+
+// grpcBackend is the backend that grpc-go provides.
+type grpcBackend struct {
+	cc    *grpc.ClientConn
+	calls sync.Pool // of *unaryAttempt
+	opts  []grpc.CallOption
+	names addrNames
+}
+
+// unaryAttempt is what one Invoke writes to, with the options that say so: kept together, they are made once and used by
+// many calls in turn.
+type unaryAttempt struct {
+	req, reply      rpc.Message
+	header, trailer metadata.MD
+	peer            peer.Peer
+	opts            []grpc.CallOption
+}
+
+func newGRPC(cfg Config, log *slog.Logger) (*grpcBackend, error) {
+	target, err := parseTarget(cfg.Target)
+	if err != nil {
+		return nil, err
+	}
+	sc, err := serviceConfig(cfg.LB)
+	if err != nil {
+		return nil, err
+	}
+	creds := insecure.NewCredentials()
+	if cfg.TLS != nil {
+		if creds, err = cfg.TLS.credentials(log); err != nil {
+			return nil, err
+		}
+	}
+	dial := []grpc.DialOption{
+		grpc.WithTransportCredentials(creds),
+		grpc.WithResolvers(resolvers(cfg.Name, log)...),
+		grpc.WithDefaultServiceConfig(sc),
+		grpc.WithDisableServiceConfig(), // what DNS TXT records say is not ours
+		grpc.WithDisableRetry(),         // but for streams the server surely never saw, which grpc-go always retries
+		grpc.WithIdleTimeout(0),         // connections are kept, so that the state of the cluster is known
+		grpc.WithNoProxy(),
+		grpc.WithUserAgent("transom"),
+		grpc.WithMaxHeaderListSize(64 << 10),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{
+				BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 10 * time.Second,
+			},
+			MinConnectTimeout: orDefault(cfg.ConnectTimeout, 5*time.Second),
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{
+			Time: orDefault(cfg.Keepalive, 5*time.Minute), Timeout: 20 * time.Second,
+		}),
+		// A stream holds at most 4 MiB that the client has not read yet, a connection at most 16 MiB.
+		grpc.WithInitialWindowSize(1 << 20),
+		grpc.WithInitialConnWindowSize(16 << 20),
+	}
+	if cfg.Authority != "" {
+		dial = append(dial, grpc.WithAuthority(cfg.Authority))
+	}
+	cc, err := grpc.NewClient(target, dial...)
+	if err != nil {
+		return nil, err
+	}
+	b := &grpcBackend{cc: cc}
+	b.opts = []grpc.CallOption{
+		grpc.ForceCodecV2(wireCodec{}),
+		grpc.MaxCallRecvMsgSize(orDefault(cfg.MaxMessageBytes, DefaultMaxMessageBytes)),
+	}
+	b.calls.New = func() any {
+		u := &unaryAttempt{}
+		u.opts = append(u.opts, b.opts...)
+		u.opts = append(u.opts, grpc.Header(&u.header), grpc.Trailer(&u.trailer), grpc.Peer(&u.peer))
+		return u
+	}
+	cc.Connect()
+	return b, nil
+}
+
+func orDefault[T time.Duration | int](v, zero T) T {
+	if v == 0 {
+		return zero
+	}
+	return v
+}
+
+// serviceConfig is the gRPC service config that selects the balancing policy lb, which is as in Config.LB.
+func serviceConfig(lb string) (string, error) {
+	if lb == "" {
+		lb = "round_robin"
+	}
+	if !strings.HasPrefix(lb, "[") {
+		name, err := json.Marshal(lb)
+		if err != nil {
+			return "", err
+		}
+		lb = fmt.Sprintf(`[{%s: {}}]`, name)
+	}
+	var policies []map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(lb), &policies); err != nil {
+		return "", fmt.Errorf("must be a policy's name or a list as in gRPC service config: %w", err)
+	}
+	for _, p := range policies {
+		if len(p) != 1 {
+			return "", fmt.Errorf("each entry of the list must name one policy, not %d", len(p))
+		}
+		for name, settings := range p {
+			builder := balancer.Get(name)
+			if builder == nil || builder.Name() != name {
+				return "", fmt.Errorf("there is no policy %q", name)
+			}
+			if parser, ok := builder.(balancer.ConfigParser); ok {
+				if _, err := parser.ParseConfig(settings); err != nil {
+					return "", fmt.Errorf("%s: %w", name, err)
+				}
+			}
+		}
+	}
+	if len(policies) == 0 {
+		return "", fmt.Errorf("the list is empty")
+	}
+	return fmt.Sprintf(`{"loadBalancingConfig": %s}`, lb), nil
+}
+
+func (b *grpcBackend) Conn() grpc.ClientConnInterface { return b.cc }
+func (b *grpcBackend) State() connectivity.State      { return b.cc.GetState() }
+func (b *grpcBackend) Close() error                   { return b.cc.Close() }
+
+func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message) (answer, error) {
+	u := b.calls.Get().(*unaryAttempt)
+	u.req = req
+	if len(header) > 0 {
+		ctx = metadata.NewOutgoingContext(ctx, header)
+	}
+	err := b.cc.Invoke(ctx, m.FullPath, &u.req, &u.reply, u.opts...)
+	a := answer{reply: u.reply, header: u.header, trailer: u.trailer, endpoint: b.names.of(u.peer.Addr)}
+	if err != nil {
+		a.reply.Release() // of a message that came before an error
+		a.reply = rpc.Message{}
+	}
+	*u = unaryAttempt{opts: u.opts}
+	b.calls.Put(u)
+	return a, err
+}
+
+// streamDescs are the kinds of streaming call by clientStreams + 2·serverStreams.
+var streamDescs = [4]grpc.StreamDesc{
+	{StreamName: "unary"},
+	{StreamName: "client", ClientStreams: true},
+	{StreamName: "server", ServerStreams: true},
+	{StreamName: "bidi", ClientStreams: true, ServerStreams: true},
+}
+
+func (b *grpcBackend) Stream(ctx context.Context, m *descriptors.Method, header metadata.MD) (backendStream, error) {
+	if len(header) > 0 {
+		ctx = metadata.NewOutgoingContext(ctx, header)
+	}
+	kind := 0
+	if m.ClientStreams {
+		kind |= 1
+	}
+	if m.ServerStreams {
+		kind |= 2
+	}
+	cs, err := b.cc.NewStream(ctx, &streamDescs[kind], m.FullPath, b.opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &grpcStream{cs, &b.names}, nil
+}
+
+type grpcStream struct {
+	cs    grpc.ClientStream
+	names *addrNames
+}
+
+func (s *grpcStream) Send(m *rpc.Message) error { return s.cs.SendMsg(m) }
+func (s *grpcStream) CloseSend() error          { return s.cs.CloseSend() }
+func (s *grpcStream) Recv(m *rpc.Message) error { return s.cs.RecvMsg(m) }
+func (s *grpcStream) Trailer() metadata.MD      { return s.cs.Trailer() }
+
+func (s *grpcStream) Header() (metadata.MD, bool) {
+	md, err := s.cs.Header()
+	return md, err == nil && md != nil
+}
+
+func (s *grpcStream) Endpoint() string {
+	p, ok := peer.FromContext(s.cs.Context())
+	if !ok {
+		return ""
+	}
+	return s.names.of(p.Addr)
+}
+
+// addrNames remembers the text of addresses, which is asked for on every call: a connection has one net.Addr for all its
+// calls, and formatting it allocates.
+type addrNames struct {
+	m sync.Map // net.Addr → string
+	n int
+	// mu guards n and the clearing of m.
+	mu sync.Mutex
+}
+
+// maxAddrNames bounds the memory kept for connections that are gone.
+const maxAddrNames = 4096
+
+func (a *addrNames) of(addr net.Addr) string {
+	if addr == nil {
+		return ""
+	}
+	if name, ok := a.m.Load(addr); ok {
+		return name.(string)
+	}
+	name := addr.String()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.n++; a.n > maxAddrNames {
+		a.m.Clear()
+		a.n = 1
+	}
+	a.m.Store(addr, name)
+	return name
+}

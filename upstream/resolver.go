@@ -1,0 +1,120 @@
+package upstream
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+
+	"google.golang.org/grpc/resolver"
+)
+
+// schemes are the kinds of target, for errors.
+const schemes = "host:port, dns:///host:port, static:///host:port,host:port, file:///path or unix:///path"
+
+// parseTarget checks a Config.Target and returns it as grpc-go wants it.
+func parseTarget(target string) (string, error) {
+	if target == "" {
+		return "", errors.New("must not be empty; give " + schemes)
+	}
+	if strings.HasPrefix(target, "unix:") {
+		return target, nil
+	}
+	scheme, rest, ok := strings.Cut(target, "://")
+	if !ok {
+		if err := checkHostPort(target); err != nil {
+			return "", err
+		}
+		return "dns:///" + target, nil
+	}
+	u, err := url.Parse(target)
+	if err != nil {
+		return "", fmt.Errorf("%q is not a URL: %w", target, err)
+	}
+	path := strings.TrimPrefix(u.Path, "/")
+	switch scheme {
+	case "dns":
+		return target, checkHostPort(path)
+	case "static":
+		if u.Host != "" {
+			return "", fmt.Errorf("%q needs three slashes: static:///%s", target, rest)
+		}
+		_, err := staticEndpoints(path)
+		return target, err
+	case "file":
+		if u.Host != "" {
+			return "", fmt.Errorf("%q needs three slashes: file:///%s", target, rest)
+		}
+		if path == "" {
+			return "", fmt.Errorf("%q names no file", target)
+		}
+		return target, nil
+	}
+	return "", fmt.Errorf("%q has the unknown scheme %q; give %s", target, scheme, schemes)
+}
+
+// checkHostPort checks an address; an IPv6 address must be in brackets.
+func checkHostPort(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q must be host:port", addr)
+	}
+	if host == "" {
+		return fmt.Errorf("%q has no host", addr)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q has the port %q, which is not 1 … 65535", addr, port)
+	}
+	return nil
+}
+
+// resolvers are transom's own, to be given to one channel.
+func resolvers(cluster string, log *slog.Logger) []resolver.Builder {
+	return []resolver.Builder{staticBuilder{}, fileBuilder{cluster, log}}
+}
+
+// staticBuilder resolves static:///a,b.
+type staticBuilder struct{}
+
+func (staticBuilder) Scheme() string { return "static" }
+
+// OverrideAuthority makes the first address the authority of calls.
+func (staticBuilder) OverrideAuthority(t resolver.Target) string {
+	first, _, _ := strings.Cut(t.Endpoint(), ",")
+	return first
+}
+
+func (staticBuilder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+	eps, err := staticEndpoints(t.Endpoint())
+	if err != nil {
+		return nil, err
+	}
+	// An error here means that the balancer refused the endpoints; it tells the calls.
+	_ = cc.UpdateState(resolver.State{Endpoints: eps})
+	return staticResolver{}, nil
+}
+
+type staticResolver struct{}
+
+func (staticResolver) ResolveNow(resolver.ResolveNowOptions) {}
+func (staticResolver) Close()                                {}
+
+// staticEndpoints parses "host:port,host:port". An address that is given twice is an error.
+func staticEndpoints(list string) ([]resolver.Endpoint, error) {
+	var eps []resolver.Endpoint
+	addrs := strings.Split(list, ",")
+	for i, addr := range addrs {
+		if err := checkHostPort(addr); err != nil {
+			return nil, err
+		}
+		if slices.Contains(addrs[:i], addr) {
+			return nil, fmt.Errorf("%q is listed twice", addr)
+		}
+		eps = append(eps, resolver.Endpoint{Addresses: []resolver.Address{{Addr: addr}}})
+	}
+	return eps, nil
+}

@@ -1,0 +1,232 @@
+// Package upstream carries calls to backends. A [Cluster] is a named group of interchangeable endpoints behind one
+// target: it resolves the target, keeps connections, balances calls over the endpoints and is the innermost
+// [rpc.Handler] of every chain. It is the only package of transom that dials; others receive a
+// [grpc.ClientConnInterface] from [Cluster.Conn].
+//
+// Messages pass through as the wire bytes they are: they are never parsed or copied here.
+//
+// # How calls end
+// A status that a backend sent reaches the client unchanged, with code, message and details. What happens on the way to a
+// backend (no endpoint, connection lost, an answer that is not gRPC) becomes a status whose text names the cluster and
+// never an address; the cause is kept for the log ([Error]). Both are recorded as [rpc.SourceUpstream]. What a cluster
+// itself refuses (closing, limits) is [rpc.SourceGateway], and what the client's own stream failed with is
+// [rpc.SourceClient].
+//
+// # Concurrency
+// A Cluster may be used by any number of goroutines. Each unary call runs on its caller's goroutine alone; a streaming
+// call has helpers of its own, all of which have ended when Invoke returns.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+
+	"transom/rpc"
+)
+
+// DefaultMaxMessageBytes is the limit of one answer message unless Config says otherwise.
+const DefaultMaxMessageBytes = 4 << 20
+
+// Config describes one cluster. It is plain data: equal Configs make interchangeable Clusters.
+type Config struct {
+	// Name is what operators call the cluster; it appears in errors and metrics. Required.
+	Name string
+	// Target says where the endpoints are:
+	//
+	//	host:port, dns:///host:port          every address that DNS has for host
+	//	static:///host:port,host:port        these
+	//	file:///path/endpoints.yaml          those that the file lists, followed as it changes (see EndpointFile)
+	//	unix:/path, unix:///path             a socket
+	//
+	// Required.
+	Target string
+	// TLS is how to speak to the endpoints; nil is plaintext HTTP/2.
+	TLS *TLS
+	// Authority is the ":authority" of calls, and the name checked in certificates unless TLS names another. Empty: the
+	// target's host, the first address of a static target, or Name for a file.
+	Authority string
+	// LB is the name of a balancing policy ("round_robin", "least_request_experimental", …) or, if it needs settings, its
+	// JSON as in gRPC service config: [{"policy": {…}}]. Empty is "round_robin".
+	LB string
+	// MaxMessageBytes limits one message of an answer; a larger one ends the call with ResourceExhausted. 0 is
+	// DefaultMaxMessageBytes. (Requests are limited by the listeners.)
+	MaxMessageBytes int
+	// Keepalive is how long a connection may be silent before it is pinged; an endpoint that does not answer the ping
+	// within 20 s is disconnected. 0 is 5 minutes, which every gRPC server tolerates; less than 10 s counts as 10 s.
+	// Pings are sent while calls are open only.
+	Keepalive time.Duration
+	// ConnectTimeout limits one attempt to connect to an endpoint. 0 is 5 s.
+	ConnectTimeout time.Duration
+}
+
+// Validate reports every fault of the Config, joined.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Name == "" {
+		errs = append(errs, errors.New("name: must not be empty"))
+	}
+	if _, err := parseTarget(c.Target); err != nil {
+		errs = append(errs, fmt.Errorf("target: %w", err))
+	}
+	if _, err := serviceConfig(c.LB); err != nil {
+		errs = append(errs, fmt.Errorf("lb: %w", err))
+	}
+	if c.TLS != nil {
+		if _, err := c.TLS.load(); err != nil {
+			errs = append(errs, fmt.Errorf("tls: %w", err))
+		}
+	}
+	if c.MaxMessageBytes < 0 || c.MaxMessageBytes > math.MaxInt32 {
+		errs = append(errs, fmt.Errorf("max message bytes: %d is outside 0 … %d", c.MaxMessageBytes, math.MaxInt32))
+	}
+	if c.Keepalive < 0 {
+		errs = append(errs, fmt.Errorf("keepalive: %v is negative", c.Keepalive))
+	}
+	if c.ConnectTimeout < 0 {
+		errs = append(errs, fmt.Errorf("connect timeout: %v is negative", c.ConnectTimeout))
+	}
+	return errors.Join(errs...)
+}
+
+// Cluster carries calls to the endpoints of one target.
+type Cluster struct {
+	name    string
+	log     *slog.Logger
+	backend backend
+
+	// calls counts calls in flight. Close adds closing to it, which makes it negative.
+	calls   atomic.Int64
+	drained chan struct{} // closed when the count of a closing cluster reaches zero
+}
+
+// closing is far below zero, so that a count with it added is negative while there are fewer than 2^62 calls.
+const closing = math.MinInt64 / 2
+
+// New makes a Cluster and starts to connect it in the background; that no endpoint can be reached is not an error. The
+// caller must Close it.
+func New(cfg Config, log *slog.Logger) (*Cluster, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
+	}
+	log = log.With("cluster", cfg.Name)
+	b, err := newGRPC(cfg, log)
+	if err != nil {
+		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
+	}
+	return &Cluster{name: cfg.Name, log: log, backend: b, drained: make(chan struct{})}, nil
+}
+
+// Name is the Config's.
+func (c *Cluster) Name() string { return c.name }
+
+// Invoke carries one call to a backend and its answer to the client: an [rpc.Handler]. It changes call.Header (reserved
+// keys are removed) and fills the backend's part of call.Info.
+func (c *Cluster) Invoke(ctx context.Context, call *rpc.Call) error {
+	call.Info.Cluster = c.name
+	if !c.enter() {
+		call.Info.Fail(rpc.SourceGateway)
+		return c.errorf(codes.Unavailable, nil, "is being removed")
+	}
+	defer c.leave()
+	stripRequest(call.Header)
+	if call.Method.Unary() {
+		return c.unary(ctx, call)
+	}
+	return c.stream(ctx, call)
+}
+
+// unary makes a call of one message each way on the caller's goroutine.
+func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
+	req, err := rpc.RecvOne(ctx, call.Stream)
+	if err != nil {
+		call.Info.Fail(rpc.SourceClient)
+		return err
+	}
+	start := time.Now()
+	call.Info.Attempts++
+	a, err := c.backend.Unary(ctx, call.Method, call.Header, req)
+	req.Release()
+	call.Info.Upstream = time.Since(start)
+	call.Info.Endpoint = a.endpoint
+	if err != nil {
+		err = c.fail(ctx, call, err, a.header != nil, len(a.trailer) > 0)
+		// Nothing is committed: the answer is trailers-only, which carries both kinds of metadata.
+		call.Stream.SetTrailer(join(stripResponse(a.header), stripResponse(a.trailer)))
+		return err
+	}
+	header, trailer := stripResponse(a.header), stripResponse(a.trailer)
+	if err := call.Stream.SendHeader(header); err != nil {
+		a.reply.Release()
+		call.Info.Fail(rpc.SourceClient)
+		return err
+	}
+	if err := call.Stream.Send(ctx, a.reply); err != nil {
+		call.Info.Fail(rpc.SourceClient)
+		return err
+	}
+	call.Stream.SetTrailer(trailer)
+	return nil
+}
+
+// Conn is the cluster's connections as generated clients want them, for health checks, reflection and authorization
+// services. Calls over it are ordinary protobuf calls; they are not counted by Close.
+func (c *Cluster) Conn() grpc.ClientConnInterface { return c.backend.Conn() }
+
+// State is the state of the cluster as a whole: Ready if at least one endpoint is.
+func (c *Cluster) State() connectivity.State { return c.backend.State() }
+
+// Ready reports whether a call would find an endpoint now.
+func (c *Cluster) Ready() bool { return c.backend.State() == connectivity.Ready }
+
+// Close refuses new calls, waits until those in flight have ended and closes the connections. If ctx ends first, what
+// is still in flight is cut off and ctx's error returned. Only the first Close does anything.
+func (c *Cluster) Close(ctx context.Context) error {
+	n := c.calls.Load()
+	for {
+		if n < 0 {
+			return nil
+		}
+		if c.calls.CompareAndSwap(n, n+closing) {
+			break
+		}
+		n = c.calls.Load()
+	}
+	var err error
+	if n > 0 {
+		select {
+		case <-c.drained:
+		case <-ctx.Done():
+			err = fmt.Errorf("cluster %q: closed with calls in flight: %w", c.name, ctx.Err())
+		}
+	}
+	return errors.Join(err, c.backend.Close())
+}
+
+// enter counts a call in and reports whether it may run.
+func (c *Cluster) enter() bool {
+	if c.calls.Add(1) > 0 {
+		return true
+	}
+	c.leave()
+	return false
+}
+
+// leave counts a call out.
+func (c *Cluster) leave() {
+	if c.calls.Add(-1) == closing {
+		select {
+		case <-c.drained:
+		default:
+			close(c.drained)
+		}
+	}
+}

@@ -1,0 +1,320 @@
+package transcoder
+
+import (
+	"encoding/base64"
+	"maps"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// fate says what becomes of a header field on its way between client and backend.
+type fate uint8
+
+const (
+	pass    fate = iota
+	drop         // hop-by-hop, or the message framing of one leg: never crosses
+	ambient      // sent by browsers unasked: dropped rather than refused if gRPC cannot carry its value
+)
+
+// fates are the header fields with a fate of their own, in lower case. Besides these all "grpc-", "connect-",
+// "proxy-", "sec-" and ":" names are dropped.
+var fates = map[string]fate{
+	// RFC 9110 section 7.6.1; RFC 9113 section 8.2.2.
+	"connection": drop, "keep-alive": drop, "te": drop, "trailer": drop, "transfer-encoding": drop, "upgrade": drop,
+	"http2-settings": drop,
+	// The framing of one HTTP message; each leg has its own.
+	"accept-encoding": drop, "content-encoding": drop, "content-length": drop, "content-type": drop, "expect": drop,
+	"host": drop, "date": drop,
+	// Conditions and ranges are answered from the transcoded body, which the backend does not see.
+	"if-match": drop, "if-none-match": drop, "if-modified-since": drop, "if-unmodified-since": drop, "if-range": drop,
+	"range": drop,
+	// grpc-go writes its own.
+	"user-agent": drop,
+	// gRPC-Web's own.
+	"x-grpc-web": drop, "x-user-agent": drop,
+	"cookie": ambient, "referer": ambient,
+}
+
+// responseFates are those that differ for response metadata on its way to the client.
+var responseFates = map[string]fate{"date": drop, "user-agent": pass, "x-user-agent": pass}
+
+// Reserved reports whether a header or metadata name, in lower case, belongs to one leg of the way and must neither be
+// taken from a client's request as metadata nor be set in it by a frame or a policy: hop-by-hop fields, message framing,
+// and what the gRPC protocols reserve.
+func Reserved(lower string) bool { return fateOf(lower) == drop }
+
+func fateOf(lower string) fate {
+	if f, ok := fates[lower]; ok {
+		return f
+	}
+	for _, p := range [...]string{"grpc-", ":", "connect-", "proxy-", "sec-"} {
+		if strings.HasPrefix(lower, p) {
+			return drop
+		}
+	}
+	return pass
+}
+
+// lowered spares the allocation of a lower-case name for what clients commonly send.
+var lowered = func() map[string]string {
+	m := map[string]string{}
+	for _, n := range [...]string{
+		"Accept", "Accept-Language", "Authorization", "Cache-Control", "Forwarded", "Origin", "Pragma", "Priority",
+		"Traceparent", "Tracestate", "Baggage", "Via", "X-Api-Key", "X-Correlation-Id", "X-Csrf-Token", "X-Forwarded-For",
+		"X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "X-Request-Id", "X-Requested-With",
+	} {
+		m[n] = strings.ToLower(n)
+	}
+	for n := range fates {
+		m[canonical(n)] = n
+	}
+	return m
+}()
+
+// canonical is net/textproto's spelling of a lower-case field name.
+func canonical(lower string) string {
+	b := []byte(lower)
+	up := true
+	for i, c := range b {
+		if up && 'a' <= c && c <= 'z' {
+			b[i] = c - 'a' + 'A'
+		}
+		up = c == '-'
+	}
+	return string(b)
+}
+
+// Lower returns a field name in lower case, without allocation for common ones.
+func Lower(name string) string {
+	if l, ok := lowered[name]; ok {
+		return l
+	}
+	return strings.ToLower(name)
+}
+
+// RequestMetadata makes gRPC request metadata of the header fields of an HTTP request: names lowered, reserved ones and
+// those that a Connection field names left out, values of "-bin" names split at commas and decoded from base64, padded or
+// not. A name or value that gRPC cannot carry (ASCII 0x20 to 0x7E) is InvalidArgument naming the field, except in the
+// fields that browsers add unasked, which are left out. The result shares its value slices with h. It is nil if nothing
+// is left. Source: gRPC over HTTP/2, "Custom-Metadata"; RFC 9110 section 7.6.1.
+func RequestMetadata(h map[string][]string) (metadata.MD, error) {
+	var md metadata.MD
+	hop := h["Connection"]
+	for name, values := range h {
+		key := Lower(name)
+		f := fateOf(key)
+		if f == drop || len(hop) > 0 && named(hop, key) {
+			continue
+		}
+		if !validKey(key) {
+			return nil, status.Errorf(codes.InvalidArgument, "header %q: the name has characters that metadata cannot carry", clip(name))
+		}
+		if strings.HasSuffix(key, "-bin") {
+			decoded, err := decodeBins(key, values)
+			if err != nil {
+				return nil, err
+			}
+			values = decoded
+		} else if !slices.ContainsFunc(values, invalidText) {
+		} else if f == ambient {
+			continue
+		} else {
+			return nil, status.Errorf(codes.InvalidArgument, "header %s: the value has characters that metadata cannot carry; a -bin header may", key)
+		}
+		if md == nil {
+			md = make(metadata.MD, len(h))
+		}
+		md[key] = values
+	}
+	return md, nil
+}
+
+// named reports whether one of the Connection values lists key.
+func named(connection []string, key string) bool {
+	for _, v := range connection {
+		for token := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.Trim(token, " \t"), key) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// decodeBins decodes the values of a "-bin" field.
+func decodeBins(key string, values []string) ([]string, error) {
+	out := make([]string, 0, len(values))
+	for _, v := range values {
+		for part := range strings.SplitSeq(v, ",") {
+			b, err := DecodeBin(strings.Trim(part, " \t"))
+			if err != nil {
+				return nil, status.Errorf(codes.InvalidArgument, "header %s: the value is not base64", key)
+			}
+			out = append(out, string(b))
+		}
+	}
+	return out, nil
+}
+
+// DecodeBin decodes one value of a "-bin" field: standard base64, padded or not (gRPC over HTTP/2, "Binary-Header").
+func DecodeBin(v string) ([]byte, error) {
+	return base64.RawStdEncoding.DecodeString(strings.TrimRight(v, "="))
+}
+
+// EncodeBin encodes one value of a "-bin" field: standard base64 without padding.
+func EncodeBin(v string) string { return base64.RawStdEncoding.EncodeToString([]byte(v)) }
+
+// AddHeader adds response metadata to the header fields of an HTTP response, each name put behind prefix ("" or
+// "Trailer-"): values of "-bin" names become base64 and stay apart, reserved names are left out, and so are values that
+// would break the field's line. Names are written in net/textproto's spelling. Values are appended, never joined.
+func AddHeader(h map[string][]string, md metadata.MD, prefix string) {
+	for key, values := range md {
+		f, ok := responseFates[key]
+		if !ok {
+			f = fateOf(key)
+		}
+		if f == drop || !validKey(key) {
+			continue
+		}
+		name := canonical(prefix + key)
+		bin := strings.HasSuffix(key, "-bin")
+		for _, v := range values {
+			switch {
+			case bin:
+				v = EncodeBin(v)
+			case invalidField(v):
+				continue
+			}
+			h[name] = append(h[name], v)
+		}
+	}
+}
+
+// AppendTrailerBlock appends a gRPC-Web trailer block: grpc-status, grpc-message if there is one,
+// grpc-status-details-bin if details is not empty, then md, one "name: value" line each, names in lower case and sorted
+// (PROTOCOL-WEB.md). details is the google.rpc.Status message on the wire.
+func AppendTrailerBlock(dst []byte, code codes.Code, message string, details []byte, md metadata.MD) []byte {
+	dst = append(dst, "grpc-status: "...)
+	dst = appendUint(dst, uint64(code))
+	dst = append(dst, "\r\n"...)
+	if message != "" {
+		dst = append(dst, "grpc-message: "...)
+		dst = AppendGRPCMessage(dst, message)
+		dst = append(dst, "\r\n"...)
+	}
+	if len(details) > 0 {
+		dst = append(dst, "grpc-status-details-bin: "...)
+		dst = base64.RawStdEncoding.AppendEncode(dst, details)
+		dst = append(dst, "\r\n"...)
+	}
+	if len(md) == 0 {
+		return dst
+	}
+	for _, key := range slices.Sorted(maps.Keys(md)) {
+		if Reserved(key) || !validKey(key) {
+			continue
+		}
+		bin := strings.HasSuffix(key, "-bin")
+		for _, v := range md[key] {
+			if !bin && invalidField(v) {
+				continue
+			}
+			dst = append(append(dst, key...), ": "...)
+			if bin {
+				dst = base64.RawStdEncoding.AppendEncode(dst, []byte(v))
+			} else {
+				dst = append(dst, v...)
+			}
+			dst = append(dst, "\r\n"...)
+		}
+	}
+	return dst
+}
+
+// AppendGRPCMessage appends a grpc-message value: percent-encoded UTF-8, with bytes outside 0x20 to 0x7E and '%' escaped, so
+// that the result is safe in a header (gRPC over HTTP/2, "Status-Message"). Invalid UTF-8 becomes U+FFFD.
+func AppendGRPCMessage(dst []byte, message string) []byte {
+	const hex = "0123456789ABCDEF"
+	if !utf8.ValidString(message) {
+		message = strings.ToValidUTF8(message, "�")
+	}
+	for i := range len(message) {
+		c := message[i]
+		if c >= 0x20 && c <= 0x7E && c != '%' {
+			dst = append(dst, c)
+		} else {
+			dst = append(dst, '%', hex[c>>4], hex[c&15])
+		}
+	}
+	return dst
+}
+
+// DecodeGRPCMessage reads a grpc-message value. It never fails: an escape that is none stays as text, and bytes that are not
+// UTF-8 become U+FFFD (gRPC over HTTP/2, "Status-Message").
+func DecodeGRPCMessage(v string) string {
+	if strings.IndexByte(v, '%') < 0 {
+		return strings.ToValidUTF8(v, "�")
+	}
+	b := make([]byte, 0, len(v))
+	for i := 0; i < len(v); i++ {
+		if v[i] == '%' && i+2 < len(v) {
+			hi, lo := unhex(v[i+1]), unhex(v[i+2])
+			if hi < 16 && lo < 16 {
+				b = append(b, hi<<4|lo)
+				i += 2
+				continue
+			}
+		}
+		b = append(b, v[i])
+	}
+	return strings.ToValidUTF8(string(b), "�")
+}
+
+// unhex is the value of a hexadecimal digit, 255 if c is none.
+func unhex(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	case 'A' <= c && c <= 'F':
+		return c - 'A' + 10
+	}
+	return 255
+}
+
+// validKey reports whether key is a gRPC metadata name: [0-9a-z_.-]+.
+func validKey(key string) bool {
+	for i := range len(key) {
+		c := key[i]
+		if ('a' > c || c > 'z') && ('0' > c || c > '9') && c != '-' && c != '_' && c != '.' {
+			return false
+		}
+	}
+	return key != ""
+}
+
+// invalidText reports whether v is not a gRPC metadata text value.
+func invalidText(v string) bool {
+	for i := range len(v) {
+		if v[i] < 0x20 || v[i] > 0x7E {
+			return true
+		}
+	}
+	return false
+}
+
+// invalidField reports whether v is not an HTTP field value (RFC 9110 section 5.5).
+func invalidField(v string) bool {
+	for i := range len(v) {
+		if v[i] < 0x20 && v[i] != '\t' || v[i] == 0x7F {
+			return true
+		}
+	}
+	return false
+}

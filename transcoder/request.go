@@ -1,0 +1,230 @@
+package transcoder
+
+import (
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"transom/descriptors"
+	"transom/transcoder/codec"
+)
+
+// AppendRequest appends the request message of a call by HTTP rule: what the body holds, then the query, then the path
+// variables. What the path sets cannot be set otherwise: a parameter that tries is refused, and in the wire form the path
+// comes last, so that it wins over the body. rawQuery is without the question mark; contentType is the Content-Type
+// field, "" if there is none; body is the whole body, decompressed.
+//
+// Errors are InvalidArgument and name the parameter or, for JSON, path, line and column, in the message and as the field
+// of a google.rpc.BadRequest; a media type that the rule cannot take is an HTTPError 415. It does not allocate when dst
+// has room and what path and query set is scalars.
+func (p *Plan) AppendRequest(dst []byte, m *descriptors.Match, rawQuery, contentType string, body []byte) ([]byte, error) {
+	b := p.plans.bindings[m.Binding.ID]
+	form, err := b.isForm(contentType)
+	if err != nil {
+		return dst, err
+	}
+	formBody := ""
+	if form {
+		formBody = stringOf(body)
+	} else if dst, err = p.appendBody(dst, b, contentType, body); err != nil {
+		return dst, err
+	}
+	fill := b.mask != nil && !form && len(body) > 0
+	if rawQuery != "" || formBody != "" {
+		masked := false
+		if dst, masked, err = p.appendParams(dst, b, rawQuery, formBody, len(body) > 0); err != nil {
+			return dst, err
+		}
+		fill = fill && !masked
+	}
+	if fill {
+		if dst, err = p.appendMask(dst, b, body); err != nil {
+			return dst, err
+		}
+	}
+	return p.appendPath(dst, b, m)
+}
+
+// AppendQueryAndPath appends the part of the request message that query and path make. On a stream of requests it goes
+// into the first message, behind the part that AppendBody makes.
+func (p *Plan) AppendQueryAndPath(dst []byte, m *descriptors.Match, rawQuery string) ([]byte, error) {
+	b := p.plans.bindings[m.Binding.ID]
+	if rawQuery != "" {
+		var err error
+		if dst, _, err = p.appendParams(dst, b, rawQuery, "", true); err != nil {
+			return dst, err
+		}
+	}
+	return p.appendPath(dst, b, m)
+}
+
+// AppendBody appends the part of a request message that a body, or one JSON value of a stream of them, makes. Errors are
+// those of AppendRequest.
+func (p *Plan) AppendBody(dst []byte, b *descriptors.Binding, contentType string, body []byte) ([]byte, error) {
+	c := p.plans.bindings[b.ID]
+	form, err := c.isForm(contentType)
+	if err != nil {
+		return dst, err
+	}
+	if form {
+		dst, _, err = p.appendParams(dst, c, "", stringOf(body), true)
+		return dst, err
+	}
+	return p.appendBody(dst, c, contentType, body)
+}
+
+// AppendMessage appends the request message given as JSON. An empty text is the empty message. A fault of the text is
+// InvalidArgument with path, line and column.
+func (p *Plan) AppendMessage(dst, text []byte) ([]byte, error) {
+	if len(text) == 0 {
+		return dst, nil
+	}
+	dst, err := p.in.AppendWire(dst, text, &p.plans.options.JSON)
+	if err != nil {
+		return dst, bodyFault("", err)
+	}
+	return dst, nil
+}
+
+// appendBody appends what a body that is not a form makes.
+func (p *Plan) appendBody(dst []byte, b *binding, contentType string, body []byte) ([]byte, error) {
+	switch {
+	case b.Body == descriptors.BodyNone:
+		return dst, nil // a body without a rule for it has no meaning and is never parsed
+	case b.raw.Request:
+		return b.appendHTTPBody(dst, contentType, body), nil
+	case len(body) == 0:
+		return dst, nil
+	case b.body == nil:
+		return p.AppendMessage(dst, body)
+	}
+	dst, err := b.bodyCodec.AppendWire(dst, body, &p.plans.options.JSON)
+	if err != nil {
+		return dst, bodyFault(string(b.BodyField.Name()), err)
+	}
+	return dst, nil
+}
+
+// appendParams appends what a query and a form body make. bodySet says that the request has a body.
+func (p *Plan) appendParams(dst []byte, b *binding, rawQuery, form string, bodySet bool) (_ []byte, masked bool, err error) {
+	r := paramReader{plan: p, binding: b}
+	if f := b.body; f != nil && f.oneof > 0 && bodySet {
+		r.claim(claim{oneofKey(rootKey, f.oneof), f.desc.Number()})
+	}
+	if form != "" {
+		s := r.formScope()
+		if dst, err = r.read(dst, form, &s); err != nil {
+			return dst, false, err
+		}
+	}
+	if rawQuery != "" {
+		s := r.queryScope()
+		if dst, err = r.read(dst, rawQuery, &s); err != nil {
+			return dst, false, err
+		}
+	}
+	return dst, r.masked, nil
+}
+
+// appendPath appends what the path variables say.
+func (p *Plan) appendPath(dst []byte, b *binding, m *descriptors.Match) ([]byte, error) {
+	for i := range b.vars {
+		v := &b.vars[i]
+		start := len(dst)
+		if v.reset {
+			dst = v.leaf.reset(dst)
+		}
+		var err error
+		if dst, err = v.leaf.appendText(dst, m.Value(i)); err != nil {
+			return dst, paramFault("path variable", b.Vars[i].Name, err)
+		}
+		for j := len(v.parents) - 1; j >= 0; j-- {
+			dst = v.parents[j].shut(dst, start)
+		}
+	}
+	return dst, nil
+}
+
+// appendMask appends the field mask of a PATCH that gives none: the paths that its body sets.
+func (p *Plan) appendMask(dst []byte, b *binding, body []byte) ([]byte, error) {
+	paths, err := b.bodyMessage.AppendMaskPaths(nil, body, &p.plans.options.JSON)
+	if err != nil {
+		return dst, bodyFault(string(b.BodyField.Name()), err)
+	}
+	start := len(dst)
+	for _, path := range paths {
+		dst = protowire.AppendTag(dst, 1, protowire.BytesType)
+		dst = protowire.AppendString(dst, path)
+	}
+	return b.mask.shut(dst, start), nil
+}
+
+// isForm reports whether the rule takes a body of this type as form-urlencoded parameters; if not it takes it as JSON, or
+// as it is. A type that it takes in no way is an HTTPError 415: above all text/plain, which a page of any origin may send
+// unasked (CSRF). A body without a type is JSON.
+func (b *binding) isForm(contentType string) (bool, error) {
+	if contentType == "" || contentType == "application/json" || b.Body == descriptors.BodyNone || b.raw.Request {
+		return false, nil
+	}
+	t, params, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		return false, unsupported(contentType, "it is malformed")
+	}
+	if c := params["charset"]; c != "" && !strings.EqualFold(c, "utf-8") && !strings.EqualFold(c, "us-ascii") {
+		return false, unsupported(contentType, "text must be in UTF-8")
+	}
+	switch {
+	case t == "application/json", strings.HasPrefix(t, "application/") && strings.HasSuffix(t, "+json"):
+		return false, nil
+	case t != "application/x-www-form-urlencoded":
+		return false, unsupported(contentType, "send application/json")
+	case b.body != nil && b.bodyMessage == nil:
+		return false, unsupported(contentType, "the body is one value, send it as application/json")
+	}
+	return true, nil
+}
+
+func unsupported(contentType, why string) error {
+	return HTTPError(http.StatusUnsupportedMediaType, codes.InvalidArgument,
+		fmt.Sprintf("content type %q is not supported: %s", clip(contentType), why))
+}
+
+// invalid is an InvalidArgument status with the field as a google.rpc.BadRequest detail.
+func invalid(field, description, message string) error {
+	st := status.New(codes.InvalidArgument, message)
+	with, err := st.WithDetails(&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+		{Field: field, Description: description},
+	}})
+	if err != nil {
+		return st.Err()
+	}
+	return with.Err()
+}
+
+// paramFault is the error for a path variable or parameter of this name.
+func paramFault(kind, name string, err error) error {
+	name = clip(strings.ToValidUTF8(name, "�"))
+	return invalid(name, err.Error(), fmt.Sprintf("%s %q: %v", kind, name, err))
+}
+
+// bodyFault is the error for a fault in the body; prefix is the field that the body holds.
+func bodyFault(prefix string, err error) error {
+	e, ok := errors.AsType[*codec.Error](err)
+	if !ok {
+		return err
+	}
+	field := e.Path
+	if prefix != "" && field != "" && field[0] != '[' {
+		field = prefix + "." + field
+	} else {
+		field = prefix + field
+	}
+	return invalid(field, e.Msg, "body: "+e.Error())
+}

@@ -105,8 +105,14 @@ type Config struct {
 	Drain *Drain `protobuf:"bytes,8,opt,name=drain,proto3" json:"drain,omitempty"`
 	// What becomes of native gRPC calls to methods that no descriptor knows: they are UNIMPLEMENTED, unless this is set.
 	UnknownMethods *UnknownMethods `protobuf:"bytes,9,opt,name=unknown_methods,json=unknownMethods,proto3" json:"unknown_methods,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// How JSON is read and written.
+	Json *Json `protobuf:"bytes,10,opt,name=json,proto3" json:"json,omitempty"`
+	// What a load balancer in front asks on the data ports.
+	Health *Health `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"`
+	// How HTTP rules are found and matched.
+	HttpRules     *HttpRules `protobuf:"bytes,12,opt,name=http_rules,json=httpRules,proto3" json:"http_rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Config) Reset() {
@@ -191,6 +197,27 @@ func (x *Config) GetDrain() *Drain {
 func (x *Config) GetUnknownMethods() *UnknownMethods {
 	if x != nil {
 		return x.UnknownMethods
+	}
+	return nil
+}
+
+func (x *Config) GetJson() *Json {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
+func (x *Config) GetHealth() *Health {
+	if x != nil {
+		return x.Health
+	}
+	return nil
+}
+
+func (x *Config) GetHttpRules() *HttpRules {
+	if x != nil {
+		return x.HttpRules
 	}
 	return nil
 }
@@ -1171,6 +1198,234 @@ func (x *UnknownMethods) GetCluster() string {
 	return ""
 }
 
+// Json is how JSON is read and written.
+type Json struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Write fields without presence that hold their default, and empty lists and maps.
+	EmitDefaults bool `protobuf:"varint,1,opt,name=emit_defaults,json=emitDefaults,proto3" json:"emit_defaults,omitempty"`
+	// Write field names as in the .proto file rather than in lowerCamelCase. Both are read.
+	ProtoNames bool `protobuf:"varint,2,opt,name=proto_names,json=protoNames,proto3" json:"proto_names,omitempty"`
+	// Write enum values as numbers.
+	EnumNumbers bool `protobuf:"varint,3,opt,name=enum_numbers,json=enumNumbers,proto3" json:"enum_numbers,omitempty"`
+	// Write 64-bit integers as numbers rather than strings; many clients lose precision above 2^53.
+	Int64Numbers bool `protobuf:"varint,4,opt,name=int64_numbers,json=int64Numbers,proto3" json:"int64_numbers,omitempty"`
+	// Read past unknown fields and unknown enum names rather than refuse the request.
+	IgnoreUnknownFields bool `protobuf:"varint,5,opt,name=ignore_unknown_fields,json=ignoreUnknownFields,proto3" json:"ignore_unknown_fields,omitempty"`
+	// Leave out query parameters that name no field rather than refuse the request.
+	IgnoreUnknownQuery bool `protobuf:"varint,6,opt,name=ignore_unknown_query,json=ignoreUnknownQuery,proto3" json:"ignore_unknown_query,omitempty"`
+	// Query parameters to leave out in any case.
+	IgnoreQuery []string `protobuf:"bytes,7,rep,name=ignore_query,json=ignoreQuery,proto3" json:"ignore_query,omitempty"`
+	// Let name[key]=value set the entries of a map field.
+	QueryMaps bool `protobuf:"varint,8,opt,name=query_maps,json=queryMaps,proto3" json:"query_maps,omitempty"`
+	// Write errors as {"error": {…}} (AIP-193) rather than as a bare google.rpc.Status.
+	Aip193Errors  bool `protobuf:"varint,9,opt,name=aip193_errors,json=aip193Errors,proto3" json:"aip193_errors,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Json) Reset() {
+	*x = Json{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Json) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Json) ProtoMessage() {}
+
+func (x *Json) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Json.ProtoReflect.Descriptor instead.
+func (*Json) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Json) GetEmitDefaults() bool {
+	if x != nil {
+		return x.EmitDefaults
+	}
+	return false
+}
+
+func (x *Json) GetProtoNames() bool {
+	if x != nil {
+		return x.ProtoNames
+	}
+	return false
+}
+
+func (x *Json) GetEnumNumbers() bool {
+	if x != nil {
+		return x.EnumNumbers
+	}
+	return false
+}
+
+func (x *Json) GetInt64Numbers() bool {
+	if x != nil {
+		return x.Int64Numbers
+	}
+	return false
+}
+
+func (x *Json) GetIgnoreUnknownFields() bool {
+	if x != nil {
+		return x.IgnoreUnknownFields
+	}
+	return false
+}
+
+func (x *Json) GetIgnoreUnknownQuery() bool {
+	if x != nil {
+		return x.IgnoreUnknownQuery
+	}
+	return false
+}
+
+func (x *Json) GetIgnoreQuery() []string {
+	if x != nil {
+		return x.IgnoreQuery
+	}
+	return nil
+}
+
+func (x *Json) GetQueryMaps() bool {
+	if x != nil {
+		return x.QueryMaps
+	}
+	return false
+}
+
+func (x *Json) GetAip193Errors() bool {
+	if x != nil {
+		return x.Aip193Errors
+	}
+	return false
+}
+
+// Health is the health check on the data ports; grpc.health.v1 is always there.
+type Health struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The path that answers 200 while transom is ready, else 503. Default "/healthz".
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Turn the path off.
+	Off           bool `protobuf:"varint,2,opt,name=off,proto3" json:"off,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Health) Reset() {
+	*x = Health{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Health) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Health) ProtoMessage() {}
+
+func (x *Health) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Health.ProtoReflect.Descriptor instead.
+func (*Health) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Health) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Health) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+// HttpRules is how HTTP rules are found and matched.
+type HttpRules struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A service config in YAML whose rules (http: rules:) take the place of google.api.http annotations.
+	ServiceConfig string `protobuf:"bytes,1,opt,name=service_config,json=serviceConfig,proto3" json:"service_config,omitempty"`
+	// Let "/v1/items/7/" match what "/v1/items/7" matches.
+	IgnoreTrailingSlash bool `protobuf:"varint,2,opt,name=ignore_trailing_slash,json=ignoreTrailingSlash,proto3" json:"ignore_trailing_slash,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *HttpRules) Reset() {
+	*x = HttpRules{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HttpRules) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HttpRules) ProtoMessage() {}
+
+func (x *HttpRules) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HttpRules.ProtoReflect.Descriptor instead.
+func (*HttpRules) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *HttpRules) GetServiceConfig() string {
+	if x != nil {
+		return x.ServiceConfig
+	}
+	return ""
+}
+
+func (x *HttpRules) GetIgnoreTrailingSlash() bool {
+	if x != nil {
+		return x.IgnoreTrailingSlash
+	}
+	return false
+}
+
 // ProtoFiles are .proto sources.
 type DescriptorSource_ProtoFiles struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1184,7 +1439,7 @@ type DescriptorSource_ProtoFiles struct {
 
 func (x *DescriptorSource_ProtoFiles) Reset() {
 	*x = DescriptorSource_ProtoFiles{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1451,7 @@ func (x *DescriptorSource_ProtoFiles) String() string {
 func (*DescriptorSource_ProtoFiles) ProtoMessage() {}
 
 func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1492,7 @@ type DescriptorSource_Reflection struct {
 
 func (x *DescriptorSource_Reflection) Reset() {
 	*x = DescriptorSource_Reflection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1504,7 @@ func (x *DescriptorSource_Reflection) String() string {
 func (*DescriptorSource_Reflection) ProtoMessage() {}
 
 func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1276,7 +1531,7 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf7\x04\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x94\x06\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
 	"\vdescriptors\x18\x02 \x03(\v2#.transom.config.v1.DescriptorSourceR\vdescriptors\x12i\n" +
@@ -1285,7 +1540,12 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\bmetadata\x18\x06 \x01(\v2\x1b.transom.config.v1.MetadataR\bmetadata\x121\n" +
 	"\x06limits\x18\a \x01(\v2\x19.transom.config.v1.LimitsR\x06limits\x12.\n" +
 	"\x05drain\x18\b \x01(\v2\x18.transom.config.v1.DrainR\x05drain\x12J\n" +
-	"\x0funknown_methods\x18\t \x01(\v2!.transom.config.v1.UnknownMethodsR\x0eunknownMethods\x1aW\n" +
+	"\x0funknown_methods\x18\t \x01(\v2!.transom.config.v1.UnknownMethodsR\x0eunknownMethods\x12+\n" +
+	"\x04json\x18\n" +
+	" \x01(\v2\x17.transom.config.v1.JsonR\x04json\x121\n" +
+	"\x06health\x18\v \x01(\v2\x19.transom.config.v1.HealthR\x06health\x12;\n" +
+	"\n" +
+	"http_rules\x18\f \x01(\v2\x1c.transom.config.v1.HttpRulesR\thttpRules\x1aW\n" +
 	"\rClustersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
 	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xd4\x02\n" +
@@ -1387,7 +1647,25 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x05delay\x12C\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\atimeout\"3\n" +
 	"\x0eUnknownMethods\x12!\n" +
-	"\acluster\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aclusterB*Z(transom/proto/transom/config/v1;configv1b\x06proto3"
+	"\acluster\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\acluster\"\xe1\x02\n" +
+	"\x04Json\x12#\n" +
+	"\remit_defaults\x18\x01 \x01(\bR\femitDefaults\x12\x1f\n" +
+	"\vproto_names\x18\x02 \x01(\bR\n" +
+	"protoNames\x12!\n" +
+	"\fenum_numbers\x18\x03 \x01(\bR\venumNumbers\x12#\n" +
+	"\rint64_numbers\x18\x04 \x01(\bR\fint64Numbers\x122\n" +
+	"\x15ignore_unknown_fields\x18\x05 \x01(\bR\x13ignoreUnknownFields\x120\n" +
+	"\x14ignore_unknown_query\x18\x06 \x01(\bR\x12ignoreUnknownQuery\x12!\n" +
+	"\fignore_query\x18\a \x03(\tR\vignoreQuery\x12\x1d\n" +
+	"\n" +
+	"query_maps\x18\b \x01(\bR\tqueryMaps\x12#\n" +
+	"\raip193_errors\x18\t \x01(\bR\faip193Errors\".\n" +
+	"\x06Health\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n" +
+	"\x03off\x18\x02 \x01(\bR\x03off\"f\n" +
+	"\tHttpRules\x12%\n" +
+	"\x0eservice_config\x18\x01 \x01(\tR\rserviceConfig\x122\n" +
+	"\x15ignore_trailing_slash\x18\x02 \x01(\bR\x13ignoreTrailingSlashB*Z(transom/proto/transom/config/v1;configv1b\x06proto3"
 
 var (
 	file_transom_config_v1_config_proto_rawDescOnce sync.Once
@@ -1402,7 +1680,7 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
 	(*Config)(nil),                      // 1: transom.config.v1.Config
@@ -1418,47 +1696,53 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*Limits)(nil),                      // 11: transom.config.v1.Limits
 	(*Drain)(nil),                       // 12: transom.config.v1.Drain
 	(*UnknownMethods)(nil),              // 13: transom.config.v1.UnknownMethods
-	nil,                                 // 14: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 15: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 16: transom.config.v1.DescriptorSource.Reflection
-	(*durationpb.Duration)(nil),         // 17: google.protobuf.Duration
+	(*Json)(nil),                        // 14: transom.config.v1.Json
+	(*Health)(nil),                      // 15: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 16: transom.config.v1.HttpRules
+	nil,                                 // 17: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 18: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 19: transom.config.v1.DescriptorSource.Reflection
+	(*durationpb.Duration)(nil),         // 20: google.protobuf.Duration
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	2,  // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
 	5,  // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	14, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	17, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
 	9,  // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
 	10, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
 	11, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
 	12, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
 	13, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
-	3,  // 8: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	11, // 9: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	4,  // 10: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	0,  // 11: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	17, // 12: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	15, // 13: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	16, // 14: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	7,  // 15: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	8,  // 16: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	17, // 17: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	17, // 18: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	17, // 19: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	17, // 20: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	17, // 21: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	17, // 22: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	17, // 23: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	17, // 24: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	17, // 25: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	17, // 26: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	17, // 27: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	17, // 28: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	6,  // 29: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	14, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
+	15, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	16, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	3,  // 11: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	11, // 12: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	4,  // 13: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	0,  // 14: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
+	20, // 15: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	18, // 16: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	19, // 17: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	7,  // 18: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	8,  // 19: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	20, // 20: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	20, // 21: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	20, // 22: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	20, // 23: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	20, // 24: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	20, // 25: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	20, // 26: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	20, // 27: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	20, // 28: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	20, // 29: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	20, // 30: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	20, // 31: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	6,  // 32: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -1477,7 +1761,7 @@ func file_transom_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -3,6 +3,7 @@ package descriptors
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/protobuf/proto"
@@ -169,7 +170,14 @@ func (m *merger) message(name string, a, b *descriptorpb.DescriptorProto) {
 			}
 			bf.OneofIndex = proto.Int32(int32(i))
 		}
-		a.Field = append(a.Field, bf)
+		at := len(a.GetField()) // the members of a oneof must stand together
+		for i, f := range slices.Backward(a.GetField()) {
+			if bf.OneofIndex != nil && f.OneofIndex != nil && f.GetOneofIndex() == bf.GetOneofIndex() {
+				at = i + 1
+				break
+			}
+		}
+		a.Field = slices.Insert(a.Field, at, bf)
 		m.added = true
 	}
 	syntheticLast(a)
@@ -238,7 +246,7 @@ func typeName(f *descriptorpb.FieldDescriptorProto) string {
 	if f.GetTypeName() != "" {
 		return f.GetTypeName()
 	}
-	return f.GetType().String()
+	return strings.ToLower(strings.TrimPrefix(f.GetType().String(), "TYPE_"))
 }
 
 func jsonName(f *descriptorpb.FieldDescriptorProto) string {

@@ -4,9 +4,9 @@ import "strings"
 
 // closest returns the name most like s, or "" if none is near. Case does not count as a difference.
 func closest(s string, names []string) string {
-	best, bestDistance := "", max(2, len(s)/4)+1
+	best, bestDistance := "", max(1, len(s)/3)+1
 	for _, n := range names {
-		if d := distance(strings.ToLower(s), strings.ToLower(n), bestDistance); d < bestDistance {
+		if d := distance(strings.ToLower(s), strings.ToLower(n), bestDistance); d < min(bestDistance, len(s)) {
 			best, bestDistance = n, d
 		}
 	}

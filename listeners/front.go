@@ -1,0 +1,187 @@
+package listeners
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"transom/descriptors"
+	"transom/rpc"
+	"transom/transcoder"
+)
+
+// FrontConfig configures a Front. Its zero value is usable.
+type FrontConfig struct {
+	// Name is the listener's name in logs and metrics.
+	Name string
+	// Metadata says which request headers REST and WebSocket pass on as metadata.
+	Metadata MetadataRules
+	// HealthPath answers GET with 200 while Ready, else 503. Empty turns it off.
+	HealthPath string
+	// Ready reports whether traffic should come; nil is always.
+	Ready func() bool
+	// IdleBody is how long a request body may make no progress; 0 is 30 s.
+	IdleBody time.Duration
+	// Origins are the origins, as host patterns, that may open a WebSocket besides the request's own host.
+	Origins []string
+	// Observer may be nil.
+	Observer Observer
+}
+
+// Front is the one http.Handler behind every socket.
+type Front struct {
+	cfg    FrontConfig
+	source Source
+	log    *slog.Logger
+	// forward are the canonical names of request headers that REST and WebSocket pass on.
+	forward map[string]bool
+	sockets sockets
+}
+
+// NewFront returns a Front that serves what source has in force.
+func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
+	if cfg.IdleBody == 0 {
+		cfg.IdleBody = 30 * time.Second
+	}
+	return &Front{cfg: cfg, source: source, log: log, forward: cfg.Metadata.compile()}
+}
+
+// ServeHTTP runs one request to its end.
+func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f.cfg.HealthPath != "" && r.URL.Path == f.cfg.HealthPath && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
+		f.serveHealth(w)
+		return
+	}
+	v := f.source.Acquire()
+	defer v.Release()
+	ct := r.Header.Get("Content-Type")
+	switch {
+	case isWebSocket(r):
+		f.serveWebSocket(w, r, v)
+	case hasPrefixFold(ct, "application/grpc"):
+		f.serveGRPC(w, r, v)
+	default:
+		f.serveREST(w, r, v)
+	}
+}
+
+// serveHealth answers a load balancer in front.
+func (f *Front) serveHealth(w http.ResponseWriter) {
+	w.Header()["Content-Type"] = textPlain
+	w.Header()["Cache-Control"] = noStore
+	if f.cfg.Ready != nil && !f.cfg.Ready() {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = w.Write([]byte("not ready\n"))
+		return
+	}
+	_, _ = w.Write([]byte("ok\n"))
+}
+
+// exchange is what every protocol's stream embeds: the call, its info, and the way to its end.
+type exchange struct {
+	Exchange
+	call   rpc.Call
+	info   rpc.Info
+	front  *Front
+	w      http.ResponseWriter
+	cancel context.CancelFunc
+}
+
+// begin sets up x for a request and tells the observer. The protocols call it first.
+func (x *exchange) begin(f *Front, w http.ResponseWriter, r *http.Request, p rpc.Protocol) {
+	now := time.Now()
+	x.front, x.w = f, w
+	x.Exchange = Exchange{Listener: f.cfg.Name, Request: r, Protocol: p, Start: now}
+	x.info = rpc.Info{Protocol: p, Start: now}
+	if f.cfg.Observer != nil {
+		if ctx := f.cfg.Observer.Begin(r.Context(), &x.Exchange); ctx != r.Context() {
+			x.Request = r.WithContext(ctx)
+		}
+	}
+}
+
+// run bounds the call by its timeout and runs its chain. clientTimeout is negative if the client gave none.
+func (x *exchange) run(route *Route, clientTimeout time.Duration) error {
+	ctx := x.Request.Context()
+	x.call.Info = &x.info
+	x.Call = &x.call
+	limit := route.Timeout
+	if clientTimeout >= 0 && (limit == 0 || clientTimeout < limit) {
+		if clientTimeout == 0 {
+			return status.Error(codes.DeadlineExceeded, "the client's timeout is zero")
+		}
+		limit = clientTimeout
+	}
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	return route.Handler(ctx, &x.call)
+}
+
+// end records how the exchange ended and tells the observer.
+func (x *exchange) end(err error, st *status.Status, httpStatus int) {
+	x.Err, x.Status, x.HTTPStatus = err, st, httpStatus
+	if err != nil {
+		x.info.Fail(rpc.SourceGateway)
+		if !rpc.Known(err) {
+			x.front.log.LogAttrs(context.WithoutCancel(x.Request.Context()), slog.LevelError, "call failed inside the gateway",
+				slog.String("path", x.Request.URL.Path), slog.String("error", err.Error()))
+		}
+	}
+	if x.front.cfg.Observer != nil {
+		x.front.cfg.Observer.End(&x.Exchange)
+	}
+}
+
+// withHeader is a refusal that comes with response headers.
+type withHeader struct {
+	error
+	header http.Header
+}
+
+func (e *withHeader) Unwrap() error { return e.error }
+
+// routeFault turns an error of MatchHTTP into 404, 405 or 400.
+func routeFault(verb string, err error) error {
+	none, ok := errors.AsType[*descriptors.NoRouteError](err)
+	switch {
+	case !ok:
+		return status.Error(codes.InvalidArgument, err.Error())
+	case len(none.Allow) > 0:
+		allow := strings.Join(none.Allow, ", ")
+		return &withHeader{
+			transcoder.HTTPError(http.StatusMethodNotAllowed, codes.Unimplemented, "method "+verb+" is not allowed here, use "+allow),
+			http.Header{"Allow": {allow}},
+		}
+	}
+	return transcoder.HTTPError(http.StatusNotFound, codes.NotFound, "no route for this path")
+}
+
+// peerOf is the client as the socket shows it.
+func peerOf(r *http.Request) rpc.Peer {
+	addr, _ := netip.ParseAddrPort(r.RemoteAddr)
+	return rpc.Peer{Addr: addr, TLS: r.TLS}
+}
+
+// hasPrefixFold reports whether s begins with prefix, ASCII case ignored.
+func hasPrefixFold(s, prefix string) bool {
+	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
+}
+
+// Header values that are set often; shared, never changed.
+var (
+	textPlain = []string{"text/plain; charset=utf-8"}
+	grpcType  = []string{"application/grpc"}
+	jsonType  = []string{"application/json"}
+	noStore   = []string{"no-store"}
+	nosniff   = []string{"nosniff"}
+)

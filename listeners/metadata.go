@@ -1,0 +1,91 @@
+package listeners
+
+import (
+	"encoding/base64"
+	"net/http"
+	"strconv"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"transom/transcoder"
+)
+
+// MetadataRules say which HTTP headers REST and WebSocket requests pass on as metadata. authorization, cookie,
+// traceparent, tracestate and Grpc-Metadata-* (without the prefix) always pass; the zero value adds none.
+type MetadataRules struct {
+	// Forward are further header names, case ignored.
+	Forward []string
+}
+
+// metadataPrefix marks headers that REST clients mean as metadata.
+const metadataPrefix = "Grpc-Metadata-"
+
+// compile returns the set of canonical header names to forward.
+func (r MetadataRules) compile() map[string]bool {
+	set := map[string]bool{"Authorization": true, "Cookie": true, "Traceparent": true, "Tracestate": true}
+	for _, name := range r.Forward {
+		set[http.CanonicalHeaderKey(name)] = true
+	}
+	return set
+}
+
+// restMetadata picks the metadata of a REST or WebSocket request. It returns nil if there is none.
+func (f *Front) restMetadata(h http.Header) (metadata.MD, error) {
+	var picked http.Header
+	for name, vs := range h {
+		switch {
+		case f.forward[name]:
+		case len(name) > len(metadataPrefix) && name[:len(metadataPrefix)] == metadataPrefix:
+			name = name[len(metadataPrefix):]
+		default:
+			continue
+		}
+		if picked == nil {
+			picked = make(http.Header, 4)
+		}
+		picked[name] = append(picked[name], vs...)
+	}
+	if picked == nil {
+		return nil, nil
+	}
+	return transcoder.RequestMetadata(picked)
+}
+
+// writeMetadata sets md as headers, each name behind prefix. loadReport keeps ORCA load reports, which only native gRPC
+// clients may see.
+func writeMetadata(h http.Header, prefix string, md metadata.MD, loadReport bool) {
+	const report = "endpoint-load-metrics-bin"
+	if _, ok := md[report]; ok && !loadReport {
+		md = md.Copy()
+		delete(md, report)
+	}
+	transcoder.AddHeader(h, md, prefix)
+}
+
+// writeGRPCStatus sets grpc-status, grpc-message and grpc-status-details-bin, each name behind prefix.
+func writeGRPCStatus(h http.Header, prefix string, st *status.Status) {
+	h[prefix+"Grpc-Status"] = []string{codeText(st.Code())}
+	if msg := st.Message(); msg != "" {
+		h[prefix+"Grpc-Message"] = []string{string(transcoder.AppendGRPCMessage(nil, msg))}
+	}
+	if p := st.Proto(); len(p.GetDetails()) > 0 {
+		if b, err := proto.Marshal(p); err == nil {
+			h[prefix+"Grpc-Status-Details-Bin"] = []string{base64.RawStdEncoding.EncodeToString(b)}
+		}
+	}
+}
+
+// codeText is the decimal form of a code, without allocation.
+func codeText(c codes.Code) string {
+	const digits = "012345678910111213141516"
+	switch {
+	case c < 10:
+		return digits[c : c+1]
+	case c <= codes.Unauthenticated:
+		return digits[10+2*(c-10) : 12+2*(c-10)]
+	}
+	return strconv.Itoa(int(c))
+}

@@ -1,0 +1,659 @@
+package listeners
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"transom/descriptors"
+	"transom/rpc"
+	"transom/transcoder"
+)
+
+// restStream is a REST call by google.api.http.
+type restStream struct {
+	exchange
+	guard guard
+	route *Route
+	match descriptors.Match
+	// What the request body and the response are.
+	up   upload
+	down download
+	in   jsonStream
+	recv int // messages received
+	// out is the response body: for a unary call all of it, for a stream what is not yet written.
+	out       *[]byte
+	raw       rpc.Message // the answer whose HttpBody data is the response body
+	header    metadata.MD
+	trailer   metadata.MD
+	committed bool // status and header are written
+	sent      int  // messages sent
+	abort     bool // the response must be seen to be cut off
+	plans     *transcoder.Plans
+}
+
+// upload says how the request body becomes messages.
+type upload uint8
+
+const (
+	uploadOne      upload = iota // one message from path, query and the whole body
+	uploadJSON                   // a stream of JSON messages
+	uploadHTTPBody               // a stream of raw chunks in google.api.HttpBody
+)
+
+// download says how answers become the response body.
+type download uint8
+
+const (
+	downloadOne      download = iota // one JSON document
+	downloadRaw                      // the data of one HttpBody
+	downloadNDJSON                   // a line each
+	downloadSSE                      // a Server-Sent Event each
+	downloadArray                    // the elements of one array
+	downloadHTTPBody                 // the data of a stream of HttpBody, byte for byte
+)
+
+var downloadTypes = [...][]string{
+	downloadOne: jsonType, downloadNDJSON: {"application/x-ndjson"}, downloadSSE: {"text/event-stream"}, downloadArray: jsonType,
+}
+
+// restBuffers hold request and response bodies.
+var restBuffers = sync.Pool{New: func() any { b := make([]byte, 0, 4<<10); return &b }}
+
+// maxPooledBuffer is the capacity above which a buffer is left to the collector.
+const maxPooledBuffer = 1 << 20
+
+func getBuffer() *[]byte {
+	b, _ := restBuffers.Get().(*[]byte)
+	return b
+}
+
+func putBuffer(b *[]byte) {
+	if cap(*b) <= maxPooledBuffer {
+		*b = (*b)[:0]
+		restBuffers.Put(b)
+	}
+}
+
+// serveREST answers a REST request.
+func (f *Front) serveREST(w http.ResponseWriter, r *http.Request, v View) {
+	s := &restStream{}
+	s.begin(f, w, r, rpc.ProtocolREST)
+	s.plans = v.Plans()
+	s.finish(s.serve(v))
+	if s.abort {
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func (s *restStream) serve(v View) error {
+	r := s.Request
+	var err error
+	if s.match, err = v.MatchHTTP(r.Method, r.URL.EscapedPath()); err != nil {
+		s.info.Fail(rpc.SourceClient)
+		return routeFault(r.Method, err)
+	}
+	b := s.match.Binding
+	s.call.Method = b.Method
+	s.info.Binding = b
+	s.route = v.Route(b.Method)
+	if err = s.negotiate(b); err != nil {
+		s.info.Fail(rpc.SourceClient)
+		return err
+	}
+	timeout := time.Duration(-1)
+	if t := r.Header.Get("Grpc-Timeout"); t != "" {
+		if timeout, err = transcoder.ParseTimeout(t); err != nil {
+			s.info.Fail(rpc.SourceClient)
+			return err
+		}
+	}
+	if s.call.Header, err = s.front.restMetadata(r.Header); err != nil {
+		s.info.Fail(rpc.SourceClient)
+		return err
+	}
+	s.call.Peer = peerOf(r)
+	s.call.Stream = s
+	defer s.guard.disarm()
+	return s.run(s.route, timeout)
+}
+
+// negotiate decides the form of request and response.
+func (s *restStream) negotiate(b *descriptors.Binding) error {
+	r, m, plan := s.Request, b.Method, s.route.Plan
+	raw := plan.HTTPBody(b)
+	switch {
+	case m.ClientStreams && raw.Request:
+		s.up = uploadHTTPBody
+	case m.ClientStreams:
+		s.up = uploadJSON
+	}
+	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
+		if codingOf(enc) == nil || r.Body == nil {
+			return &withHeader{
+				unsupported("content encoding " + strconv.Quote(enc) + " is not supported, use one of: " + acceptedEncodings),
+				http.Header{"Accept-Encoding": {acceptedEncodings}},
+			}
+		}
+	}
+	switch accept := r.Header.Get("Accept"); {
+	case raw.Response && m.ServerStreams:
+		s.down = downloadHTTPBody
+	case raw.Response:
+		s.down = downloadRaw
+	case m.ServerStreams:
+		s.down = acceptStream(accept)
+	}
+	if m.ClientStreams && r.ProtoMajor == 1 {
+		// Without it net/http reads the whole request before the first byte of the answer.
+		_ = http.NewResponseController(s.w).EnableFullDuplex()
+	}
+	return nil
+}
+
+func unsupported(msg string) error {
+	return transcoder.HTTPError(http.StatusUnsupportedMediaType, codes.InvalidArgument, msg)
+}
+
+// acceptStream picks the framing of a server stream by the first of the three that Accept names; NDJSON if none.
+func acceptStream(accept string) download {
+	for part := range strings.SplitSeq(accept, ",") {
+		mt, params, _ := strings.Cut(part, ";")
+		if q := strings.TrimSpace(params); q == "q=0" || strings.HasPrefix(q, "q=0.0") {
+			continue
+		}
+		switch strings.ToLower(strings.TrimSpace(mt)) {
+		case "text/event-stream":
+			return downloadSSE
+		case "application/json":
+			return downloadArray
+		case "application/x-ndjson", "application/jsonl", "application/json-lines", "application/json-seq":
+			return downloadNDJSON
+		}
+	}
+	return downloadNDJSON
+}
+
+// Recv implements rpc.Stream.
+func (s *restStream) Recv(ctx context.Context) (rpc.Message, error) {
+	switch s.up {
+	case uploadJSON:
+		return s.recvJSON(ctx)
+	case uploadHTTPBody:
+		return s.recvChunk(ctx)
+	}
+	if s.recv > 0 {
+		return rpc.Message{}, io.EOF
+	}
+	body := getBuffer()
+	defer putBuffer(body)
+	if err := s.readBody(ctx, body); err != nil {
+		return rpc.Message{}, err
+	}
+	s.info.BytesIn += int64(len(*body))
+	wire := getBuffer()
+	var err error
+	*wire, err = s.route.Plan.AppendRequest(*wire, &s.match, s.Request.URL.RawQuery, s.Request.Header.Get("Content-Type"), *body)
+	if err != nil {
+		putBuffer(wire)
+		s.info.Fail(rpc.SourceClient)
+		return rpc.Message{}, err
+	}
+	s.recv++
+	s.info.MessagesIn++
+	return rpc.PooledMessage(wire, bufferPool{}), nil
+}
+
+// bufferPool lets messages return their memory to restBuffers.
+type bufferPool struct{}
+
+var _ mem.BufferPool = bufferPool{}
+
+// Get implements mem.BufferPool.
+func (bufferPool) Get(n int) *[]byte {
+	b := getBuffer()
+	if cap(*b) < n {
+		*b = make([]byte, n)
+	}
+	*b = (*b)[:n]
+	return b
+}
+
+// Put implements mem.BufferPool.
+func (bufferPool) Put(b *[]byte) { putBuffer(b) }
+
+// readBody reads the whole request body, decompressed, within the limit.
+func (s *restStream) readBody(ctx context.Context, dst *[]byte) error {
+	r := s.Request
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	limit := s.route.MaxMessageBytes
+	if r.ContentLength > int64(limit) {
+		return s.tooLarge()
+	}
+	s.guard.arm(ctx, s.w)
+	body, err := s.bodyReader()
+	if err != nil {
+		return err
+	}
+	b := *dst
+	if n := int(r.ContentLength); n > cap(b) {
+		b = make([]byte, 0, n+1) // room for the read that sees the end
+	}
+	for {
+		if len(b) == cap(b) {
+			b = append(b, 0)[:len(b)]
+		}
+		n, err := body.Read(b[len(b):min(cap(b), limit+1)])
+		b = b[:len(b)+n]
+		*dst = b
+		if len(b) > limit {
+			return s.tooLarge()
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return s.recvError(ctx, err)
+		}
+	}
+}
+
+func (s *restStream) tooLarge() error {
+	s.info.Fail(rpc.SourceClient)
+	return transcoder.HTTPError(http.StatusRequestEntityTooLarge, codes.ResourceExhausted,
+		"request body is larger than the limit of "+strconv.Itoa(s.route.MaxMessageBytes)+" bytes")
+}
+
+// bodyReader is the request body with its content coding undone.
+func (s *restStream) bodyReader() (io.Reader, error) {
+	c := codingOf(s.Request.Header.Get("Content-Encoding"))
+	if c == nil {
+		return s.Request.Body, nil
+	}
+	r, err := c.reader(s.Request.Body)
+	if err != nil {
+		s.info.Fail(rpc.SourceClient)
+		return nil, status.Errorf(codes.InvalidArgument, "request body is not valid %s: %v", c.name, err)
+	}
+	return &codedBody{r: r, coding: c}, nil
+}
+
+// codedBody names the coding in its errors.
+type codedBody struct {
+	r      io.Reader
+	coding *coding
+}
+
+func (c *codedBody) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	if err != nil {
+		if err != io.EOF {
+			return n, status.Errorf(codes.InvalidArgument, "request body is not valid %s: %v", c.coding.name, err)
+		}
+		if c.r != nil {
+			c.coding.readers.Put(c.r)
+			c.r = eofReader{}
+		}
+	}
+	return n, err
+}
+
+type eofReader struct{}
+
+func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }
+
+// recvJSON receives the next message of a JSON stream. Path and query go into the first message.
+func (s *restStream) recvJSON(ctx context.Context) (rpc.Message, error) {
+	s.guard.arm(ctx, s.w)
+	if s.in.r == nil {
+		body, err := s.bodyReader()
+		if err != nil {
+			return rpc.Message{}, err
+		}
+		s.in = jsonStream{r: body, max: s.route.MaxMessageBytes}
+	}
+	text, err := s.in.next()
+	if err != nil {
+		return rpc.Message{}, s.recvError(ctx, err)
+	}
+	wire := getBuffer()
+	if s.recv == 0 {
+		*wire, err = s.route.Plan.AppendRequest(*wire, &s.match, s.Request.URL.RawQuery, s.Request.Header.Get("Content-Type"), text)
+	} else {
+		*wire, err = s.route.Plan.AppendBody(*wire, s.match.Binding, "", text)
+	}
+	if err != nil {
+		putBuffer(wire)
+		s.info.Fail(rpc.SourceClient)
+		return rpc.Message{}, err
+	}
+	s.recv++
+	s.info.MessagesIn++
+	s.info.BytesIn += int64(len(text))
+	return rpc.PooledMessage(wire, bufferPool{}), nil
+}
+
+// chunkLen is the data in one message of an HttpBody upload.
+const chunkLen = 64 << 10
+
+// recvChunk receives the next chunk of a raw upload. Path, query and content type go into the first message; an empty body
+// is one message with no data.
+func (s *restStream) recvChunk(ctx context.Context) (rpc.Message, error) {
+	s.guard.arm(ctx, s.w)
+	if s.in.r == nil {
+		body, err := s.bodyReader()
+		if err != nil {
+			return rpc.Message{}, err
+		}
+		s.in.r = body
+	}
+	if s.in.eof != nil {
+		return rpc.Message{}, s.recvError(ctx, s.in.eof)
+	}
+	chunk := getBuffer()
+	defer putBuffer(chunk)
+	if cap(*chunk) < chunkLen {
+		*chunk = make([]byte, chunkLen)
+	}
+	n, err := s.in.r.Read((*chunk)[:chunkLen])
+	if n == 0 && err != nil {
+		if err != io.EOF || s.recv > 0 {
+			return rpc.Message{}, s.recvError(ctx, err)
+		}
+	}
+	s.in.eof = err
+	data := (*chunk)[:n]
+	wire := getBuffer()
+	if s.recv == 0 {
+		*wire, err = s.route.Plan.AppendRequest(*wire, &s.match, s.Request.URL.RawQuery, s.Request.Header.Get("Content-Type"), data)
+	} else {
+		*wire = s.route.Plan.AppendHTTPBody(*wire, s.match.Binding, "", data)
+	}
+	if err != nil {
+		putBuffer(wire)
+		s.info.Fail(rpc.SourceClient)
+		return rpc.Message{}, err
+	}
+	s.recv++
+	s.info.MessagesIn++
+	s.info.BytesIn += int64(n)
+	return rpc.PooledMessage(wire, bufferPool{}), nil
+}
+
+// SendHeader implements rpc.Stream. The HTTP status is held back until the first message, since a call may still fail.
+func (s *restStream) SendHeader(md metadata.MD) error {
+	if s.header != nil || s.sent > 0 {
+		return rpc.ErrHeaderSent
+	}
+	if md == nil {
+		md = metadata.MD{}
+	}
+	s.header = md
+	return nil
+}
+
+// SetTrailer implements rpc.Stream.
+func (s *restStream) SetTrailer(md metadata.MD) { s.trailer = md }
+
+// Send implements rpc.Stream.
+func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
+	if err := rpc.CauseOf(ctx); err != nil {
+		m.Release()
+		return err
+	}
+	s.sent++
+	s.info.MessagesOut++
+	if s.out == nil {
+		s.out = getBuffer()
+	}
+	switch s.down {
+	case downloadOne:
+		defer m.Release()
+		var err error
+		*s.out, err = s.route.Plan.AppendResponse(*s.out, s.match.Binding, m.Bytes())
+		return err
+	case downloadRaw:
+		s.raw = m
+		return nil
+	case downloadHTTPBody:
+		return s.sendChunk(ctx, m)
+	}
+	s.guard.arm(ctx, s.w)
+	err := s.appendEvent(m.Bytes())
+	m.Release()
+	if err != nil {
+		return err
+	}
+	if len(*s.out) >= writeBufferLen {
+		return s.writeOut(ctx)
+	}
+	return nil
+}
+
+// appendEvent appends one message of a stream in its framing.
+func (s *restStream) appendEvent(wire []byte) error {
+	b := *s.out
+	switch s.down {
+	case downloadSSE:
+		b = append(b, "data: "...)
+	case downloadArray:
+		if s.sent == 1 {
+			b = append(b, '[')
+		} else {
+			b = append(b, ',')
+		}
+	}
+	b, err := s.route.Plan.AppendResponse(b, s.match.Binding, wire)
+	if err != nil {
+		return err
+	}
+	switch s.down {
+	case downloadSSE:
+		b = append(b, "\n\n"...)
+	case downloadNDJSON, downloadArray:
+		b = append(b, '\n')
+	}
+	*s.out = b
+	return nil
+}
+
+// sendChunk writes the data of one HttpBody message.
+func (s *restStream) sendChunk(ctx context.Context, m rpc.Message) error {
+	defer m.Release()
+	contentType, data, err := s.route.Plan.SplitHTTPBody(s.match.Binding, m.Bytes())
+	if err != nil {
+		return err
+	}
+	s.guard.arm(ctx, s.w)
+	if !s.committed {
+		s.commit(http.StatusOK, []string{contentType})
+	}
+	s.info.BytesOut += int64(len(data))
+	if err := s.guard.write(s.w, data); err != nil {
+		return s.sendError(ctx)
+	}
+	return nil
+}
+
+// commit writes the response header.
+func (s *restStream) commit(code int, contentType []string) {
+	s.committed = true
+	h := s.w.Header()
+	writeMetadata(h, "", s.header, false)
+	h["Content-Type"] = contentType
+	if s.down == downloadSSE || s.down == downloadNDJSON {
+		h["Cache-Control"] = []string{"no-cache"}
+	}
+	h["X-Content-Type-Options"] = nosniff
+	s.w.WriteHeader(code)
+}
+
+// writeOut hands the gathered stream to net/http.
+func (s *restStream) writeOut(ctx context.Context) error {
+	if !s.committed {
+		s.commit(http.StatusOK, downloadTypes[s.down])
+	}
+	s.info.BytesOut += int64(len(*s.out))
+	err := s.guard.write(s.w, *s.out)
+	*s.out = (*s.out)[:0]
+	if err != nil {
+		return s.sendError(ctx)
+	}
+	return nil
+}
+
+// Flush implements rpc.Stream.
+func (s *restStream) Flush() error {
+	if s.down == downloadOne || s.down == downloadRaw || s.sent == 0 {
+		return nil
+	}
+	if s.out != nil && len(*s.out) > 0 {
+		if err := s.writeOut(s.Request.Context()); err != nil {
+			return err
+		}
+	}
+	if err := s.guard.flush(s.w); err != nil {
+		return s.sendError(s.Request.Context())
+	}
+	return nil
+}
+
+// finish ends the exchange: the answer, an error body, or the end of a stream in its framing.
+func (s *restStream) finish(err error) {
+	if err == nil {
+		err = s.finishOK()
+	}
+	var st *status.Status
+	code := http.StatusOK
+	if err != nil {
+		st = rpc.StatusOf(err)
+		code = s.finishError(err, st)
+	}
+	if s.out != nil {
+		putBuffer(s.out)
+		s.out = nil
+	}
+	s.raw.Release()
+	s.end(err, st, code)
+}
+
+// finishOK writes what is left of a successful answer.
+func (s *restStream) finishOK() error {
+	switch s.down {
+	case downloadOne:
+		if s.sent == 0 {
+			return status.Error(codes.Internal, "the backend ended the call without a message")
+		}
+		s.writeBody(http.StatusOK, jsonType, *s.out)
+		return nil
+	case downloadRaw:
+		if s.sent == 0 {
+			return status.Error(codes.Internal, "the backend ended the call without a message")
+		}
+		contentType, data, err := s.route.Plan.SplitHTTPBody(s.match.Binding, s.raw.Bytes())
+		if err != nil {
+			return err
+		}
+		s.writeBody(http.StatusOK, []string{contentType}, data)
+		return nil
+	case downloadHTTPBody:
+		if s.sent == 0 {
+			s.writeBody(http.StatusOK, []string{"application/octet-stream"}, nil)
+		}
+		return nil
+	}
+	if s.out == nil {
+		s.out = getBuffer()
+	}
+	switch s.down {
+	case downloadArray:
+		if s.sent == 0 {
+			*s.out = append(*s.out, '[')
+		}
+		*s.out = append(*s.out, ']', '\n')
+	case downloadSSE:
+		*s.out = append(*s.out, "event: end\ndata: {}\n\n"...)
+	}
+	if s.committed {
+		return s.writeOut(s.Request.Context())
+	}
+	s.writeBody(http.StatusOK, downloadTypes[s.down], *s.out)
+	return nil
+}
+
+// writeBody writes a whole response.
+func (s *restStream) writeBody(code int, contentType []string, body []byte) {
+	h := s.w.Header()
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	writeMetadata(h, "Grpc-Trailer-", s.trailer, false)
+	s.commit(code, contentType)
+	s.info.BytesOut += int64(len(body))
+	if s.Request.Method != http.MethodHead {
+		_, _ = s.w.Write(body)
+	}
+}
+
+// finishError writes the error body, or, once the answer has begun, the framing's own form of a late error.
+func (s *restStream) finishError(err error, st *status.Status) int {
+	if s.committed || s.sent > 0 && s.down >= downloadNDJSON {
+		s.lateError(err, st)
+		return http.StatusOK
+	}
+	code := transcoder.HTTPStatusOf(err)
+	body := getBuffer()
+	defer putBuffer(body)
+	*body = s.plans.AppendStatus(*body, st, code)
+	h := s.w.Header()
+	if e, ok := errors.AsType[*withHeader](err); ok {
+		maps.Copy(h, e.header)
+	}
+	h["Cache-Control"] = noStore
+	if code == http.StatusRequestEntityTooLarge && s.Request.ProtoMajor == 1 {
+		h["Connection"] = []string{"close"}
+	}
+	s.writeBody(code, jsonType, *body)
+	return code
+}
+
+// lateError ends a stream that failed after its first message so that no client can take it for complete: NDJSON and SSE
+// end in an error record, an array stays open, raw data is cut off.
+func (s *restStream) lateError(err error, st *status.Status) {
+	if s.out == nil {
+		s.out = getBuffer()
+	}
+	switch s.down {
+	case downloadNDJSON:
+		*s.out = append(*s.out, `{"error":`...)
+		*s.out = s.plans.AppendStatus(*s.out, st, transcoder.HTTPStatusOf(err))
+		*s.out = append(*s.out, "}\n"...)
+	case downloadSSE:
+		*s.out = append(*s.out, "event: error\ndata: "...)
+		*s.out = s.plans.AppendStatus(*s.out, st, transcoder.HTTPStatusOf(err))
+		*s.out = append(*s.out, "\n\n"...)
+	case downloadArray:
+		*s.out = append(*s.out, `,{"error":`...)
+		*s.out = s.plans.AppendStatus(*s.out, st, transcoder.HTTPStatusOf(err))
+		*s.out = append(*s.out, "}\n"...)
+	}
+	h := s.w.Header()
+	writeMetadata(h, http.TrailerPrefix, s.trailer, false)
+	writeGRPCStatus(h, http.TrailerPrefix, st)
+	_ = s.writeOut(s.Request.Context())
+	if s.down == downloadHTTPBody || s.down == downloadArray {
+		_ = s.guard.flush(s.w)
+		s.abort = true
+	}
+}

@@ -1,0 +1,231 @@
+package listeners
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// Config configures a Server.
+type Config struct {
+	// Name is used in logs and metrics; the address if empty.
+	Name string
+	// Address is host:port to listen on; port 0 takes a free one.
+	Address string
+	// TLS turns on TLS with HTTP/1.1 and HTTP/2; without it the socket speaks HTTP/1.1 and h2c.
+	TLS *tls.Config
+	// HTTP3 also serves HTTP/3 on the same port over UDP and announces it by Alt-Svc. It needs TLS.
+	HTTP3 bool
+	// AltSvcPort is the port to announce, where it differs from the one listened on; 0 is that one.
+	AltSvcPort int
+	Limits     Limits
+}
+
+// Limits bound what one listener spends on clients. The zero value of a field means its default.
+type Limits struct {
+	// HeaderTimeout is how long a request's header may take to arrive; default 10 s.
+	HeaderTimeout time.Duration
+	// IdleTimeout is how long a keep-alive connection may lie idle; default 3 min.
+	IdleTimeout time.Duration
+	// MaxHeaderBytes limits a request's header; default 16 KiB.
+	MaxHeaderBytes int
+	// MaxStreams limits the concurrent requests of one HTTP/2 or HTTP/3 connection; default 100.
+	MaxStreams int
+}
+
+func (l *Limits) setDefaults() {
+	if l.HeaderTimeout == 0 {
+		l.HeaderTimeout = 10 * time.Second
+	}
+	if l.IdleTimeout == 0 {
+		l.IdleTimeout = 3 * time.Minute
+	}
+	if l.MaxHeaderBytes == 0 {
+		l.MaxHeaderBytes = 16 << 10
+	}
+	if l.MaxStreams == 0 {
+		l.MaxStreams = 100
+	}
+}
+
+// Server is one bound listener: a TCP socket, and a UDP socket if it serves HTTP/3.
+type Server struct {
+	cfg   Config
+	front *Front
+	log   *slog.Logger
+	tcp   net.Listener
+	udp   net.PacketConn
+	h1    *http.Server
+	h3    *http3.Server
+
+	// calls is the context of every request; cutting it ends what a drain could not wait for.
+	calls context.Context
+	cut   context.CancelCauseFunc
+}
+
+// Listen binds the sockets; Run serves them. On error nothing stays bound.
+func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*Server, error) {
+	cfg.Limits.setDefaults()
+	if cfg.HTTP3 && cfg.TLS == nil {
+		return nil, fmt.Errorf("listener %s: http3 needs tls", cfg.Address)
+	}
+	var lc net.ListenConfig
+	tcp, err := lc.Listen(ctx, "tcp", cfg.Address)
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: %w", cfg.Address, err)
+	}
+	if cfg.Name == "" {
+		cfg.Name = tcp.Addr().String()
+	}
+	s := &Server{cfg: cfg, front: front, log: log, tcp: tcp}
+	s.calls, s.cut = context.WithCancelCause(context.WithoutCancel(ctx))
+	var handler http.Handler = front
+	if cfg.HTTP3 {
+		port := tcp.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a "tcp" listener has a TCP address
+		host, _, _ := net.SplitHostPort(tcp.Addr().String())
+		if s.udp, err = lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, strconv.Itoa(port))); err != nil {
+			_ = tcp.Close()
+			return nil, fmt.Errorf("listener %s: http3: %w", cfg.Address, err)
+		}
+		s.h3 = &http3.Server{
+			Handler:        front,
+			TLSConfig:      http3.ConfigureTLSConfig(cfg.TLS.Clone()),
+			MaxHeaderBytes: cfg.Limits.MaxHeaderBytes,
+			IdleTimeout:    cfg.Limits.IdleTimeout,
+			Logger:         slog.New(slog.DiscardHandler),
+			QUICConfig: &quic.Config{
+				MaxIncomingStreams:             int64(cfg.Limits.MaxStreams),
+				MaxIdleTimeout:                 cfg.Limits.IdleTimeout,
+				HandshakeIdleTimeout:           cfg.Limits.HeaderTimeout,
+				InitialStreamReceiveWindow:     64 << 10,
+				InitialConnectionReceiveWindow: 256 << 10,
+			},
+			ConnContext: func(ctx context.Context, _ *quic.Conn) context.Context { return joined(ctx, s.calls) },
+		}
+		if cfg.AltSvcPort != 0 {
+			port = cfg.AltSvcPort
+		}
+		handler = altSvc(fmt.Sprintf(`h3=":%d"; ma=86400`, port), front)
+	}
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	if cfg.TLS != nil {
+		protocols.SetHTTP2(true)
+	} else {
+		protocols.SetUnencryptedHTTP2(true)
+	}
+	s.h1 = &http.Server{
+		Handler:           handler,
+		TLSConfig:         cfg.TLS,
+		Protocols:         &protocols,
+		ReadHeaderTimeout: cfg.Limits.HeaderTimeout,
+		IdleTimeout:       cfg.Limits.IdleTimeout,
+		MaxHeaderBytes:    cfg.Limits.MaxHeaderBytes,
+		BaseContext:       func(net.Listener) context.Context { return s.calls },
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          cfg.Limits.MaxStreams,
+			MaxReceiveBufferPerStream:     64 << 10,
+			MaxReceiveBufferPerConnection: 1 << 20,
+			SendPingTimeout:               30 * time.Second,
+			PingTimeout:                   15 * time.Second,
+			WriteByteTimeout:              30 * time.Second,
+		},
+	}
+	return s, nil
+}
+
+// joined is ctx, ended also by the end of other and with its cause.
+func joined(ctx, other context.Context) context.Context {
+	ctx, cut := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(other, func() { cut(context.Cause(other)) })
+	context.AfterFunc(ctx, func() { stop() })
+	return ctx
+}
+
+// altSvc announces HTTP/3 (RFC 7838).
+func altSvc(value string, next http.Handler) http.Handler {
+	values := []string{value}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Alt-Svc"] = values
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Addr is the bound TCP address; HTTP/3 has the same port.
+func (s *Server) Addr() *net.TCPAddr {
+	return s.tcp.Addr().(*net.TCPAddr) //nolint:forcetypeassert // a "tcp" listener has a TCP address
+}
+
+// Name is the listener's name in logs and metrics.
+func (s *Server) Name() string { return s.cfg.Name }
+
+// Run serves until Drain, or until a socket fails; only the latter is an error.
+func (s *Server) Run() error {
+	var wg sync.WaitGroup
+	var errTCP, errUDP error
+	if s.h3 != nil {
+		wg.Go(func() { errUDP = s.h3.Serve(s.udp) })
+	}
+	if s.cfg.TLS != nil {
+		errTCP = s.h1.ServeTLS(s.tcp, "", "")
+	} else {
+		errTCP = s.h1.Serve(s.tcp)
+	}
+	if !errors.Is(errTCP, http.ErrServerClosed) && s.h3 != nil {
+		_ = s.h3.Close()
+	}
+	wg.Wait()
+	for _, err := range []error{errTCP, errUDP} {
+		if err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) && !errors.Is(err, quic.ErrServerClosed) {
+			return fmt.Errorf("listener %s: %w", s.cfg.Name, err)
+		}
+	}
+	return nil
+}
+
+// errDrained is what calls are told that outlast the drain.
+var errDrained = status.Error(codes.Unavailable, "the gateway is shutting down")
+
+// cutGrace is how long cut calls get to tell their clients so.
+const cutGrace = 2 * time.Second
+
+// Drain stops accepting, tells clients to go (Connection: close, GOAWAY, WebSocket close 1001), lets calls finish until
+// ctx ends, and cuts what is left then. It returns the error of ctx if anything was cut.
+func (s *Server) Drain(ctx context.Context) error {
+	var wg sync.WaitGroup
+	var errTCP, errUDP, errWS error
+	if s.h3 != nil {
+		wg.Go(func() { errUDP = s.h3.Shutdown(ctx) })
+	}
+	wg.Go(func() { errWS = s.front.sockets.wait(ctx) })
+	errTCP = s.h1.Shutdown(ctx)
+	wg.Wait()
+	err := errors.Join(errTCP, errUDP, errWS)
+	if err != nil {
+		s.cut(errDrained)
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), cutGrace)
+		defer cancel()
+		_ = s.h1.Shutdown(grace)
+		_ = s.front.sockets.wait(grace)
+	}
+	s.cut(errDrained)
+	_ = s.h1.Close()
+	if s.h3 != nil {
+		_ = s.h3.Close()
+		_ = s.udp.Close()
+	}
+	return err
+}

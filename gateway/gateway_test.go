@@ -1,0 +1,190 @@
+package gateway_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/coder/websocket"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	"transom/gateway"
+	bankv1 "transom/proto/bank/v1"
+	configv1 "transom/proto/transom/config/v1"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// accounts is a bank of two accounts.
+type accounts struct {
+	bankv1.UnimplementedAccountsServer
+}
+
+func (accounts) Get(_ context.Context, r *bankv1.GetAccountRequest) (*bankv1.Account, error) {
+	if !strings.HasSuffix(r.GetName(), "1") {
+		return nil, status.Errorf(codes.NotFound, "no account %q", r.GetName())
+	}
+	return &bankv1.Account{Name: r.GetName()}, nil
+}
+
+// descriptorSet writes the bank's descriptors, imports included, to a file.
+func descriptorSet(t *testing.T) string {
+	t.Helper()
+	set := &descriptorpb.FileDescriptorSet{}
+	seen := map[string]bool{}
+	var add func(fd protoreflect.FileDescriptor)
+	add = func(fd protoreflect.FileDescriptor) {
+		if seen[fd.Path()] {
+			return
+		}
+		seen[fd.Path()] = true
+		for i := range fd.Imports().Len() {
+			add(fd.Imports().Get(i))
+		}
+		set.File = append(set.File, protodesc.ToFileDescriptorProto(fd))
+	}
+	add(bankv1.File_bank_v1_bank_proto)
+	b, err := proto.Marshal(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "bank.binpb")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// start runs a backend and a gateway in front of it, and returns the gateway's address.
+func start(t *testing.T, edit func(*configv1.Config)) (*gateway.Gateway, string) {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	bankv1.RegisterAccountsServer(srv, accounts{})
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(lis) })
+	cfg := &configv1.Config{
+		Listeners:   []*configv1.Listener{{Address: "127.0.0.1:0"}},
+		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: descriptorSet(t)}}},
+		Clusters:    map[string]*configv1.Cluster{"bank": {Target: "static:///" + lis.Addr().String(), Lb: &configv1.LoadBalancing{Policy: "round_robin"}}},
+	}
+	if edit != nil {
+		edit(cfg)
+	}
+	g, err := gateway.New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	wg.Go(func() {
+		if err := g.Run(ctx); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		http.DefaultClient.CloseIdleConnections()
+		stop()
+		srv.Stop()
+		wg.Wait()
+	})
+	return g, g.Addrs()[0].String()
+}
+
+func TestRESTUnary(t *testing.T) {
+	_, addr := start(t, nil)
+	for _, tc := range []struct {
+		verb, path string
+		code       int
+		want       string
+	}{
+		{"GET", "/v1/customers/7/accounts/1", 200, `{"name":"customers/7/accounts/1"}`},
+		{"GET", "/v1/customers/7/accounts/2", 404, `{"code":5,"message":"no account \"customers/7/accounts/2\"","details":[]}`},
+		{"GET", "/nowhere", 404, `{"code":5,"message":"no route for this path","details":[]}`},
+		{"POST", "/v1/customers/7/accounts/1", 405, ``},
+		{"GET", "/healthz", 200, "ok\n"},
+	} {
+		req, _ := http.NewRequestWithContext(t.Context(), tc.verb, "http://"+addr+tc.path, nil)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != tc.code || tc.want != "" && !sameJSON(string(body), tc.want) {
+			t.Errorf("%s %s: %d %s, want %d %s", tc.verb, tc.path, resp.StatusCode, body, tc.code, tc.want)
+		}
+	}
+}
+
+// sameJSON compares texts, white space inside JSON aside.
+func sameJSON(a, b string) bool {
+	var ca, cb bytes.Buffer
+	if json.Compact(&ca, []byte(a)) != nil || json.Compact(&cb, []byte(b)) != nil {
+		return a == b
+	}
+	return ca.String() == cb.String()
+}
+
+func TestNativeGRPC(t *testing.T) {
+	_, addr := start(t, nil)
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	client := bankv1.NewAccountsClient(conn)
+	acc, err := client.Get(t.Context(), &bankv1.GetAccountRequest{Name: "customers/7/accounts/1"})
+	if err != nil || acc.GetName() != "customers/7/accounts/1" {
+		t.Errorf("Get = %v, %v", acc, err)
+	}
+	_, err = client.Get(t.Context(), &bankv1.GetAccountRequest{Name: "x"})
+	if status.Code(err) != codes.NotFound || status.Convert(err).Message() != `no account "x"` {
+		t.Errorf("Get of an unknown account: %v", err)
+	}
+}
+
+func TestBareWebSocket(t *testing.T) {
+	_, addr := start(t, nil)
+	c, _, err := websocket.Dial(t.Context(), "ws://"+addr+"/v1/customers/7/accounts/1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	typ, b, err := c.Read(t.Context())
+	if err != nil || typ != websocket.MessageText || !sameJSON(string(b), `{"name":"customers/7/accounts/1"}`) {
+		t.Errorf("answer %v %s, %v", typ, b, err)
+	}
+	if _, _, err = c.Read(t.Context()); websocket.CloseStatus(err) != websocket.StatusNormalClosure {
+		t.Errorf("the call ends with %v, want close 1000", err)
+	}
+	c, _, err = websocket.Dial(t.Context(), "ws://"+addr+bankv1.Accounts_Get_FullMethodName, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Write(t.Context(), websocket.MessageText, []byte(`{"name":"nobody"}`)); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = c.Read(t.Context())
+	if websocket.CloseStatus(err) != 4005 {
+		t.Errorf("the call ends with %v, want close 4005", err)
+	}
+}

@@ -1,0 +1,167 @@
+package gateway
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"transom/descriptors"
+	configv1 "transom/proto/transom/config/v1"
+)
+
+// selector is a parsed method selector: a full name ("bank.v1.Accounts.Get"), a name ending in ".*" (a package or
+// service and all below it), or "*" (google.api.Service selectors).
+type selector struct {
+	name string // without the ".*"; "" for "*"
+	all  bool   // ends in "*"
+}
+
+// parseSelector reads a selector.
+func parseSelector(s string) (selector, error) {
+	name, all := s, false
+	if s == "*" {
+		return selector{all: true}, nil
+	}
+	if rest, ok := strings.CutSuffix(s, ".*"); ok {
+		name, all = rest, true
+	}
+	if !protoreflect.FullName(name).IsValid() {
+		return selector{}, fmt.Errorf("selector %q: want *, package.*, package.Service.* or package.Service.Method", s)
+	}
+	return selector{name, all}, nil
+}
+
+// matches reports whether the selector takes in the method of that full name.
+func (s selector) matches(method string) bool {
+	if !s.all {
+		return method == s.name
+	}
+	return s.name == "" || len(method) > len(s.name) && method[len(s.name)] == '.' && strings.HasPrefix(method, s.name)
+}
+
+// rank orders selectors that match one method by how specific they are: the number of name components, and a full name
+// over all that end in "*".
+func (s selector) rank() int {
+	if s.name == "" {
+		return 0
+	}
+	n := 2 * (1 + strings.Count(s.name, "."))
+	if !s.all {
+		n++
+	}
+	return n
+}
+
+// Effective is the policy in force for one method: field by field the most specific block's.
+type Effective struct {
+	Policy *configv1.Policy
+	// From names, for each field that is set, the selector and the index of the policy block it came from.
+	From map[protoreflect.Name]Origin
+}
+
+// Origin is where a field of an effective policy was written.
+type Origin struct {
+	Selector string
+	// Block is the index in the configuration's policies.
+	Block int
+}
+
+// policySet is the compiled list of policy blocks.
+type policySet struct {
+	rules []policyRule
+}
+
+type policyRule struct {
+	selector
+	text  string
+	block int
+	msg   *configv1.Policy
+}
+
+// compilePolicies parses the selectors; faults carry the path of the field.
+func compilePolicies(blocks []*configv1.Policy) (*policySet, []Fault) {
+	var set policySet
+	var faults []Fault
+	for i, b := range blocks {
+		if len(b.GetSelector()) == 0 {
+			faults = append(faults, Fault{fmt.Sprintf("policies[%d]", i), "a policy needs a selector"})
+		}
+		for j, text := range b.GetSelector() {
+			sel, err := parseSelector(text)
+			if err != nil {
+				faults = append(faults, Fault{fmt.Sprintf("policies[%d].selector[%d]", i, j), err.Error()})
+				continue
+			}
+			set.rules = append(set.rules, policyRule{sel, text, i, b})
+		}
+	}
+	slices.SortStableFunc(set.rules, func(a, b policyRule) int { return b.rank() - a.rank() })
+	return &set, faults
+}
+
+// unmatched returns faults for selectors that match none of the methods.
+func (p *policySet) unmatched(schema *descriptors.Schema) []Fault {
+	var faults []Fault
+	for _, r := range p.rules {
+		if r.msg.GetOptional() || r.name == "" || slices.ContainsFunc(schema.Methods(), func(m *descriptors.Method) bool { return r.matches(string(m.Name)) }) {
+			continue
+		}
+		msg := fmt.Sprintf("selector %q matches no method of the loaded descriptors", r.text)
+		if s := schema.Suggest(r.name); s != "" {
+			msg += fmt.Sprintf("; did you mean %q?", s)
+		}
+		faults = append(faults, Fault{fmt.Sprintf("policies[%d].selector", r.block), msg + " (optional: true allows it)"})
+	}
+	return faults
+}
+
+// effective merges the blocks that match a method. Two blocks of equal rank that set one field are a fault.
+func (p *policySet) effective(method string) (Effective, []Fault) {
+	eff := Effective{Policy: &configv1.Policy{}, From: map[protoreflect.Name]Origin{}}
+	ranks := map[protoreflect.Name]int{}
+	var faults []Fault
+	dst := eff.Policy.ProtoReflect()
+	for _, r := range p.rules {
+		if !r.matches(method) {
+			continue
+		}
+		r.msg.ProtoReflect().Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+			name := fd.Name()
+			if name == "selector" || name == "optional" {
+				return true
+			}
+			if from, ok := eff.From[name]; ok {
+				if ranks[name] == r.rank() && from.Block != r.block {
+					faults = append(faults, Fault{
+						fmt.Sprintf("policies[%d].%s", r.block, name),
+						fmt.Sprintf("selector %q of policies[%d] sets %s for %s with the same precedence as this one", from.Selector, from.Block, name, method),
+					})
+				}
+				return true
+			}
+			eff.From[name] = Origin{r.text, r.block}
+			ranks[name] = r.rank()
+			dst.Set(fd, v)
+			return true
+		})
+	}
+	eff.Policy, _ = proto.Clone(eff.Policy).(*configv1.Policy)
+	return eff, faults
+}
+
+// Fault is one thing wrong with a configuration.
+type Fault struct {
+	// Path leads to the field in the configuration message, "policies[2].cluster"; "" if it is about no one field.
+	Path string
+	Msg  string
+}
+
+func (f Fault) Error() string {
+	if f.Path == "" {
+		return f.Msg
+	}
+	return f.Path + ": " + f.Msg
+}

@@ -1,0 +1,107 @@
+package gateway
+
+import (
+	"sync/atomic"
+
+	"transom/descriptors"
+	"transom/listeners"
+	"transom/transcoder"
+)
+
+// Snapshot is everything compiled from one configuration and one schema: immutable, swapped as a whole. A call takes one
+// with Acquire and keeps it to its end. It refers to clusters, which outlive it when the next Snapshot uses them too.
+type Snapshot struct {
+	schema *descriptors.Schema
+	plans  *transcoder.Plans
+	// routes are by Method.ID; opaque is the route of methods without a schema, nil if they are refused.
+	routes []listeners.Route
+	opaque *listeners.Route
+	// refs counts the calls that hold the Snapshot, and one more while it is in force. At 0 drop runs, once.
+	refs atomic.Int64
+	drop func()
+}
+
+var _ listeners.View = (*Snapshot)(nil)
+
+// MatchHTTP implements listeners.View.
+func (s *Snapshot) MatchHTTP(verb, escapedPath string) (descriptors.Match, error) {
+	return s.schema.MatchHTTP(verb, escapedPath)
+}
+
+// Method implements listeners.View.
+func (s *Snapshot) Method(fullPath string) (*descriptors.Method, bool) {
+	if m, ok := s.schema.Method(fullPath); ok {
+		return m, true
+	}
+	if s.opaque == nil || !isMethodPath(fullPath) {
+		return nil, false
+	}
+	return descriptors.Opaque(fullPath), true
+}
+
+// isMethodPath reports whether p has the form "/service/method".
+func isMethodPath(p string) bool {
+	slash := 0
+	for i := range len(p) {
+		if p[i] == '/' {
+			if i > 0 && p[i-1] == '/' {
+				return false
+			}
+			slash++
+		}
+	}
+	return slash == 2 && p[0] == '/' && p[len(p)-1] != '/'
+}
+
+// Route implements listeners.View.
+func (s *Snapshot) Route(m *descriptors.Method) *listeners.Route {
+	if m.ID < 0 {
+		return s.opaque
+	}
+	return &s.routes[m.ID]
+}
+
+// Plans implements listeners.View.
+func (s *Snapshot) Plans() *transcoder.Plans { return s.plans }
+
+// Release implements listeners.View.
+func (s *Snapshot) Release() {
+	if s.refs.Add(-1) == 0 {
+		s.drop()
+	}
+}
+
+// acquire takes a reference unless the last one is gone.
+func (s *Snapshot) acquire() bool {
+	for {
+		n := s.refs.Load()
+		if n == 0 {
+			return false
+		}
+		if s.refs.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+// current is the Snapshot in force.
+type current struct{ p atomic.Pointer[Snapshot] }
+
+var _ listeners.Source = (*current)(nil)
+
+// Acquire implements listeners.Source.
+func (c *current) Acquire() listeners.View {
+	for {
+		// A Snapshot whose last reference went between Load and acquire has been replaced; look again.
+		if s := c.p.Load(); s.acquire() {
+			return s
+		}
+	}
+}
+
+// swap puts next in force and lets go of the one before.
+func (c *current) swap(next *Snapshot) {
+	if old := c.p.Swap(next); old != nil {
+		old.Release()
+	}
+}

@@ -313,10 +313,10 @@ func isSystem(name string, table *params) bool {
 	return false
 }
 
-// System reads the system parameters of a query. A value that is none is InvalidArgument naming the parameter.
+// System reads the system parameters of the query of a call by HTTP rule. A value that is none is InvalidArgument naming the parameter.
 func (p *Plan) System(rawQuery string) (System, error) {
 	var s System
-	if rawQuery == "" {
+	if rawQuery == "" || p.query == nil {
 		return s, nil
 	}
 	for raw := rawQuery; raw != ""; {

@@ -1,0 +1,132 @@
+package transcoder_test
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"transom/transcoder"
+)
+
+func TestRequestMetadata(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		in    http.Header
+		want  metadata.MD
+		fault string
+	}{
+		{name: "104 order", in: http.Header{"X-A": {"2", "1"}}, want: metadata.MD{"x-a": {"2", "1"}}},
+		{name: "99 binary", in: http.Header{"X-Bin": {"aGk=, aGVsbG8", "AA"}}, want: metadata.MD{"x-bin": {"hi", "hello", "\x00"}}},
+		{name: "99 not base64", in: http.Header{"X-Bin": {"!"}}, fault: "header x-bin: the value is not base64"},
+		{name: "100 hop by hop", in: http.Header{
+			"Connection": {"keep-alive, X-Hop"}, "Keep-Alive": {"1"}, "Te": {"trailers"}, "Upgrade": {"x"}, "Trailer": {"x"},
+			"Transfer-Encoding": {"chunked"}, "Proxy-Authorization": {"x"}, "X-Hop": {"1"}, "X-A": {"1"},
+		}, want: metadata.MD{"x-a": {"1"}}},
+		{name: "101 reserved", in: http.Header{
+			"Grpc-Status": {"0"}, "Grpc-Timeout": {"1S"}, ":path": {"/"}, "Host": {"x"}, "Content-Type": {"x"}, "Content-Length": {"1"},
+			"Sec-Websocket-Key": {"x"}, "Connect-Timeout-Ms": {"1"},
+		}},
+		{name: "111 gRPC-Web", in: http.Header{"X-Grpc-Web": {"1"}, "X-User-Agent": {"x"}}},
+		{name: "101 not ASCII", in: http.Header{"X-A": {"é"}}, fault: "header x-a: the value"},
+		{name: "101 not ASCII, unasked", in: http.Header{"Cookie": {"é"}, "Referer": {"http://x"}}, want: metadata.MD{"referer": {"http://x"}}},
+		{name: "101 name", in: http.Header{"X!": {"a"}}, fault: `header "X!"`},
+		{name: "authorization", in: http.Header{"Authorization": {"Bearer x"}}, want: metadata.MD{"authorization": {"Bearer x"}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := transcoder.RequestMetadata(c.in)
+			if c.fault != "" {
+				if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), c.fault) {
+					t.Errorf("got %v, want InvalidArgument about %q", err, c.fault)
+				}
+				return
+			}
+			if diff := cmp.Diff(c.want, got); err != nil || diff != "" {
+				t.Errorf("%v, (-want +got):\n%s", err, diff)
+			}
+		})
+	}
+}
+
+func TestAddHeader(t *testing.T) {
+	h := http.Header{"X-A": {"0"}}
+	transcoder.AddHeader(h, metadata.MD{
+		"x-a": {"1", "2"}, "x-bin": {"\x00\xFF", "hi"}, "set-cookie": {"a=1", "b=2"}, "grpc-status": {"0"}, "content-type": {"x"},
+		"x-cut": {"a\r\nb: c", "fine"}, "connection": {"close"},
+	}, "")
+	transcoder.AddHeader(h, metadata.MD{"x-a": {"3"}}, "Trailer-")
+	want := http.Header{
+		"X-A": {"0", "1", "2"}, "X-Bin": {"AP8", "aGk"}, "Set-Cookie": {"a=1", "b=2"}, "X-Cut": {"fine"}, "Trailer-X-A": {"3"},
+	}
+	if diff := cmp.Diff(want, h); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestAppendTrailerBlock(t *testing.T) {
+	got := string(transcoder.AppendTrailerBlock(nil, codes.NotFound, "no\nsuch é", []byte{0xFF}, metadata.MD{
+		"x-b": {"2", "bad\n"}, "a-bin": {"\x00"}, "grpc-status": {"0"},
+	}))
+	want := "grpc-status: 5\r\ngrpc-message: no%0Asuch %C3%A9\r\ngrpc-status-details-bin: /w\r\na-bin: AA\r\nx-b: 2\r\n"
+	if got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// Case 89.
+func TestGRPCMessage(t *testing.T) {
+	for _, c := range []struct{ text, wire string }{
+		{"plain", "plain"},
+		{"50%", "50%25"},
+		{"é\n", "%C3%A9%0A"},
+		{"", ""},
+	} {
+		if got := string(transcoder.AppendGRPCMessage(nil, c.text)); got != c.wire {
+			t.Errorf("%q is written %q, want %q", c.text, got, c.wire)
+		}
+		if got := transcoder.DecodeGRPCMessage(c.wire); got != c.text {
+			t.Errorf("%q is read %q, want %q", c.wire, got, c.text)
+		}
+	}
+	for in, want := range map[string]string{"%": "%", "%4": "%4", "%zz": "%zz", "%c3%a9": "é", "%FF": "�", "é": "é", "%25%": "%%"} {
+		if got := transcoder.DecodeGRPCMessage(in); got != want {
+			t.Errorf("%q is read %q, want %q", in, got, want)
+		}
+	}
+}
+
+func FuzzGRPCMessage(f *testing.F) {
+	f.Add("50%é\n")
+	f.Fuzz(func(t *testing.T, s string) {
+		if got := transcoder.DecodeGRPCMessage(s); !utf8.ValidString(got) {
+			t.Errorf("%q is read %q, not UTF-8", s, got)
+		}
+		wire := transcoder.AppendGRPCMessage(nil, s)
+		for _, c := range wire {
+			if c < 0x20 || c > 0x7E {
+				t.Fatalf("%q is written %q", s, wire)
+			}
+		}
+		if got, want := transcoder.DecodeGRPCMessage(string(wire)), strings.ToValidUTF8(s, "�"); utf8.ValidString(s) && got != want {
+			t.Errorf("%q comes back as %q", s, got)
+		}
+	})
+}
+
+func BenchmarkRequestMetadata(b *testing.B) {
+	h := http.Header{
+		"Accept": {"*/*"}, "Accept-Encoding": {"gzip"}, "Authorization": {"Bearer x"}, "Content-Type": {"application/json"},
+		"User-Agent": {"curl"}, "X-Request-Id": {"1"},
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := transcoder.RequestMetadata(h); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

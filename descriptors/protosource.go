@@ -1,6 +1,7 @@
 package descriptors
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/bufbuild/protocompile"
+	"github.com/bufbuild/protocompile/linker"
 	"github.com/bufbuild/protocompile/reporter"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
@@ -33,31 +35,19 @@ func FromProto(ctx context.Context, roots, files []string) (*Set, error) {
 			return nil, err
 		}
 	}
-	linked := builtins()
-	var faults []error
-	c := protocompile.Compiler{
-		SourceInfoMode: protocompile.SourceInfoStandard,
-		MaxParallelism: 1, // so that the order of faults does not change
-		Resolver: protocompile.CompositeResolver{
-			&protocompile.SourceResolver{ImportPaths: roots},
-			protocompile.ResolverFunc(func(path string) (protocompile.SearchResult, error) {
-				if b, ok := linked[path]; ok {
-					return protocompile.SearchResult{Desc: b.file}, nil
-				}
-				return protocompile.SearchResult{}, protoregistry.NotFound
-			}),
-		},
-		Reporter: reporter.NewReporter(func(err reporter.ErrorWithPos) error {
-			faults = append(faults, err)
-			return nil
-		}, nil),
+	compiled, faults := compileProtos(ctx, roots, files)
+	if len(faults) > 0 && len(files) > 1 {
+		// The compiler gives up at the first file that fails: look at each by itself.
+		faults = nil
+		for _, f := range files {
+			_, err := compileProtos(ctx, roots, []string{f})
+			faults = append(faults, err...)
+		}
 	}
-	compiled, err := c.Compile(ctx, files...)
 	if len(faults) > 0 {
+		slices.SortStableFunc(faults, comparePositions)
+		faults = slices.CompactFunc(faults, func(a, b error) bool { return a.Error() == b.Error() })
 		return nil, fmt.Errorf("proto sources: %w", errors.Join(faults...))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("proto sources in %s: %w", strings.Join(roots, ", "), err)
 	}
 	set := &Set{Origin: "proto sources in " + strings.Join(roots, ", ")}
 	seen := map[string]bool{}
@@ -85,6 +75,51 @@ func FromProto(ctx context.Context, roots, files []string) (*Set, error) {
 		}
 	}
 	return set, nil
+}
+
+// compileProtos compiles files, or returns all faults that the compiler reports.
+func compileProtos(ctx context.Context, roots, files []string) (linker.Files, []error) {
+	linked := builtins()
+	source := protocompile.SourceResolver{ImportPaths: roots}
+	var faults []error
+	c := protocompile.Compiler{
+		SourceInfoMode: protocompile.SourceInfoStandard,
+		MaxParallelism: 1, // so that the faults are the same each time
+		Resolver: protocompile.ResolverFunc(func(path string) (protocompile.SearchResult, error) {
+			found, err := source.FindFileByPath(path)
+			if err == nil || !errors.Is(err, fs.ErrNotExist) {
+				return found, err
+			}
+			if b, ok := linked[path]; ok {
+				return protocompile.SearchResult{Desc: b.file}, nil
+			}
+			return found, fmt.Errorf("file %q is not in %s", path, strings.Join(roots, ", "))
+		}),
+		Reporter: reporter.NewReporter(func(err reporter.ErrorWithPos) error {
+			faults = append(faults, err)
+			return nil
+		}, nil),
+	}
+	compiled, err := c.Compile(ctx, files...)
+	if err != nil && len(faults) == 0 {
+		faults = []error{err}
+	}
+	return compiled, faults
+}
+
+// comparePositions orders faults by file, line and column; those without a position come first.
+func comparePositions(a, b error) int {
+	var at, bt reporter.ErrorWithPos
+	switch okA, okB := errors.As(a, &at), errors.As(b, &bt); {
+	case !okA && !okB:
+		return strings.Compare(a.Error(), b.Error())
+	case !okA:
+		return -1
+	case !okB:
+		return 1
+	}
+	ap, bp := at.GetPosition(), bt.GetPosition()
+	return cmp.Or(strings.Compare(ap.Filename, bp.Filename), cmp.Compare(ap.Line, bp.Line), cmp.Compare(ap.Col, bp.Col))
 }
 
 // normalized returns the proto of fd with the options of linked-in extensions resolved to their generated types.

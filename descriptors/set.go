@@ -82,7 +82,7 @@ func notASet(b []byte) string {
 		return "is in protobuf text format"
 	case bytes.Contains(head, []byte("syntax")) || bytes.Contains(head, []byte("edition")) || bytes.Contains(head, []byte("package ")):
 		return "is .proto source"
-	case utf8.Valid(trimmed):
+	case len(trimmed) > 0 && b[0] != '\n' && utf8.Valid(trimmed):
 		return "is text"
 	}
 	return ""
@@ -121,9 +121,6 @@ func wireFault(md protoreflect.MessageDescriptor, b []byte, base int, path strin
 			if fd.IsList() {
 				elem = fmt.Sprintf(".%s[%d]", name, counts[num])
 				counts[num]++
-			}
-			if fd.Kind() == protoreflect.StringKind && !utf8.Valid(val) {
-				return fmt.Errorf("%s at byte %d is not valid UTF-8%s", name, start, at())
 			}
 			if fd.Kind() == protoreflect.MessageKind {
 				if err := wireFault(fd.Message(), val, start, path+elem, depth+1); err != nil {

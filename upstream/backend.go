@@ -14,11 +14,11 @@ import (
 // backend is the transport below a Cluster: name resolution, balancing and connections. It makes single attempts and
 // knows nothing of clients, retries or limits. Its errors carry a gRPC status.
 type backend interface {
-	// Unary makes one attempt at a call of one message each way. It borrows header and req. The answer's reply holds one
+	// Unary makes the n-th attempt (from 1) at a call of one message each way. It borrows header and req. The answer's reply holds one
 	// reference if err is nil; its other fields are filled as far as the attempt came, err or not.
-	Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message) (answer, error)
-	// Stream opens a stream, which ends when ctx does. It borrows header until it returns.
-	Stream(ctx context.Context, m *descriptors.Method, header metadata.MD) (backendStream, error)
+	Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message, n int) (answer, error)
+	// Stream opens a stream as the n-th attempt, which ends when ctx does. It borrows header until it returns.
+	Stream(ctx context.Context, m *descriptors.Method, header metadata.MD, n int) (backendStream, error)
 	Conn() grpc.ClientConnInterface
 	State() connectivity.State
 	// Close ends all calls and waits for what the backend has started.

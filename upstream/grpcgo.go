@@ -2,19 +2,18 @@ package upstream
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
-	"strings"
+	"strconv"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
+	_ "google.golang.org/grpc/health" // health checks, which service config switches on
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
@@ -69,12 +68,9 @@ type unaryAttempt struct {
 	opts            []grpc.CallOption
 }
 
-func newGRPC(cfg Config, log *slog.Logger) (*grpcBackend, error) {
+// newGRPC makes a backend with the given gRPC service config.
+func newGRPC(cfg Config, serviceConfig string, log *slog.Logger) (*grpcBackend, error) {
 	target, err := parseTarget(cfg.Target)
-	if err != nil {
-		return nil, err
-	}
-	sc, err := serviceConfig(cfg.LB)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +83,7 @@ func newGRPC(cfg Config, log *slog.Logger) (*grpcBackend, error) {
 	dial := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithResolvers(resolvers(cfg.Name, log)...),
-		grpc.WithDefaultServiceConfig(sc),
+		grpc.WithDefaultServiceConfig(serviceConfig),
 		grpc.WithDisableServiceConfig(), // what DNS TXT records say is not ours
 		grpc.WithDisableRetry(),         // but for streams the server surely never saw, which grpc-go always retries
 		grpc.WithIdleTimeout(0),         // connections are kept, so that the state of the cluster is known
@@ -103,9 +99,9 @@ func newGRPC(cfg Config, log *slog.Logger) (*grpcBackend, error) {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: orDefault(cfg.Keepalive, 5*time.Minute), Timeout: 20 * time.Second,
 		}),
-		// A stream holds at most 4 MiB that the client has not read yet, a connection at most 16 MiB.
-		grpc.WithInitialWindowSize(1 << 20),
-		grpc.WithInitialConnWindowSize(16 << 20),
+		// A stream holds this much, or one message, that its client has not read. Fixed: grpc-go would let it grow to 16 MiB.
+		grpc.WithStaticStreamWindowSize(512 << 10),
+		grpc.WithStaticConnWindowSize(8 << 20), // returned as data arrive, so slow streams hold up no others
 	}
 	if cfg.Authority != "" {
 		dial = append(dial, grpc.WithAuthority(cfg.Authority))
@@ -129,61 +125,21 @@ func newGRPC(cfg Config, log *slog.Logger) (*grpcBackend, error) {
 	return b, nil
 }
 
-func orDefault[T time.Duration | int](v, zero T) T {
+func orDefault[T time.Duration | int | float64](v, zero T) T {
 	if v == 0 {
 		return zero
 	}
 	return v
 }
 
-// serviceConfig is the gRPC service config that selects the balancing policy lb, which is as in Config.LB.
-func serviceConfig(lb string) (string, error) {
-	if lb == "" {
-		lb = "round_robin"
-	}
-	if !strings.HasPrefix(lb, "[") {
-		name, err := json.Marshal(lb)
-		if err != nil {
-			return "", err
-		}
-		lb = fmt.Sprintf(`[{%s: {}}]`, name)
-	}
-	var policies []map[string]json.RawMessage
-	if err := json.Unmarshal([]byte(lb), &policies); err != nil {
-		return "", fmt.Errorf("must be a policy's name or a list as in gRPC service config: %w", err)
-	}
-	for _, p := range policies {
-		if len(p) != 1 {
-			return "", fmt.Errorf("each entry of the list must name one policy, not %d", len(p))
-		}
-		for name, settings := range p {
-			builder := balancer.Get(name)
-			if builder == nil || builder.Name() != name {
-				return "", fmt.Errorf("there is no policy %q", name)
-			}
-			if parser, ok := builder.(balancer.ConfigParser); ok {
-				if _, err := parser.ParseConfig(settings); err != nil {
-					return "", fmt.Errorf("%s: %w", name, err)
-				}
-			}
-		}
-	}
-	if len(policies) == 0 {
-		return "", fmt.Errorf("the list is empty")
-	}
-	return fmt.Sprintf(`{"loadBalancingConfig": %s}`, lb), nil
-}
-
 func (b *grpcBackend) Conn() grpc.ClientConnInterface { return b.cc }
 func (b *grpcBackend) State() connectivity.State      { return b.cc.GetState() }
 func (b *grpcBackend) Close() error                   { return b.cc.Close() }
 
-func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message) (answer, error) {
+func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message, n int) (answer, error) {
 	u := b.calls.Get().(*unaryAttempt)
 	u.req = req
-	if len(header) > 0 {
-		ctx = metadata.NewOutgoingContext(ctx, header)
-	}
+	ctx = outgoing(ctx, header, n)
 	err := b.cc.Invoke(ctx, m.FullPath, &u.req, &u.reply, u.opts...)
 	a := answer{reply: u.reply, header: u.header, trailer: u.trailer, endpoint: b.names.of(u.peer.Addr)}
 	if err != nil {
@@ -195,6 +151,17 @@ func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header m
 	return a, err
 }
 
+// outgoing is the context of a call's n-th attempt (from 1) with its metadata.
+func outgoing(ctx context.Context, header metadata.MD, n int) context.Context {
+	if len(header) > 0 {
+		ctx = metadata.NewOutgoingContext(ctx, header)
+	}
+	if n > 1 {
+		ctx = metadata.AppendToOutgoingContext(ctx, "grpc-previous-rpc-attempts", strconv.Itoa(n-1))
+	}
+	return ctx
+}
+
 // streamDescs are the kinds of streaming call by clientStreams + 2·serverStreams.
 var streamDescs = [4]grpc.StreamDesc{
 	{StreamName: "unary"},
@@ -203,10 +170,8 @@ var streamDescs = [4]grpc.StreamDesc{
 	{StreamName: "bidi", ClientStreams: true, ServerStreams: true},
 }
 
-func (b *grpcBackend) Stream(ctx context.Context, m *descriptors.Method, header metadata.MD) (backendStream, error) {
-	if len(header) > 0 {
-		ctx = metadata.NewOutgoingContext(ctx, header)
-	}
+func (b *grpcBackend) Stream(ctx context.Context, m *descriptors.Method, header metadata.MD, n int) (backendStream, error) {
+	ctx = outgoing(ctx, header, n)
 	kind := 0
 	if m.ClientStreams {
 		kind |= 1

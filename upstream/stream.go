@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/metadata"
@@ -24,89 +25,199 @@ func (e clientError) Unwrap() error { return e.error }
 // stream makes a call of any kind but unary. Replies are carried by the caller's goroutine, requests by one other,
 // which is not needed if the client sends one message only. Whichever side ends first cancels the other.
 func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
-	var req rpc.Message
+	p := c.policies.of(call.Method)
+	if p.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, p.timeout)
+		defer cancel()
+	}
+	o := outbox{src: call.Stream, keep: p.retry.codes != 0, limit: c.retryBytes}
 	if !call.Method.ClientStreams {
-		var err error
-		if req, err = rpc.RecvOne(ctx, call.Stream); err != nil {
+		req, err := rpc.RecvOne(ctx, call.Stream)
+		if err != nil {
 			call.Info.Fail(rpc.SourceClient)
 			return err
 		}
+		o.only = req
 	}
 	start := time.Now()
-	call.Info.Attempts++
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(errEnded)
-	us, err := c.backend.Stream(ctx, call.Method, call.Header)
-	if err != nil {
-		req.Release()
-		call.Info.Upstream = time.Since(start)
-		return c.fail(ctx, call, err, false, false)
-	}
-	var wg sync.WaitGroup
-	if call.Method.ClientStreams {
-		wg.Go(func() { forward(ctx, cancel, call.Stream, us) })
-	} else {
-		// An error of Send is told again by Recv, with the call's status.
-		_ = us.Send(&req)
-		_ = us.CloseSend()
-		req.Release()
-	}
-	err = c.backward(ctx, cancel, call, us)
-	cancel(errEnded)
-	wg.Wait()
+	c.budget.call(start)
+	o.ctx, o.cancel = context.WithCancelCause(ctx)
+	err := c.attempts(&o, call, &p.retry)
+	o.end()
 	call.Info.Upstream = time.Since(start)
+	if err == nil {
+		c.policies.throttles.success()
+	}
 	return err
 }
 
-// forward carries the client's messages to the backend until either side ends. A failing client cancels the call.
-func forward(ctx context.Context, cancel context.CancelCauseFunc, s rpc.Stream, us backendStream) {
-	var m rpc.Message
-	for {
-		var err error
-		m, err = s.Recv(ctx)
-		if err == io.EOF {
-			_ = us.CloseSend()
-			return
+// attempts makes attempts at a streaming call until one is answered, and carries its answer to the client.
+func (c *Cluster) attempts(o *outbox, call *rpc.Call, p *retryPolicy) error {
+	for n := 1; ; n++ {
+		us, err := c.backend.Stream(o.ctx, call.Method, call.Header, n)
+		call.Info.Attempts = n
+		var trailer metadata.MD
+		answered := false
+		if err == nil {
+			o.attach(us, call.Method.ClientStreams)
+			var header metadata.MD
+			header, answered = us.Header()
+			call.Info.Endpoint = us.Endpoint()
+			if answered {
+				o.committed.Store(true)
+				err = backward(o, call.Stream, us, header)
+			} else {
+				var none rpc.Message
+				err = us.Recv(&none)
+			}
+			trailer = us.Trailer()
+			if err == io.EOF {
+				call.Stream.SetTrailer(stripResponse(trailer))
+				return nil
+			}
 		}
-		if err != nil {
-			cancel(clientError{err})
-			return
+		if gone := (clientError{}); errors.As(context.Cause(o.ctx), &gone) {
+			call.Info.Fail(rpc.SourceClient)
+			return gone.error
 		}
-		err = us.Send(&m)
-		m.Release()
-		if err != nil {
-			return // the call has ended; backward knows how
+		if us == nil || !answered && o.replayable() {
+			wait, ok := c.again(o.ctx, call, p, n, outcomeOf(err, answered, trailer, call.Info.Endpoint))
+			if ok && pause(o.ctx, wait) {
+				call.Info.Endpoint = ""
+				continue
+			}
 		}
+		err = c.fail(o.ctx, call, err, answered, len(trailer) > 0)
+		call.Stream.SetTrailer(stripResponse(trailer))
+		return err
 	}
 }
 
-// backward carries the backend's answer to the client and returns the call's end.
-func (c *Cluster) backward(ctx context.Context, cancel context.CancelCauseFunc, call *rpc.Call, us backendStream) error {
-	r := replies{ctx: ctx, cancel: cancel, s: call.Stream}
+// backward carries a backend's header and messages to the client until the backend's stream fails, with io.EOF at its
+// good end. A failing client cancels the call.
+func backward(o *outbox, client rpc.Stream, us backendStream, header metadata.MD) error {
+	r := replies{ctx: o.ctx, cancel: o.cancel, s: client}
 	defer r.end()
-	header, answered := us.Header()
-	call.Info.Endpoint = us.Endpoint()
-	if answered {
-		r.header(stripResponse(header))
-	}
-	var err error
+	r.header(stripResponse(header))
 	for {
-		if err = us.Recv(&r.next); err != nil {
-			break
+		if err := us.Recv(&r.next); err != nil {
+			return err
 		}
 		r.send()
 	}
-	trailer := us.Trailer()
-	if err == io.EOF {
-		err = nil
-	} else if gone := (clientError{}); errors.As(context.Cause(ctx), &gone) {
-		call.Info.Fail(rpc.SourceClient)
-		return gone.error
-	} else {
-		err = c.fail(ctx, call, err, answered, len(trailer) > 0)
+}
+
+// outbox carries a client's messages to the backend, and keeps them until an attempt is answered so that another can be
+// made.
+type outbox struct {
+	// ctx is the call's, cancelled by either side's end.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	src    rpc.Stream
+	limit  int         // of the bytes kept
+	only   rpc.Message // the one request, if the client sends one only
+
+	committed atomic.Bool // an attempt is answered: nothing needs to be kept
+	started   bool        // forward runs or ran
+	wg        sync.WaitGroup
+
+	// mu is held while a message is sent, and guards what follows.
+	mu     sync.Mutex
+	us     backendStream // the present attempt
+	keep   bool
+	kept   []rpc.Message
+	bytes  int
+	closed bool // the client has half-closed
+}
+
+// attach makes us the present attempt and sends it what the client has sent so far.
+func (o *outbox) attach(us backendStream, clientStreams bool) {
+	if !clientStreams {
+		// An error of Send is told again by Recv, with the call's status.
+		_ = us.Send(&o.only)
+		_ = us.CloseSend()
+		return
 	}
-	call.Stream.SetTrailer(stripResponse(trailer))
-	return err
+	o.mu.Lock()
+	o.us = us
+	if !o.started {
+		o.started = true
+		o.mu.Unlock()
+		o.wg.Go(o.forward)
+		return
+	}
+	o.wg.Go(func() { // not here: the backend may have to be received from before it takes all
+		defer o.mu.Unlock()
+		for i := range o.kept {
+			if us.Send(&o.kept[i]) != nil {
+				return
+			}
+		}
+		if o.closed {
+			_ = us.CloseSend()
+		}
+	})
+}
+
+// forward carries the client's messages until either side ends. A failing client cancels the call.
+func (o *outbox) forward() {
+	for {
+		m, err := o.src.Recv(o.ctx)
+		if err == io.EOF {
+			o.mu.Lock()
+			o.closed = true
+			_ = o.us.CloseSend()
+			o.mu.Unlock()
+			return
+		}
+		if err != nil {
+			o.cancel(clientError{err})
+			return
+		}
+		if !o.send(m) {
+			return // the call has ended; attempts knows how
+		}
+	}
+}
+
+// send sends one message and reports whether the next is of use.
+func (o *outbox) send(m rpc.Message) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.keep {
+		o.bytes += m.Len()
+		o.kept = append(o.kept, m.Retain())
+		if o.committed.Load() || o.bytes > o.limit {
+			o.drop()
+		}
+	}
+	err := o.us.Send(&m)
+	m.Release()
+	return err == nil || o.keep
+}
+
+// drop gives up what is kept. mu is held.
+func (o *outbox) drop() {
+	for _, m := range o.kept {
+		m.Release()
+	}
+	o.keep, o.kept = false, nil
+}
+
+// replayable reports whether another attempt could be sent all that the client has sent.
+func (o *outbox) replayable() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.keep
+}
+
+// end ends the client's side and waits until nothing of o uses its stream.
+func (o *outbox) end() {
+	o.cancel(errEnded)
+	o.wg.Wait()
+	o.drop()
+	o.only.Release()
 }
 
 // replies sends to a client and flushes when nothing further is ready. The backend's stream can only be asked for the

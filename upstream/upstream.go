@@ -57,6 +57,16 @@ type Config struct {
 	// LB is the name of a balancing policy ("round_robin", "least_request_experimental", …) or, if it needs settings, its
 	// JSON as in gRPC service config: [{"policy": {…}}]. Empty is "round_robin".
 	LB string
+	// ServiceConfig is gRPC service config in its standard JSON: per method timeout, waitForReady, message limits,
+	// retryPolicy and hedgingPolicy (gRFC A6; hedging is for unary calls), retryThrottling, healthCheckConfig, and
+	// loadBalancingConfig if LB is empty. A method without a retry policy is retried as far as that is surely safe: a
+	// unary method that is IDEMPOTENT or has NO_SIDE_EFFECTS on UNAVAILABLE, any call if no server has seen it.
+	ServiceConfig string
+	// RetryBudget is how many extra attempts (retries and hedges) there may be per call, over the last ten seconds. 0 is
+	// 0.2; a negative budget is none. Ten per ten seconds are always allowed.
+	RetryBudget float64
+	// RetryBytes is how much of a client's stream is kept for retries; a longer one is no longer retried. 0 is 256 KiB.
+	RetryBytes int
 	// MaxMessageBytes limits one message of an answer; a larger one ends the call with ResourceExhausted. 0 is
 	// DefaultMaxMessageBytes. (Requests are limited by the listeners.)
 	MaxMessageBytes int
@@ -77,8 +87,8 @@ func (c Config) Validate() error {
 	if _, err := parseTarget(c.Target); err != nil {
 		errs = append(errs, fmt.Errorf("target: %w", err))
 	}
-	if _, err := serviceConfig(c.LB); err != nil {
-		errs = append(errs, fmt.Errorf("lb: %w", err))
+	if _, err := parseServiceConfig(c.ServiceConfig, c.LB); err != nil {
+		errs = append(errs, fmt.Errorf("service config: %w", err))
 	}
 	if c.TLS != nil {
 		if _, err := c.TLS.load(); err != nil {
@@ -87,6 +97,12 @@ func (c Config) Validate() error {
 	}
 	if c.MaxMessageBytes < 0 || c.MaxMessageBytes > math.MaxInt32 {
 		errs = append(errs, fmt.Errorf("max message bytes: %d is outside 0 … %d", c.MaxMessageBytes, math.MaxInt32))
+	}
+	if c.RetryBudget > 1 {
+		errs = append(errs, fmt.Errorf("retry budget: %v is more than 1", c.RetryBudget))
+	}
+	if c.RetryBytes < 0 {
+		errs = append(errs, fmt.Errorf("retry bytes: %d is negative", c.RetryBytes))
 	}
 	if c.Keepalive < 0 {
 		errs = append(errs, fmt.Errorf("keepalive: %v is negative", c.Keepalive))
@@ -99,9 +115,12 @@ func (c Config) Validate() error {
 
 // Cluster carries calls to the endpoints of one target.
 type Cluster struct {
-	name    string
-	log     *slog.Logger
-	backend backend
+	name       string
+	log        *slog.Logger
+	backend    backend
+	policies   *policies
+	budget     budget
+	retryBytes int
 
 	// calls counts calls in flight. Close adds closing to it, which makes it negative.
 	calls   atomic.Int64
@@ -118,11 +137,20 @@ func New(cfg Config, log *slog.Logger) (*Cluster, error) {
 		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
 	}
 	log = log.With("cluster", cfg.Name)
-	b, err := newGRPC(cfg, log)
+	p, err := parseServiceConfig(cfg.ServiceConfig, cfg.LB)
+	if err != nil {
+		return nil, fmt.Errorf("cluster %q: service config: %w", cfg.Name, err)
+	}
+	b, err := newGRPC(cfg, p.grpc, log)
 	if err != nil {
 		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
 	}
-	return &Cluster{name: cfg.Name, log: log, backend: b, drained: make(chan struct{})}, nil
+	return &Cluster{
+		name: cfg.Name, log: log, backend: b, policies: p,
+		budget:     budget{ratio: orDefault(cfg.RetryBudget, 0.2)},
+		retryBytes: orDefault(cfg.RetryBytes, 256<<10),
+		drained:    make(chan struct{}),
+	}, nil
 }
 
 // Name is the Config's.
@@ -142,39 +170,6 @@ func (c *Cluster) Invoke(ctx context.Context, call *rpc.Call) error {
 		return c.unary(ctx, call)
 	}
 	return c.stream(ctx, call)
-}
-
-// unary makes a call of one message each way on the caller's goroutine.
-func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
-	req, err := rpc.RecvOne(ctx, call.Stream)
-	if err != nil {
-		call.Info.Fail(rpc.SourceClient)
-		return err
-	}
-	start := time.Now()
-	call.Info.Attempts++
-	a, err := c.backend.Unary(ctx, call.Method, call.Header, req)
-	req.Release()
-	call.Info.Upstream = time.Since(start)
-	call.Info.Endpoint = a.endpoint
-	if err != nil {
-		err = c.fail(ctx, call, err, a.header != nil, len(a.trailer) > 0)
-		// Nothing is committed: the answer is trailers-only, which carries both kinds of metadata.
-		call.Stream.SetTrailer(join(stripResponse(a.header), stripResponse(a.trailer)))
-		return err
-	}
-	header, trailer := stripResponse(a.header), stripResponse(a.trailer)
-	if err := call.Stream.SendHeader(header); err != nil {
-		a.reply.Release()
-		call.Info.Fail(rpc.SourceClient)
-		return err
-	}
-	if err := call.Stream.Send(ctx, a.reply); err != nil {
-		call.Info.Fail(rpc.SourceClient)
-		return err
-	}
-	call.Stream.SetTrailer(trailer)
-	return nil
 }
 
 // Conn is the cluster's connections as generated clients want them, for health checks, reflection and authorization

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -28,7 +29,11 @@ import (
 	"transom/upstream"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	// grpc-go logs an error for each connection to a server that has no health service.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	goleak.VerifyTestMain(m)
+}
 
 // Methods of the backends here, one of each kind.
 var (
@@ -75,6 +80,9 @@ func newServer(t testing.TB, addr string, h func(method string, s stream) error,
 	}
 	opts = append(opts, grpc.ForceServerCodecV2(bytesCodec{}), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
 		method, _ := grpc.MethodFromServerStream(ss)
+		if !strings.HasPrefix(method, "/t.T/") { // such as health checks
+			return status.Error(codes.Unimplemented, method)
+		}
 		return h(method, stream{ss})
 	}))
 	srv := grpc.NewServer(opts...)
@@ -566,9 +574,9 @@ func TestConfigFaults(t *testing.T) {
 		{upstream.Config{Name: "a", Target: "static:///x:1,y"}, `target: "y" must be host:port`},
 		{upstream.Config{Name: "a", Target: "static:///x:1,x:1"}, `target: "x:1" is listed twice`},
 		{upstream.Config{Name: "a", Target: "file://x"}, `needs three slashes`},
-		{upstream.Config{Name: "a", Target: "x:1", LB: "fastest"}, `lb: there is no policy "fastest"`},
-		{upstream.Config{Name: "a", Target: "x:1", LB: "[{"}, `lb: must be a policy's name or a list`},
-		{upstream.Config{Name: "a", Target: "x:1", LB: `[{"weighted_target": {}, "b": {}}]`}, `lb: each entry of the list must name one policy, not 2`},
+		{upstream.Config{Name: "a", Target: "x:1", LB: "fastest"}, `service config: balancing policy: there is no "fastest"`},
+		{upstream.Config{Name: "a", Target: "x:1", LB: "[{"}, `service config: balancing policy: must be a name or a list as in gRPC service config: line 1, column 2`},
+		{upstream.Config{Name: "a", Target: "x:1", LB: `[{"weighted_target": {}, "b": {}}]`}, `each entry of the list must name one policy, not 2`},
 		{upstream.Config{Name: "a", Target: "x:1", MaxMessageBytes: -1}, `max message bytes: -1 is outside`},
 		{upstream.Config{Name: "a", Target: "x:1", TLS: &upstream.TLS{CertFile: "c"}}, `tls: certificate and key must be given together`},
 		{upstream.Config{Name: "a", Target: "x:1", TLS: &upstream.TLS{CAFile: "/none"}}, `tls: certificate authorities: open /none`},

@@ -68,7 +68,6 @@ type binding struct {
 type pathVar struct {
 	parents []*param
 	leaf    *param
-	reset   bool // the body may set parts of the field, which the path must not merge with
 }
 
 // NewPlans compiles the plan of every method of s. The error joins all faults.
@@ -142,21 +141,16 @@ func (p *Plan) compile(b *descriptors.Binding) (*binding, error) {
 				pv.parents, table = append(pv.parents, f), f.child
 				continue
 			}
-			if !f.settable() || fd.IsList() {
+			switch {
+			case !f.settable() || fd.IsList():
 				return nil, fmt.Errorf("variable %q: %s cannot be given in a path", v.Name, f.kindName())
+			case f.form == formMask:
+				// Two masks add up, so that a body could add to what the path says.
+				return nil, fmt.Errorf("variable %q: a field mask cannot be given in a path", v.Name)
 			}
 			pv.leaf = f
 		}
 		c.claims = append(c.claims, claim{key, 0})
-		if b.Body == descriptors.BodyAll || b.Body == descriptors.BodyField && b.BodyField == v.Path[0] {
-			switch pv.leaf.form {
-			case formText:
-				pv.reset = true
-			case formMask:
-				// The paths of two masks add up, so that the body could add to what the path says.
-				return nil, fmt.Errorf("variable %q: a field mask cannot be given in the path when the body may hold it too", v.Name)
-			}
-		}
 		c.vars = append(c.vars, pv)
 	}
 	if b.Body == descriptors.BodyField {

@@ -138,11 +138,8 @@ func (p *Plan) appendPath(dst []byte, b *binding, m *descriptors.Match) ([]byte,
 	for i := range b.vars {
 		v := &b.vars[i]
 		start := len(dst)
-		if v.reset {
-			dst = v.leaf.reset(dst)
-		}
 		var err error
-		if dst, err = v.leaf.appendText(dst, m.Value(i)); err != nil {
+		if dst, err = v.leaf.appendText(v.leaf.reset(dst), m.Value(i)); err != nil {
 			return dst, paramFault("path variable", b.Vars[i].Name, err)
 		}
 		for j := len(v.parents) - 1; j >= 0; j-- {

@@ -1,6 +1,8 @@
 package transcoder_test
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -9,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"transom/descriptors"
 	"transom/transcoder"
 )
 
@@ -234,6 +237,29 @@ func TestBody(t *testing.T) {
 		{name: "78 raw upload, query", target: "POST /v1/raw?name=n", body: "x", want: `{"name":"n","file":{"data":"eA=="}}`},
 		{name: "78 raw message", target: "POST /v1/raws", ctype: "image/png", body: "x", want: `{"contentType":"image/png","data":"eA=="}`},
 	})
+}
+
+// Two masks add up, so that a mask in the path could be widened by the body.
+func TestNewPlansRefusesAMaskInThePath(t *testing.T) {
+	dir := t.TempDir()
+	const text = `syntax = "proto3"; package p; import "google/api/annotations.proto"; import "google/protobuf/field_mask.proto";
+		service S { rpc M(Q) returns (Q) { option (google.api.http) = { put: "/{mask}" body: "*" }; } }
+		message Q { google.protobuf.FieldMask mask = 1; }`
+	if err := os.WriteFile(filepath.Join(dir, "p.proto"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	set, err := descriptors.FromProto(t.Context(), []string{dir}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := descriptors.Compile([]*descriptors.Set{set}, descriptors.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = transcoder.NewPlans(s, transcoder.Options{})
+	if want := `method p.S.M, PUT /{mask}: variable "mask": a field mask cannot be given in a path`; err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
 }
 
 func TestBodyFaultNamesThePlace(t *testing.T) {

@@ -23,7 +23,8 @@ const (
 )
 
 // FromReflection asks a gRPC server for its services and their files by server reflection: grpc.reflection.v1, or v1alpha
-// where the server lacks v1. The reflection service itself is left out. Imports that the server does not know are left to
+// where the server lacks v1. The reflection service itself is left out, and so are services that the files declare but the
+// server does not list. Imports that the server does not know are left to
 // Compile if they are linked in and are otherwise dropped, since servers are known to lack files that only hold options.
 // It returns at the latest when ctx ends; the origin of the Set is the target of conn.
 //
@@ -78,10 +79,12 @@ func (r *reflector) collect() ([]*descriptorpb.FileDescriptorProto, error) {
 	if a.GetListServicesResponse() == nil {
 		return nil, fmt.Errorf("list services: %w", answerError(a))
 	}
+	listed := map[string]bool{}
 	for _, s := range a.GetListServicesResponse().GetService() {
 		if strings.HasPrefix(s.GetName(), "grpc.reflection.") {
 			continue
 		}
+		listed[s.GetName()] = true
 		a, err := r.ask(&refpb.ServerReflectionRequest{MessageRequest: &refpb.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: s.GetName()}})
 		if err == nil {
 			err = r.add(a)
@@ -113,6 +116,12 @@ func (r *reflector) collect() ([]*descriptorpb.FileDescriptorProto, error) {
 	out := make([]*descriptorpb.FileDescriptorProto, 0, len(r.files))
 	for _, f := range r.files {
 		dropImports(f, func(path string) bool { _, ok := linked[path]; return r.unknown[path] && !ok })
+		served := slices.DeleteFunc(slices.Clone(f.GetService()), func(s *descriptorpb.ServiceDescriptorProto) bool {
+			return !listed[strings.TrimPrefix(f.GetPackage()+"."+s.GetName(), ".")]
+		})
+		if len(served) < len(f.GetService()) {
+			f.Service, f.SourceCodeInfo = served, nil // comments are found by index
+		}
 		out = append(out, f)
 	}
 	slices.SortFunc(out, func(a, b *descriptorpb.FileDescriptorProto) int { return strings.Compare(a.GetName(), b.GetName()) })

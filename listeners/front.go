@@ -87,11 +87,11 @@ func (f *Front) serveHealth(w http.ResponseWriter) {
 // exchange is what every protocol's stream embeds: the call, its info, and the way to its end.
 type exchange struct {
 	Exchange
-	call   rpc.Call
-	info   rpc.Info
-	front  *Front
-	w      http.ResponseWriter
-	cancel context.CancelFunc
+	call  rpc.Call
+	info  rpc.Info
+	front *Front
+	w     http.ResponseWriter
+	guard guard
 }
 
 // begin sets up x for a request and tells the observer. The protocols call it first.
@@ -124,6 +124,11 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) error {
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
+	if !x.call.Method.Unary() && x.Protocol != rpc.ProtocolWebSocket {
+		_ = x.guard.bindRead(ctx, x.w)
+		_ = x.guard.bindWrite(ctx, x.w)
+	}
+	defer x.guard.disarm() // before cancel, whose only meaning is that the call is over
 	return route.Handler(ctx, &x.call)
 }
 

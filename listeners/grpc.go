@@ -19,7 +19,6 @@ import (
 // grpcStream is a native gRPC call (gRPC over HTTP/2, also over HTTP/3). Messages pass through untouched.
 type grpcStream struct {
 	exchange
-	guard   guard
 	in      frameReader
 	out     frameWriter
 	codec   bodyCodec
@@ -87,9 +86,8 @@ func (s *grpcStream) serve(v View) error {
 	}
 	s.call.Peer = peerOf(r)
 	s.call.Stream = s
-	s.in = frameReader{r: r.Body, max: route.MaxMessageBytes}
-	s.write = func(b []byte) error { return s.guard.write(s.w, b) }
-	defer s.guard.disarm()
+	s.in = frameReader{r: s.guard.body(r.Body), max: route.MaxMessageBytes}
+	s.write = func(b []byte) error { return s.guard.put(s.w, b) }
 	return s.run(route, timeout)
 }
 
@@ -132,7 +130,9 @@ func (c jsonCodec) fromWire(m rpc.Message) (rpc.Message, error) {
 
 // Recv implements rpc.Stream.
 func (s *grpcStream) Recv(ctx context.Context) (rpc.Message, error) {
-	s.guard.arm(ctx, s.w)
+	if err := s.guard.bindRead(ctx, s.w); err != nil {
+		return rpc.Message{}, err
+	}
 	flags, m, err := s.in.next()
 	if err != nil {
 		return rpc.Message{}, s.recvError(ctx, err)
@@ -188,7 +188,7 @@ func (s *grpcStream) contentType() []string {
 
 // Send implements rpc.Stream.
 func (s *grpcStream) Send(ctx context.Context, m rpc.Message) error {
-	if err := rpc.CauseOf(ctx); err != nil {
+	if err := s.guard.bindWrite(ctx, s.w); err != nil {
 		m.Release()
 		return err
 	}
@@ -203,7 +203,6 @@ func (s *grpcStream) Send(ctx context.Context, m rpc.Message) error {
 			return err
 		}
 	}
-	s.guard.arm(ctx, s.w)
 	s.info.MessagesOut++
 	s.info.BytesOut += int64(m.Len())
 	if err := s.out.add(0, m, s.write); err != nil {

@@ -2,60 +2,151 @@ package listeners
 
 import (
 	"context"
+	"io"
 	"net/http"
-	"sync/atomic"
+	"sync"
 	"time"
+
+	"transom/rpc"
 )
 
-// writeGrace is how long a blocked write may go on after its call has ended, so that the status still gets out to a
-// client that is merely slow.
-const writeGrace = time.Second
+const (
+	// writeGrace is how long a write may go on that is blocked when its context ends, so that the status still gets out to
+	// a client that is merely slow.
+	writeGrace = time.Second
+	// writeStall is how long a client may take none of what ends its call.
+	writeStall = 30 * time.Second
+)
 
-// guard lets the end of a call's context release reads and writes that are blocked on the client. net/http offers
-// deadlines only; a read deadline in the past ends a blocked body read in HTTP/1.1, HTTP/2 and HTTP/3 alike.
+// guard lets the end of a context release a read or write that is blocked on the client. net/http offers deadlines only; a
+// read deadline in the past ends a blocked body read in HTTP/1.1, HTTP/2 and HTTP/3 alike. Deadlines are touched only
+// while something is blocked, since an HTTP/1.1 connection does not survive one. A guard that was never bound writes
+// straight through. Reading and writing may go on at once, each in one goroutine.
 type guard struct {
-	rc      *http.ResponseController
-	ctx     context.Context
-	stop    func() bool
-	writing atomic.Bool
+	rc *http.ResponseController
+
+	mu          sync.Mutex // also keeps a release from touching a response whose handler has returned
+	read, write side
+	over        bool // the call is over; only its end is still to be written
 }
 
-// arm binds the guard to ctx; the first call counts. The caller must disarm before the handler returns.
-func (g *guard) arm(ctx context.Context, w http.ResponseWriter) {
-	if g.rc != nil {
-		return
+// side is one direction.
+type side struct {
+	ctx  context.Context
+	stop func() bool
+	busy bool
+}
+
+// bindRead makes the end of ctx end reads that follow; it returns the cause if ctx has ended. Binding the same context
+// again costs a comparison.
+func (g *guard) bindRead(ctx context.Context, w http.ResponseWriter) error {
+	if g.read.ctx != ctx {
+		g.bind(&g.read, ctx, w, g.releaseRead)
 	}
-	g.rc, g.ctx = http.NewResponseController(w), ctx
-	g.stop = context.AfterFunc(ctx, g.release)
+	return rpc.CauseOf(ctx)
 }
 
-// release ends what is blocked. A response writer without deadlines is one that does not block.
-func (g *guard) release() {
-	_ = g.rc.SetReadDeadline(time.Unix(1, 0))
-	if g.writing.Load() {
+// bindWrite is bindRead for writes.
+func (g *guard) bindWrite(ctx context.Context, w http.ResponseWriter) error {
+	if g.write.ctx != ctx {
+		g.bind(&g.write, ctx, w, g.releaseWrite)
+	}
+	return rpc.CauseOf(ctx)
+}
+
+func (g *guard) bind(s *side, ctx context.Context, w http.ResponseWriter, release func()) {
+	if s.stop != nil {
+		s.stop()
+	}
+	g.mu.Lock()
+	if g.rc == nil {
+		g.rc = http.NewResponseController(w)
+	}
+	s.ctx = ctx
+	g.mu.Unlock()
+	s.stop = context.AfterFunc(ctx, release)
+}
+
+// releaseRead ends a read that is blocked. A response writer without deadlines is one that does not block.
+func (g *guard) releaseRead() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.read.busy && !g.over && g.read.ctx.Err() != nil {
+		_ = g.rc.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// releaseWrite ends a write that stays blocked.
+func (g *guard) releaseWrite() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.write.busy && !g.over && g.write.ctx.Err() != nil {
 		_ = g.rc.SetWriteDeadline(time.Now().Add(writeGrace))
 	}
 }
 
-// disarm must be called once the stream's reading and writing is over.
+// disarm ends the watch over the contexts: the call is over. What is written afterwards has writeStall to get out. It
+// must be called before the handler returns.
 func (g *guard) disarm() {
-	if g.stop != nil {
-		g.stop()
+	if g.rc == nil {
+		return
 	}
+	for _, s := range []*side{&g.read, &g.write} {
+		if s.stop != nil {
+			s.stop()
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.write.stop != nil {
+		_ = g.rc.SetWriteDeadline(time.Now().Add(writeStall))
+	}
+	g.over = true
 }
 
-// write runs one write that may block on the client.
-func (g *guard) write(w http.ResponseWriter, b []byte) error {
+// enter marks the begin of something that may block on a side; it reports whether the side's context has ended.
+func (g *guard) enter(s *side) (ended bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s.busy = true
+	return !g.over && s.ctx != nil && s.ctx.Err() != nil
+}
+
+func (g *guard) leave(s *side) {
+	g.mu.Lock()
+	s.busy = false
+	g.mu.Unlock()
+}
+
+// body returns r with its reads under the guard.
+func (g *guard) body(r io.Reader) io.Reader { return guardedBody{g, r} }
+
+type guardedBody struct {
+	g *guard
+	r io.Reader
+}
+
+func (b guardedBody) Read(p []byte) (int, error) {
+	if b.g.enter(&b.g.read) {
+		b.g.leave(&b.g.read)
+		return 0, rpc.CauseOf(b.g.read.ctx)
+	}
+	n, err := b.r.Read(p)
+	b.g.leave(&b.g.read)
+	return n, err
+}
+
+// put writes b, which may block on the client.
+func (g *guard) put(w http.ResponseWriter, b []byte) error {
 	if g.rc == nil {
 		_, err := w.Write(b)
 		return err
 	}
-	g.writing.Store(true)
-	if g.ctx.Err() != nil {
+	if g.enter(&g.write) {
 		_ = g.rc.SetWriteDeadline(time.Now().Add(writeGrace))
 	}
 	_, err := w.Write(b)
-	g.writing.Store(false)
+	g.leave(&g.write)
 	return err
 }
 
@@ -64,11 +155,10 @@ func (g *guard) flush(w http.ResponseWriter) error {
 	if g.rc == nil {
 		return http.NewResponseController(w).Flush()
 	}
-	g.writing.Store(true)
-	if g.ctx.Err() != nil {
+	if g.enter(&g.write) {
 		_ = g.rc.SetWriteDeadline(time.Now().Add(writeGrace))
 	}
 	err := g.rc.Flush()
-	g.writing.Store(false)
+	g.leave(&g.write)
 	return err
 }

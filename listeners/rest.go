@@ -24,7 +24,6 @@ import (
 // restStream is a REST call by google.api.http.
 type restStream struct {
 	exchange
-	guard guard
 	route *Route
 	match descriptors.Match
 	// What the request body and the response are.
@@ -125,7 +124,6 @@ func (s *restStream) serve(v View) error {
 	}
 	s.call.Peer = peerOf(r)
 	s.call.Stream = s
-	defer s.guard.disarm()
 	return s.run(s.route, timeout)
 }
 
@@ -243,7 +241,9 @@ func (s *restStream) readBody(ctx context.Context, dst *[]byte) error {
 	if r.ContentLength > int64(limit) {
 		return s.tooLarge()
 	}
-	s.guard.arm(ctx, s.w)
+	if err := s.guard.bindRead(ctx, s.w); err != nil {
+		return err
+	}
 	body, err := s.bodyReader()
 	if err != nil {
 		return err
@@ -280,10 +280,11 @@ func (s *restStream) tooLarge() error {
 // bodyReader is the request body with its content coding undone.
 func (s *restStream) bodyReader() (io.Reader, error) {
 	c := codingOf(s.Request.Header.Get("Content-Encoding"))
+	body := s.guard.body(s.Request.Body)
 	if c == nil {
-		return s.Request.Body, nil
+		return body, nil
 	}
-	r, err := c.reader(s.Request.Body)
+	r, err := c.reader(body)
 	if err != nil {
 		s.info.Fail(rpc.SourceClient)
 		return nil, status.Errorf(codes.InvalidArgument, "request body is not valid %s: %v", c.name, err)
@@ -317,7 +318,9 @@ func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }
 
 // recvJSON receives the next message of a JSON stream. Path and query go into the first message.
 func (s *restStream) recvJSON(ctx context.Context) (rpc.Message, error) {
-	s.guard.arm(ctx, s.w)
+	if err := s.guard.bindRead(ctx, s.w); err != nil {
+		return rpc.Message{}, err
+	}
 	if s.in.r == nil {
 		body, err := s.bodyReader()
 		if err != nil {
@@ -352,7 +355,9 @@ const chunkLen = 64 << 10
 // recvChunk receives the next chunk of a raw upload. Path, query and content type go into the first message; an empty body
 // is one message with no data.
 func (s *restStream) recvChunk(ctx context.Context) (rpc.Message, error) {
-	s.guard.arm(ctx, s.w)
+	if err := s.guard.bindRead(ctx, s.w); err != nil {
+		return rpc.Message{}, err
+	}
 	if s.in.r == nil {
 		body, err := s.bodyReader()
 		if err != nil {
@@ -410,9 +415,11 @@ func (s *restStream) SetTrailer(md metadata.MD) { s.trailer = md }
 
 // Send implements rpc.Stream.
 func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
-	if err := rpc.CauseOf(ctx); err != nil {
-		m.Release()
-		return err
+	if s.down >= downloadNDJSON {
+		if err := s.guard.bindWrite(ctx, s.w); err != nil {
+			m.Release()
+			return err
+		}
 	}
 	s.sent++
 	s.info.MessagesOut++
@@ -431,7 +438,6 @@ func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
 	case downloadHTTPBody:
 		return s.sendChunk(ctx, m)
 	}
-	s.guard.arm(ctx, s.w)
 	err := s.appendEvent(m.Bytes())
 	m.Release()
 	if err != nil {
@@ -477,12 +483,11 @@ func (s *restStream) sendChunk(ctx context.Context, m rpc.Message) error {
 	if err != nil {
 		return err
 	}
-	s.guard.arm(ctx, s.w)
 	if !s.committed {
 		s.commit(http.StatusOK, []string{contentType})
 	}
 	s.info.BytesOut += int64(len(data))
-	if err := s.guard.write(s.w, data); err != nil {
+	if err := s.guard.put(s.w, data); err != nil {
 		return s.sendError(ctx)
 	}
 	return nil
@@ -506,8 +511,11 @@ func (s *restStream) writeOut(ctx context.Context) error {
 	if !s.committed {
 		s.commit(http.StatusOK, downloadTypes[s.down])
 	}
+	if len(*s.out) == 0 {
+		return nil
+	}
 	s.info.BytesOut += int64(len(*s.out))
-	err := s.guard.write(s.w, *s.out)
+	err := s.guard.put(s.w, *s.out)
 	*s.out = (*s.out)[:0]
 	if err != nil {
 		return s.sendError(ctx)
@@ -515,12 +523,23 @@ func (s *restStream) writeOut(ctx context.Context) error {
 	return nil
 }
 
-// Flush implements rpc.Stream.
+// Flush implements rpc.Stream. Once a backend has sent its header the stream's is sent too, so that a client of a quiet
+// stream knows it is open; an error after that is a late one.
 func (s *restStream) Flush() error {
-	if s.down == downloadOne || s.down == downloadRaw || s.sent == 0 {
+	switch s.down {
+	case downloadOne, downloadRaw:
 		return nil
-	}
-	if s.out != nil && len(*s.out) > 0 {
+	case downloadHTTPBody:
+		if !s.committed { // the content type comes with the first message
+			return nil
+		}
+	default:
+		if s.sent == 0 && s.header == nil {
+			return nil
+		}
+		if s.out == nil {
+			s.out = getBuffer()
+		}
 		if err := s.writeOut(s.Request.Context()); err != nil {
 			return err
 		}

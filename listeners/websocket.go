@@ -258,9 +258,6 @@ func (s *wsStream) Send(ctx context.Context, m rpc.Message) error {
 	return nil
 }
 
-// writeStall is how long a client may take none of what is written to it.
-const writeStall = 30 * time.Second
-
 // Flush implements rpc.Stream; every frame is written at once.
 func (s *wsStream) Flush() error { return nil }
 

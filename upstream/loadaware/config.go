@@ -1,0 +1,217 @@
+package loadaware
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/serviceconfig"
+
+	"transom/upstream/loadaware/score"
+)
+
+// Duration is a time.Duration that JSON spells as Go does: "1m30s".
+type Duration time.Duration
+
+// MarshalJSON implements json.Marshaler.
+func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(time.Duration(d).String()) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (d *Duration) UnmarshalJSON(b []byte) error {
+	s, err := strconv.Unquote(string(b))
+	if err != nil {
+		return fmt.Errorf("%s is not a duration such as \"90s\"", b)
+	}
+	v, err := time.ParseDuration(s)
+	*d = Duration(v)
+	return err
+}
+
+// Config are the settings of the policy. Absent ones have the defaults of [DefaultConfig], so that {} is a config.
+type Config struct {
+	serviceconfig.LoadBalancingConfig `json:"-"`
+
+	// Policy is adaptive (the default), round_robin, weighted_round_robin (gRFC A58), least_request, peak_ewma, random,
+	// ring_hash or bounded_hash (consistent hash with bounded load).
+	Policy string `json:"policy,omitempty"`
+	// Warmup is the age at which a server gets its full share. 0 for at once. Default 90s.
+	Warmup Duration `json:"warmup"`
+	// MaxInFlight bounds the calls in flight per endpoint. Default 0, no bound.
+	MaxInFlight int `json:"maxInFlight,omitempty"`
+	// Zone is where this proxy is. Endpoints that are in another zone get calls only when those of this one are busier by
+	// a tenth of their capacity. Default "": zones do not matter.
+	Zone string `json:"zone,omitempty"`
+	// Subset is how many of the endpoints are used; proxies with different SubsetSeed use different ones, chosen so that a
+	// change of one endpoint changes at most one of them. Default 0, all.
+	Subset     int    `json:"subset,omitempty"`
+	SubsetSeed uint64 `json:"subsetSeed,omitempty"`
+	// OOBPeriod is the interval at which servers are asked to report out of band. Default 0, not at all.
+	OOBPeriod Duration `json:"oobPeriod,omitempty"`
+	// Probes is the greatest number of probes per call. They are sent only as far as servers report load that does not
+	// come from here. Default 3; 0 for none.
+	Probes float64 `json:"probes"`
+	// HashBound is the greatest load of an endpoint under bounded_hash, as a multiple of the mean. Default 1.25.
+	HashBound float64  `json:"hashBound"`
+	Ejection  Ejection `json:"ejection"`
+
+	policy score.Policy
+}
+
+// Ejection says when endpoints are taken out for their failures.
+type Ejection struct {
+	// Consecutive failures eject: UNAVAILABLE, RESOURCE_EXHAUSTED, and deadlines at an endpoint that finishes nothing.
+	// Default 5; 0 switches the rule off.
+	Consecutive int `json:"consecutive"`
+	// SuccessMargin ejects an endpoint whose error rate exceeds the cluster's by this much. UNKNOWN, INTERNAL and
+	// DATA_LOSS count here too. Default 0.3; 0 switches the rule off.
+	SuccessMargin float64 `json:"successMargin"`
+	// LatencyFactor ejects an endpoint this many times slower than the cluster's median. Default 5; 0 switches the rule off.
+	LatencyFactor float64 `json:"latencyFactor"`
+	// Base is the length of the first ejection, doubled by each further one up to Max. Defaults 1s and 4s.
+	Base Duration `json:"base"`
+	Max  Duration `json:"max"`
+	// MaxPercent of the endpoints may be ejected at a time, one always remains. Default 50.
+	MaxPercent float64 `json:"maxPercent"`
+	// PanicPercent is the part of the endpoints that must not be ejected for ejection to be respected. Default 50.
+	PanicPercent float64 `json:"panicPercent"`
+}
+
+// DefaultConfig returns the defaults.
+func DefaultConfig() Config {
+	p := score.Defaults()
+	return Config{
+		Warmup: Duration(p.Warmup), Probes: p.Probes, HashBound: p.HashBound,
+		Ejection: Ejection{
+			Consecutive: p.ConsecutiveFailures, SuccessMargin: p.SuccessRateMargin, LatencyFactor: p.LatencyFactor,
+			Base: Duration(p.EjectFor), Max: Duration(p.EjectMax), MaxPercent: p.MaxEjected * 100, PanicPercent: p.Panic * 100,
+		},
+	}
+}
+
+func defaultConfig() *Config {
+	c := DefaultConfig()
+	return &c
+}
+
+// Validate reports all faults of the config.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(field, must string, v any) {
+		errs = append(errs, fmt.Errorf("%s: must be %s, is %v", field, must, v))
+	}
+	if _, ok := score.ParsePolicy(c.Policy); !ok {
+		bad("policy", "one of adaptive, round_robin, weighted_round_robin, least_request, peak_ewma, random, ring_hash, bounded_hash", strconv.Quote(c.Policy))
+	}
+	if c.Warmup < 0 {
+		bad("warmup", "at least 0s", time.Duration(c.Warmup))
+	}
+	if c.MaxInFlight < 0 {
+		bad("maxInFlight", "at least 0", c.MaxInFlight)
+	}
+	if c.Subset < 0 {
+		bad("subset", "at least 0", c.Subset)
+	}
+	if c.OOBPeriod < 0 {
+		bad("oobPeriod", "at least 0s", time.Duration(c.OOBPeriod))
+	}
+	if c.Probes < 0 || c.Probes > 10 {
+		bad("probes", "from 0 to 10", c.Probes)
+	}
+	if c.HashBound < 1 {
+		bad("hashBound", "at least 1", c.HashBound)
+	}
+	e := &c.Ejection
+	if e.Consecutive < 0 {
+		bad("ejection.consecutive", "at least 0", e.Consecutive)
+	}
+	if e.SuccessMargin < 0 || e.SuccessMargin > 1 {
+		bad("ejection.successMargin", "from 0 to 1", e.SuccessMargin)
+	}
+	if e.LatencyFactor != 0 && e.LatencyFactor <= 1 {
+		bad("ejection.latencyFactor", "0 or above 1", e.LatencyFactor)
+	}
+	if e.Base <= 0 {
+		bad("ejection.base", "above 0s", time.Duration(e.Base))
+	}
+	if e.Max < e.Base {
+		bad("ejection.max", "at least ejection.base", time.Duration(e.Max))
+	}
+	for _, p := range []struct {
+		field string
+		v     float64
+	}{{"ejection.maxPercent", e.MaxPercent}, {"ejection.panicPercent", e.PanicPercent}} {
+		if p.v < 0 || p.v > 100 {
+			bad(p.field, "from 0 to 100", p.v)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ServiceConfig renders the config as a grpc service config's loadBalancingConfig value: [{"adaptive": {…}}].
+func (c Config) ServiceConfig() (json.RawMessage, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	return json.Marshal([]map[string]Config{{Name: c}})
+}
+
+// parseConfig reads the policy's settings. Unknown ones are errors: a misspelt setting would silently be its default.
+func parseConfig(js json.RawMessage) (*Config, error) {
+	c := defaultConfig()
+	if len(bytes.TrimSpace(js)) > 0 {
+		d := json.NewDecoder(bytes.NewReader(js))
+		d.DisallowUnknownFields()
+		if err := d.Decode(c); err != nil {
+			return nil, fmt.Errorf("policy %s: %w", Name, err)
+		}
+	}
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("policy %s: %w", Name, err)
+	}
+	c.policy, _ = score.ParsePolicy(c.Policy)
+	return c, nil
+}
+
+// params compiles the config for the arithmetic.
+func (c *Config) params() score.Params {
+	p := score.Defaults()
+	p.Warmup = time.Duration(c.Warmup)
+	p.Probes = c.Probes
+	p.HashBound = c.HashBound
+	p.ConsecutiveFailures = c.Ejection.Consecutive
+	p.SuccessRateMargin = c.Ejection.SuccessMargin
+	p.LatencyFactor = c.Ejection.LatencyFactor
+	p.EjectFor, p.EjectMax = time.Duration(c.Ejection.Base), time.Duration(c.Ejection.Max)
+	p.MaxEjected, p.Panic = c.Ejection.MaxPercent/100, c.Ejection.PanicPercent/100
+	return p
+}
+
+// subset chooses k endpoints by rendezvous hashing: those whose address hashes highest together with the seed.
+func subset(list []resolver.Endpoint, k int, seed uint64) []resolver.Endpoint {
+	if len(list) <= k {
+		return list
+	}
+	type ranked struct {
+		rank uint64
+		at   int
+	}
+	prefix := strconv.FormatUint(seed, 16) + "/"
+	rs := make([]ranked, 0, len(list))
+	for i, e := range list {
+		if len(e.Addresses) > 0 {
+			rs = append(rs, ranked{score.Hash(prefix + e.Addresses[0].Addr), i})
+		}
+	}
+	slices.SortFunc(rs, func(a, b ranked) int { return cmp.Compare(b.rank, a.rank) })
+	out := make([]resolver.Endpoint, 0, k)
+	for _, r := range rs[:min(k, len(rs))] {
+		out = append(out, list[r.at])
+	}
+	return out
+}

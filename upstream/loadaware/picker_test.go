@@ -1,0 +1,259 @@
+package loadaware
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/balancer"
+	_ "google.golang.org/grpc/balancer/leastrequest"
+	_ "google.golang.org/grpc/balancer/roundrobin"
+	_ "google.golang.org/grpc/balancer/weightedroundrobin"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	estats "google.golang.org/grpc/experimental/stats"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/serviceconfig"
+	"google.golang.org/grpc/status"
+
+	"transom/upstream/loadaware/score"
+)
+
+func TestOutcomeOf(t *testing.T) {
+	sent := balancer.DoneInfo{BytesSent: true, BytesReceived: true, Trailer: metadata.MD{}}
+	with := func(err error) balancer.DoneInfo { d := sent; d.Err = err; return d }
+	for _, c := range []struct {
+		name    string
+		in      balancer.DoneInfo
+		want    score.Outcome
+		untimed bool
+	}{
+		{"empty", balancer.DoneInfo{}, score.Void, false},
+		{"success", sent, score.Answered, false},
+		{"client cancelled", with(status.Error(codes.Canceled, "")), score.Cut, false},
+		{"deadline", with(status.Error(codes.DeadlineExceeded, "")), score.TimedOut, false},
+		{"unavailable", with(status.Error(codes.Unavailable, "")), score.Failed, false},
+		{"never sent", balancer.DoneInfo{Err: status.Error(codes.Unavailable, "")}, score.Void, false},
+		{"overload", with(status.Error(codes.ResourceExhausted, "")), score.Failed, false},
+		{"internal", with(status.Error(codes.Internal, "")), score.Erred, false},
+		{"no status", with(errors.New("x")), score.Erred, false},
+		{"client's fault", with(status.Error(codes.InvalidArgument, "")), score.Answered, true},
+		{"application's answer", with(status.Error(codes.NotFound, "")), score.Answered, true},
+	} {
+		if got, untimed := outcomeOf(c.in); got != c.want || untimed != c.untimed {
+			t.Errorf("%s: %v, untimed %v, want %v, %v", c.name, got, untimed, c.want, c.untimed)
+		}
+	}
+}
+
+// fakeCC is a channel whose connections are ready at once.
+type fakeCC struct {
+	balancer.ClientConn
+	picker balancer.Picker
+	ready  []func()
+}
+
+type fakeSC struct {
+	balancer.SubConn
+	listen func(balancer.SubConnState)
+	cc     *fakeCC
+}
+
+func (s *fakeSC) Connect() {
+	s.cc.ready = append(s.cc.ready, func() {
+		s.listen(balancer.SubConnState{ConnectivityState: connectivity.Connecting})
+		s.listen(balancer.SubConnState{ConnectivityState: connectivity.Ready})
+	})
+}
+func (s *fakeSC) Shutdown() {}
+func (s *fakeSC) GetOrBuildProducer(balancer.ProducerBuilder) (balancer.Producer, func()) {
+	return fakeConn{}, func() {}
+}
+func (s *fakeSC) RegisterHealthListener(l func(balancer.SubConnState)) {
+	s.cc.ready = append(s.cc.ready, func() { l(balancer.SubConnState{ConnectivityState: connectivity.Ready}) })
+}
+
+type fakeConn struct{ grpc.ClientConnInterface }
+
+func (c *fakeCC) NewSubConn(_ []resolver.Address, o balancer.NewSubConnOptions) (balancer.SubConn, error) {
+	return &fakeSC{listen: o.StateListener, cc: c}, nil
+}
+func (c *fakeCC) UpdateState(s balancer.State)            { c.picker = s.Picker }
+func (c *fakeCC) ResolveNow(resolver.ResolveNowOptions)   {}
+func (c *fakeCC) MetricsRecorder() estats.MetricsRecorder { return noMetrics{} }
+
+type noMetrics struct{ estats.MetricsRecorder }
+
+func (noMetrics) RecordInt64Count(*estats.Int64CountHandle, int64, ...string)       {}
+func (noMetrics) RecordFloat64Histo(*estats.Float64HistoHandle, float64, ...string) {}
+
+// ready builds a policy over n endpoints that are all ready and returns its picker.
+func ready(tb testing.TB, policy, config string, n int) balancer.Picker {
+	tb.Helper()
+	bb := balancer.Get(policy)
+	cc := &fakeCC{}
+	b := bb.Build(cc, balancer.BuildOptions{})
+	tb.Cleanup(b.Close)
+	var cfg serviceconfig.LoadBalancingConfig
+	if parser, ok := bb.(balancer.ConfigParser); ok {
+		var err error
+		if cfg, err = parser.ParseConfig(json.RawMessage(config)); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	var eps []resolver.Endpoint
+	for i := range n {
+		eps = append(eps, resolver.Endpoint{Addresses: []resolver.Address{{Addr: fmt.Sprint("10.0.0.", i)}}})
+	}
+	if err := b.UpdateClientConnState(balancer.ClientConnState{ResolverState: resolver.State{Endpoints: eps}, BalancerConfig: cfg}); err != nil {
+		tb.Fatal(err)
+	}
+	for len(cc.ready) > 0 {
+		up := cc.ready[0]
+		cc.ready = cc.ready[1:]
+		up()
+	}
+	return cc.picker
+}
+
+// answered is a successful end as grpc tells it.
+var answered = balancer.DoneInfo{BytesSent: true, BytesReceived: true, Trailer: metadata.MD{}}
+
+func TestPicksDoNotAllocate(t *testing.T) {
+	if raceEnabled {
+		return // sync.Pool drops items at random
+	}
+	for _, n := range []int{1, 4, 100} {
+		p := ready(t, Name, "{}", n)
+		ctx := WithAttempt(t.Context(), &Attempt{Stream: true})
+		got := testing.AllocsPerRun(1000, func() {
+			r, err := p.Pick(balancer.PickInfo{Ctx: ctx})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Done(answered)
+		})
+		if got != 0 {
+			t.Errorf("%d endpoints: %v allocations per pick, want 0", n, got)
+		}
+	}
+}
+
+func TestDoneTwiceCountsOnce(t *testing.T) {
+	p := ready(t, Name, "{}", 1).(*picker)
+	r, err := p.Pick(balancer.PickInfo{Ctx: t.Context()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := p.levels[0].table.Node(0)
+	if got := n.InFlight(); got != 1 {
+		t.Errorf("%d in flight after a pick, want 1", got)
+	}
+	r.Done(balancer.DoneInfo{})
+	r.Done(balancer.DoneInfo{})
+	if got := n.InFlight(); got != 0 {
+		t.Errorf("%d in flight after the end, want 0", got)
+	}
+	if s := n.Stats(p.b.now()); !s.Probation {
+		t.Error("an empty DoneInfo ended probation")
+	}
+}
+
+func TestPriorities(t *testing.T) {
+	for _, c := range []struct {
+		listed, ready map[int]int
+		want          map[int]float64
+	}{
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 4, 1: 4}, map[int]float64{0: 1}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 3, 1: 4}, map[int]float64{0: 1}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 2, 1: 4}, map[int]float64{0: 0.7, 1: 1}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{1: 1}, map[int]float64{1: 1}},
+	} {
+		b := &lb{cfg: defaultConfig(), fleets: map[int]*score.Fleet{}}
+		ts := map[int][]target{}
+		for pr, n := range c.ready {
+			b.fleets[pr] = score.NewFleet(score.Defaults())
+			for range n {
+				ts[pr] = append(ts[pr], target{endpoint: &endpoint{b: b, attrs: EndpointAttrs{Priority: pr}}, node: b.fleets[pr].NewNode(1)})
+			}
+		}
+		p := newPicker(b, c.listed, ts)
+		got := map[int]float64{}
+		for _, l := range p.levels {
+			got[l.targets[0].endpoint.attrs.Priority] = math.Round(l.upTo*1000) / 1000
+		}
+		if !maps.Equal(got, c.want) {
+			t.Errorf("listed %v, ready %v: cumulative parts %v, want %v", c.listed, c.ready, got, c.want)
+		}
+	}
+}
+
+func TestSubset(t *testing.T) {
+	var list []resolver.Endpoint
+	for i := range 100 {
+		list = append(list, resolver.Endpoint{Addresses: []resolver.Address{{Addr: fmt.Sprint("10.0.0.", i)}}})
+	}
+	used := map[string]int{}
+	for seed := range uint64(200) {
+		a, b := subset(list, 10, seed), subset(list[1:], 10, seed)
+		if len(a) != 10 {
+			t.Fatalf("%d endpoints, want 10", len(a))
+		}
+		changed := 0
+		for _, e := range a {
+			used[e.Addresses[0].Addr]++
+			if !slices.ContainsFunc(b, func(o resolver.Endpoint) bool { return o.Addresses[0].Addr == e.Addresses[0].Addr }) {
+				changed++
+			}
+		}
+		if changed > 1 {
+			t.Errorf("removing one endpoint changed %d of the subset, want at most 1", changed)
+		}
+	}
+	for _, e := range list {
+		if n := used[e.Addresses[0].Addr]; n < 5 || n > 45 {
+			t.Errorf("%s is in %d of 200 subsets, want about 20", e.Addresses[0].Addr, n)
+		}
+	}
+}
+
+// BenchmarkPickAndDone is one pick and its successful end, by as many goroutines as there are processors, on connections
+// that do not exist: the cost of the policy alone, beside grpc-go's own in the same run. All endpoints are past
+// probation.
+func BenchmarkPickAndDone(b *testing.B) {
+	for _, n := range []int{4, 100, 1000} {
+		for _, policy := range []struct{ name, config string }{
+			{Name, "{}"}, {"least_request_experimental", "{}"}, {"weighted_round_robin", "{}"}, {"round_robin", "{}"},
+		} {
+			b.Run(fmt.Sprintf("endpoints=%d/policy=%s", n, policy.name), func(b *testing.B) {
+				p := ready(b, policy.name, policy.config, n)
+				ctx := b.Context()
+				for range 20 * n {
+					if r, err := p.Pick(balancer.PickInfo{Ctx: ctx}); err == nil && r.Done != nil {
+						r.Done(answered)
+					}
+				}
+				b.ReportAllocs()
+				b.ResetTimer()
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						r, err := p.Pick(balancer.PickInfo{Ctx: ctx})
+						if err != nil {
+							b.Error(err)
+							return
+						}
+						if r.Done != nil {
+							r.Done(answered)
+						}
+					}
+				})
+			})
+		}
+	}
+}

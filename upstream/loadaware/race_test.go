@@ -1,0 +1,5 @@
+//go:build race
+
+package loadaware
+
+const raceEnabled = true

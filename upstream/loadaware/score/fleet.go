@@ -1,0 +1,314 @@
+package score
+
+import (
+	"math"
+	"slices"
+	"sync/atomic"
+	"time"
+)
+
+// Params tune the arithmetic. Start from [Defaults].
+type Params struct {
+	// Warmup is the age at which a server gets its full share; before, it is considered with probability age/Warmup, at
+	// least a tenth. 0 switches warm-up off. Netflix: 90 s.
+	Warmup time.Duration
+	// CleanAnswers end the probation of a server that does not report.
+	CleanAnswers int
+
+	// Samples bounds how many calls the mean time per call looks back, Memory how long: a time constant.
+	Samples float64
+	Memory  time.Duration
+	// Shrink is how many calls it takes to half believe a node's own mean rather than the fleet's median.
+	Shrink float64
+	// FastestRatio bounds from below how much faster than the median a node may seem, so that one that answers nonsense
+	// at once does not draw every call.
+	FastestRatio float64
+	// PeakDecay is the time constant of the peak EWMA. Finagle: 10 s.
+	PeakDecay time.Duration
+	// ReportMemory is the age at which half of a report's deviation from the fleet's mean is still believed.
+	ReportMemory time.Duration
+
+	// Choices is how many nodes are looked at per pick when there are more than ScanAll.
+	Choices, ScanAll int
+	// WaitPower shapes the cost of load: wait = 1 + load^WaitPower.
+	WaitPower float64
+	// ZonePenalty is added to the load of nodes in another zone.
+	ZonePenalty float64
+
+	// ConsecutiveFailures eject a node; 0 switches this rule off. Finagle, Envoy: 5.
+	ConsecutiveFailures int
+	// SuccessRateMargin ejects a node whose error rate exceeds the fleet's by this much, once it has SuccessRateVolume calls
+	// behind it; 0 switches this rule off.
+	SuccessRateMargin, SuccessRateVolume float64
+	// LatencyFactor ejects a node this many times slower than the fleet's median; 0 switches this rule off.
+	LatencyFactor float64
+	// EjectFor is the first ejection's length, doubled by each further one up to EjectMax.
+	EjectFor, EjectMax time.Duration
+	// MaxEjected is the greatest part of the fleet that may be ejected at a time; one node is always left.
+	MaxEjected float64
+	// Panic is the part of the fleet that must be admissible for ejection to be respected at all.
+	Panic float64
+	// FailurePenalty is the cost of one recent failure, in typical calls. ErrorPenalty is the cost of an error rate of 1
+	// above the fleet's.
+	FailurePenalty, ErrorPenalty float64
+	// HealthMemory is the time constant of the error rate.
+	HealthMemory time.Duration
+	// HungFactor is how many typical times per call a busy node may be silent, HungAtLeast a lower bound in time.
+	HungFactor  float64
+	HungAtLeast time.Duration
+
+	// Probes is the greatest number of probes per call, used in full when all load at the servers comes from elsewhere and
+	// not at all when none does. 0 switches probing off.
+	Probes float64
+	// ProbeAge is the age of a report from which a probe is worth sending.
+	ProbeAge time.Duration
+
+	// Blackout, Expiry and Update are gRFC A58's, for the weighted round robin.
+	Blackout, Expiry, Update time.Duration
+
+	// HashBound is the greatest load of a node in the bounded hash policy, as a multiple of the mean. HAProxy: 1.25 to 2.
+	HashBound float64
+}
+
+// Defaults returns the parameters that the simulator settled on.
+func Defaults() Params {
+	return Params{
+		Warmup: 90 * time.Second, CleanAnswers: 3,
+		Samples: 64, Memory: 10 * time.Second, Shrink: 8, FastestRatio: 1. / 3, PeakDecay: 10 * time.Second,
+		ReportMemory: 100 * time.Millisecond,
+		Choices:      4, ScanAll: 16, WaitPower: 2, ZonePenalty: 0.1,
+		ConsecutiveFailures: 5, SuccessRateMargin: 0.3, SuccessRateVolume: 10, LatencyFactor: 5,
+		EjectFor: time.Second, EjectMax: 4 * time.Second, MaxEjected: 0.5, Panic: 0.5,
+		FailurePenalty: 5, ErrorPenalty: 100, HealthMemory: 3 * time.Second,
+		HungFactor: 10, HungAtLeast: 200 * time.Millisecond,
+		Probes: 3, ProbeAge: 20 * time.Millisecond,
+		Blackout: 10 * time.Second, Expiry: 3 * time.Minute, Update: time.Second,
+		HashBound: 1.25,
+	}
+}
+
+// recents is how many of the nodes that reported last are remembered.
+const recents = 16
+
+// Fleet is what is known over all nodes of a cluster.
+type Fleet struct {
+	params atomic.Pointer[Params]
+
+	othersMean number // mean calls in flight from elsewhere per node
+	sharing    number // part of the load at the servers that comes from elsewhere, 0 to 1
+	median     number // median time per call without waiting, ns
+	errorRate  number
+	admissible number      // part of the nodes that are not ejected
+	panicking  atomic.Bool // ejection is not respected
+	ejected    atomic.Int32
+	size       atomic.Int32
+	warm       number // greatest warm-up factor of the fleet
+
+	next    instant // when the next tick is due
+	ticking atomic.Bool
+	buf     []float64 // the tick's
+
+	// The nodes that reported last, for picking where most reports would be stale.
+	recent     [recents]atomic.Pointer[Node]
+	recentNext atomic.Uint32
+}
+
+// NewFleet returns a fleet that works by p.
+func NewFleet(p Params) *Fleet {
+	f := &Fleet{}
+	f.SetParams(p)
+	return f
+}
+
+// SetParams replaces the parameters.
+func (f *Fleet) SetParams(p Params) { f.params.Store(&p) }
+
+func (f *Fleet) par() *Params { return f.params.Load() }
+
+// NewNode returns a node of weight 1 that starts now.
+func (f *Fleet) NewNode(now time.Duration) *Node {
+	n := &Node{fleet: f}
+	n.SetWeight(1)
+	n.Start(now)
+	return n
+}
+
+func (f *Fleet) remember(n *Node) {
+	if f.sharing.get() > 0 {
+		f.recent[f.recentNext.Add(1)%recents].Store(n)
+	}
+}
+
+// unlikely says whether k failures in a row are too many to be chance where the whole fleet fails as often as it does: less
+// than one in ten thousand.
+func (f *Fleet) unlikely(k int) bool {
+	rate := f.errorRate.get()
+	return rate <= 0 || math.Pow(rate, float64(k)) < 1e-4
+}
+
+// eject takes n out, or keeps it out for longer, unless too many are out already.
+func (f *Fleet) eject(now time.Duration, n *Node) {
+	if !n.gated(gateEjected) {
+		size := f.size.Load()
+		allowed := max(1, int32(f.par().MaxEjected*float64(size)))
+		if size <= 1 || f.ejected.Load() >= min(allowed, size-1) {
+			return
+		}
+		n.setGate(gateEjected)
+		f.ejected.Add(1)
+	} else if now < n.ejectedUntil.get() {
+		return // a call from before the ejection
+	}
+	k := n.ejections.Add(1)
+	for_ := f.par().EjectFor << min(k-1, 16)
+	n.ejectedAt.set(now)
+	n.ejectedUntil.set(now + min(for_, f.par().EjectMax))
+}
+
+// tick recomputes what is derived from all nodes, if it is due: every 50 ms, or 100 µs per node, whichever is longer, so
+// that its cost per pick does not grow with the fleet.
+func (t *Table) tick(now time.Duration) {
+	f := t.fleet
+	if now < f.next.get() || !f.ticking.CompareAndSwap(false, true) {
+		return
+	}
+	defer f.ticking.Store(false)
+	last := f.next.get()
+	every := max(50*time.Millisecond, time.Duration(len(t.nodes))*100*time.Microsecond)
+	f.next.set(now + every)
+	elapsed := now - last + every
+	if last == 0 {
+		elapsed = every
+	}
+	t.learn(now, elapsed)
+	t.reweigh(now)
+}
+
+func (t *Table) learn(now, elapsed time.Duration) {
+	f := t.fleet
+	p := f.par()
+	f.buf = f.buf[:0]
+	var own, others, withReport, good, bad, caps, ncaps, warm float64
+	var ejected int32
+	keep := 1 / (1 + float64(elapsed)/float64(p.HealthMemory))
+	for _, n := range t.nodes {
+		own += float64(n.inflight.Load())
+		if at := n.reported.get(); at > 0 && now-at < 30*time.Second {
+			others += n.others.get()
+			withReport++
+		}
+		n.good.set(n.good.get()*keep + float64(n.oks.Swap(0)))
+		n.bad.set(n.bad.get()*keep + float64(n.bads.Swap(0)))
+		good += n.good.get()
+		bad += n.bad.get()
+		if u := n.utilMean.get(); u > 0.01 && n.rifMean.get() > 0 {
+			caps += math.Log(n.rifMean.get() / u)
+			ncaps++
+		}
+		if sv, k := n.serviceOf(); k >= 1 {
+			f.buf = append(f.buf, sv)
+		}
+		if n.gated(gateEjected) {
+			ejected++
+		}
+		warm = max(warm, n.warmth(now))
+	}
+	f.warm.set(warm)
+	f.size.Store(int32(len(t.nodes)))
+	f.ejected.Store(ejected)
+	if withReport > 0 {
+		f.othersMean.set(others / withReport)
+		mine := own / float64(len(t.nodes))
+		s := 0.
+		if o := others / withReport; o > 0 {
+			s = o / (o + mine)
+		}
+		// Slowly: single calls of others must not switch probing on and off.
+		f.sharing.set(f.sharing.get()*0.9 + s*0.1)
+	} else {
+		f.othersMean.set(0)
+		f.sharing.set(0)
+	}
+	med := 0.
+	if len(f.buf) > 0 {
+		slices.Sort(f.buf)
+		med = f.buf[(len(f.buf)-1)/2]
+	}
+	f.median.set(med)
+	rate := 0.
+	if bad > 0 {
+		rate = bad / (good + bad)
+	}
+	f.errorRate.set(rate)
+	// Where most calls fail wherever they go, nobody is to be blamed.
+	f.panicking.Store(float64(int32(len(t.nodes))-ejected) < p.Panic*float64(len(t.nodes)) || rate > 0.6)
+	typical := 1.
+	if ncaps > 0 {
+		typical = math.Exp(caps / ncaps)
+	}
+	for _, n := range t.nodes {
+		c := typical
+		if u := n.utilMean.get(); u > 0.01 && n.rifMean.get() > 0 {
+			c = min(max(n.rifMean.get()/u, typical/8), typical*8)
+		}
+		if ncaps == 0 {
+			c = 1
+		}
+		n.capacity.set(c * n.weight.get())
+		t.judge(now, n, med, rate)
+	}
+}
+
+// serviceOf returns the node's time per call without waiting, and how many calls are behind it.
+func (n *Node) serviceOf() (ns, samples float64) {
+	return n.service.get(), n.samples.get()
+}
+
+// judge decides slowness, penalty, ejection and gates of one node.
+func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
+	p := t.fleet.par()
+	sv, k := n.serviceOf()
+	k /= 1 + float64(now-n.learnt.get())/float64(p.Memory)
+	slow := 1.
+	if median > 0 && sv > 0 {
+		slow = math.Pow(max(sv/median, p.FastestRatio), k/(k+p.Shrink))
+	}
+	n.slowness.set(slow)
+
+	good, bad := n.good.get(), n.bad.get()
+	excess := 0.
+	if bad > 0.01 {
+		// One more success than was seen, so that what is long ago weighs nothing.
+		excess = max(0, bad/(good+bad+1)-fleetRate)
+	}
+	n.penalty.set(excess*p.ErrorPenalty + max(0, n.penalty.get()-excess*p.ErrorPenalty)*0.5)
+
+	if !n.gated(gateEjected) {
+		switch {
+		case p.SuccessRateMargin > 0 && good+bad >= p.SuccessRateVolume && excess > p.SuccessRateMargin,
+			p.LatencyFactor > 0 && len(t.nodes) > 2 && k >= 8 && slow >= p.LatencyFactor:
+			t.fleet.eject(now, n)
+		case bad == 0 && n.ejections.Load() > 0 && now-n.ejectedUntil.get() > 4*p.EjectMax:
+			n.ejections.Store(0)
+		}
+	}
+	if n.gated(gateSuspect) && n.consecutive.Load() == 0 && n.penalty.get() < 0.5 {
+		n.clearGate(gateSuspect)
+	}
+	if n.gated(gateWarmup) && n.Age(now) >= p.Warmup {
+		n.clearGate(gateWarmup)
+	}
+	if n.inflight.Load() > n.streams.Load() && median > 0 &&
+		now-n.quiet.get() > max(p.HungAtLeast, time.Duration(p.HungFactor*median)) {
+		n.setGate(gateHung)
+	}
+}
+
+// warmth is the part of its share that the node's age allows, 0.1 to 1.
+func (n *Node) warmth(now time.Duration) float64 {
+	w := n.fleet.par().Warmup
+	if w <= 0 || !n.gated(gateWarmup) {
+		return 1
+	}
+	return min(1, max(0.1, float64(n.Age(now))/float64(w)))
+}

@@ -1,0 +1,407 @@
+package score
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+// number is a float64 that may be read and written concurrently. The zero value is 0.
+type number struct{ bits atomic.Uint64 }
+
+func (n *number) get() float64  { return math.Float64frombits(n.bits.Load()) }
+func (n *number) set(v float64) { n.bits.Store(math.Float64bits(v)) }
+
+// instant is a point in time that may be read and written concurrently. The zero value is "never"; the epoch itself
+// cannot be told from it.
+type instant struct{ ns atomic.Int64 }
+
+func (i *instant) get() time.Duration  { return time.Duration(i.ns.Load()) }
+func (i *instant) set(v time.Duration) { i.ns.Store(int64(v)) }
+
+// Node holds the statistics of one endpoint. Times are durations since an epoch common to all nodes of a fleet, always
+// greater than zero. Make one with [Fleet.NewNode].
+type Node struct {
+	// What Choose reads of every candidate stands first, in one cache line.
+	inflight atomic.Int64
+	gates    atomic.Uint32 // why the node may not be picked freely; 0 on the fast path
+	limit    atomic.Uint32 // most calls in flight, 0 for no limit
+	quiet    instant       // when the node last finished a call, or became busy, whichever is later
+	others   number        // calls in flight from elsewhere, when reported
+	reported instant       // when the last usable report came
+	slowness number        // multiple of the fleet's median time per call, decided by the tick; 0 until then
+	capacity number        // concurrency · weight, decided by the tick; 0 until then
+	penalty  number        // added cost, decided by the tick and by failures
+
+	fleet   *Fleet
+	weight  number
+	remote  atomic.Bool
+	streams atomic.Int64
+	picks   atomic.Uint64
+	picked  instant // last pick
+
+	// Learnt from finished calls, by whoever holds learning.
+	learning atomic.Bool
+	service  number  // time per call without waiting, in nanoseconds, EWMA
+	samples  number  // how many calls are behind service, decaying
+	latency  number  // time per call as seen, in nanoseconds, peak EWMA
+	learnt   instant // when service was last updated
+	// Outcomes are counted exactly in between two ticks and folded into the decaying counts by the tick.
+	oks, bads   atomic.Uint32
+	good, bad   number
+	consecutive atomic.Int32
+	clean       atomic.Int32 // clean answers in probation
+
+	// Ejection. Written by Done on consecutive failures and by the tick.
+	ejectedUntil instant
+	ejections    atomic.Int32 // grows by one per ejection, shrinks with good time
+	ejectedAt    instant
+
+	// Reports, by whoever holds observing.
+	observing   atomic.Bool
+	utilization number
+	rif         number // requests in flight at the server, as last reported
+	rifMean     number // EWMA of what was reported
+	utilMean    number
+	errorsRep   number // errors per second over requests per second
+	rps         number
+	serviceRep  number // the server's own mean time per call in nanoseconds
+	booted      instant
+	hasBooted   atomic.Bool
+	weighed     number // A58 weight
+	weighedAt   instant
+	weighedFrom instant
+}
+
+// The gates.
+const (
+	gateProbation uint32 = 1 << iota // one call in flight until the server has answered
+	gateEjected                      // not before ejectedUntil, then one call in flight until it succeeds
+	gateWarmup                       // admitted with the probability of its age
+	gateSuspect                      // calls to it failed not long ago: tried now and then, even if dear
+	gateHung                         // busy and silent for too long: no further call until something finishes
+)
+
+func (n *Node) setGate(g uint32)      { n.gates.Or(g) }
+func (n *Node) clearGate(g uint32)    { n.gates.And(^g) }
+func (n *Node) gated(g uint32) bool   { return n.gates.Load()&g != 0 }
+func (n *Node) InFlight() int         { return int(n.inflight.Load()) }
+func (n *Node) SetRemote(remote bool) { n.remote.Store(remote) }
+
+// SetWeight sets the node's static weight; 1 is a node of ordinary size. Values that are not positive count as 1.
+func (n *Node) SetWeight(w float64) {
+	if !(w > 0) {
+		w = 1
+	}
+	n.weight.set(w)
+}
+
+// SetLimit bounds the calls in flight at the node; 0 is no bound.
+func (n *Node) SetLimit(calls int) { n.limit.Store(uint32(max(0, calls))) }
+
+// Start says that a server that was not there before may be behind the node: its statistics begin anew, it is in
+// probation, and its age counts from now unless it reports its own.
+func (n *Node) Start(now time.Duration) {
+	n.samples.set(0)
+	n.service.set(0)
+	n.latency.set(0)
+	n.good.set(0)
+	n.bad.set(0)
+	n.oks.Store(0)
+	n.bads.Store(0)
+	n.consecutive.Store(0)
+	n.clean.Store(0)
+	n.reported.set(0)
+	n.others.set(0)
+	n.utilization.set(0)
+	n.rifMean.set(0)
+	n.utilMean.set(0)
+	n.serviceRep.set(0)
+	n.weighed.set(0)
+	n.weighedFrom.set(0)
+	n.slowness.set(0)
+	n.capacity.set(0)
+	n.penalty.set(0)
+	n.ejections.Store(0)
+	n.ejectedUntil.set(0)
+	n.clearGate(gateEjected | gateHung | gateSuspect)
+	n.setGate(gateProbation)
+	n.hasBooted.Store(false)
+	n.booted.set(now)
+	if n.fleet.par().Warmup > 0 {
+		n.setGate(gateWarmup)
+	}
+	n.quiet.set(now)
+}
+
+// Begin counts a call as in flight and returns the load that it found, calls per unit of concurrency and itself included,
+// to be given back in its [Sample].
+func (n *Node) Begin(now time.Duration, stream bool) (load float64) {
+	q := n.inflight.Add(1)
+	if q == 1 {
+		n.quiet.set(now)
+	}
+	if stream {
+		n.streams.Add(1)
+	}
+	n.picks.Add(1)
+	n.picked.set(now)
+	if c := n.capacity.get(); c > 0 {
+		return (float64(q) + n.elsewhere(now)) / c
+	}
+	return 0
+}
+
+// Outcome says what the end of a call tells about the server.
+type Outcome uint8
+
+// The outcomes.
+const (
+	// Answered: the server did its work, whatever it said; its time counts.
+	Answered Outcome = iota
+	// Failed: the server's fault, or its overload. Its time does not count, its failure does.
+	Failed
+	// Erred: the server ran the call into an error that may be the application's. It counts only where others err less.
+	Erred
+	// Cut: the caller gave up before the end. The time counts only as a lower bound.
+	Cut
+	// TimedOut is Cut by the call's deadline: a failure if the node is silent.
+	TimedOut
+	// Void: the call never reached the server. It tells nothing.
+	Void
+)
+
+// Sample is one finished call.
+type Sample struct {
+	Outcome Outcome
+	// Started is when the call began, Load what Begin returned.
+	Started time.Duration
+	Load    float64
+	// Stream is what Begin was told: the call's length is the caller's choice.
+	Stream bool
+	// Untimed says that the call's length tells nothing of the server for another reason.
+	Untimed bool
+}
+
+// End counts the call as finished and learns from it.
+func (n *Node) End(now time.Duration, s Sample) {
+	n.inflight.Add(-1)
+	if s.Stream {
+		n.streams.Add(-1)
+	}
+	if s.Outcome == Void {
+		return
+	}
+	par := n.fleet.par()
+	took := float64(now - s.Started)
+	switch s.Outcome {
+	case Answered:
+		n.oks.Add(1)
+		n.consecutive.Store(0)
+		n.answered(now)
+	case TimedOut:
+		// A deadline that is short for everybody is not this node's fault; a node that finished nothing meanwhile is.
+		if silent := n.quiet.get() <= s.Started; !silent {
+			s.Outcome = Cut
+			break
+		}
+		fallthrough
+	case Erred:
+		n.bads.Add(1)
+	case Failed:
+		n.bads.Add(1)
+		n.clean.Store(0)
+		n.setGate(gateSuspect)
+		if c := n.consecutive.Add(1); par.ConsecutiveFailures > 0 && int(c) >= par.ConsecutiveFailures && n.fleet.unlikely(int(c)) || n.gated(gateEjected) {
+			n.fleet.eject(now, n)
+		}
+		n.penalty.set(max(n.penalty.get(), par.FailurePenalty*float64(n.consecutive.Load())))
+	}
+	if s.Outcome == Answered || s.Outcome == Failed || s.Outcome == Erred {
+		n.quiet.set(now)
+		n.clearGate(gateHung)
+	} else if n.gated(gateHung) && n.quiet.get() <= s.Started {
+		n.fleet.eject(now, n) // it took calls and gave nothing back until their callers gave up
+	}
+	if s.Stream || s.Untimed || s.Outcome == Failed || s.Outcome == Erred {
+		return
+	}
+	if (s.Outcome == Cut || s.Outcome == TimedOut) && took < n.service.get()*max(1, s.Load) {
+		return // a lower bound that is already met
+	}
+	if !n.learning.CompareAndSwap(false, true) {
+		return
+	}
+	since := float64(now - n.learnt.get())
+	n.learnt.set(now)
+	k := n.samples.get() / (1 + since/float64(par.Memory))
+	k = min(k+1, par.Samples)
+	n.samples.set(k)
+	sv := n.service.get()
+	n.service.set(sv + (took/max(1, s.Load)-sv)/k)
+	lat := n.latency.get()
+	if took > lat {
+		lat = took
+	} else {
+		lat += (took - lat) * (1 - math.Exp(-since/float64(par.PeakDecay)))
+	}
+	n.latency.set(lat)
+	n.learning.Store(false)
+}
+
+// answered is what a clean answer does to probation and trial.
+func (n *Node) answered(now time.Duration) {
+	g := n.gates.Load()
+	if g&(gateProbation|gateEjected|gateSuspect) == 0 {
+		return
+	}
+	if g&gateSuspect != 0 {
+		n.bad.set(n.bad.get() / 4)
+	}
+	if g&gateProbation != 0 && int(n.clean.Add(1)) >= n.fleet.par().CleanAnswers {
+		n.clearGate(gateProbation)
+	}
+	if g&gateEjected != 0 && now >= n.ejectedUntil.get() {
+		n.clearGate(gateEjected)
+		n.penalty.set(0)
+		n.good.set(0)
+		n.bad.set(0)
+		// What was slow may have healed: forget most of what was learnt, so that few calls decide.
+		n.samples.set(min(n.samples.get(), 1))
+		n.slowness.set(1)
+	}
+}
+
+// Report is what a server said of its load. Fields that it did not report are negative.
+type Report struct {
+	// Utilization is 1 when the server can do no more; it may exceed 1.
+	Utilization float64
+	// InFlight counts the requests in flight at the server, the reporting one not included.
+	InFlight float64
+	// Uptime is the age of the server process.
+	Uptime time.Duration
+	// Service is the server's mean time per call.
+	Service time.Duration
+	// PerSecond counts requests, ErrorsPerSecond those that failed.
+	PerSecond, ErrorsPerSecond float64
+}
+
+// NoReport is a Report that says nothing.
+func NoReport() Report {
+	return Report{Utilization: -1, InFlight: -1, Uptime: -1, Service: -1, PerSecond: -1, ErrorsPerSecond: -1}
+}
+
+// Observe learns from a report that came now. Call it after [Node.End] of the call that carried the report.
+func (n *Node) Observe(now time.Duration, r Report) {
+	if !(r.Utilization >= 0) && !(r.InFlight >= 0) && r.Uptime < 0 {
+		return
+	}
+	if !n.observing.CompareAndSwap(false, true) {
+		return
+	}
+	defer n.observing.Store(false)
+	if r.Uptime >= 0 {
+		booted := now - r.Uptime
+		// Clocks and rounding differ by less than this; a younger server is another one.
+		if n.hasBooted.Load() && booted > n.booted.get()+2*time.Second {
+			n.Start(now)
+		}
+		n.hasBooted.Store(true)
+		n.booted.set(booted)
+	}
+	own := float64(n.inflight.Load())
+	if r.InFlight >= 0 && !math.IsInf(r.InFlight, 0) {
+		n.rif.set(r.InFlight)
+		n.others.set(max(0, r.InFlight-own))
+	} else {
+		r.InFlight = own
+	}
+	if r.Utilization >= 0 && !math.IsInf(r.Utilization, 0) {
+		n.utilization.set(r.Utilization)
+		// The ratio of the means is steadier than the mean of the ratios. 32 reports of memory.
+		const a = 1. / 32
+		if n.utilMean.get() == 0 {
+			n.rifMean.set(r.InFlight)
+			n.utilMean.set(r.Utilization)
+		} else {
+			n.rifMean.set(n.rifMean.get()*(1-a) + r.InFlight*a)
+			n.utilMean.set(n.utilMean.get()*(1-a) + r.Utilization*a)
+		}
+		if r.PerSecond > 0 && r.Utilization > 0 {
+			// gRFC A58: weight = qps / (utilization + eps/qps · error_utilization_penalty).
+			eps := max(0, r.ErrorsPerSecond)
+			n.weighed.set(r.PerSecond / (r.Utilization + eps/r.PerSecond))
+			n.weighedAt.set(now)
+			if n.weighedFrom.get() == 0 {
+				n.weighedFrom.set(now)
+			}
+		}
+	}
+	if r.Service >= 0 {
+		n.serviceRep.set(float64(r.Service))
+	}
+	if r.PerSecond >= 0 {
+		n.rps.set(r.PerSecond)
+	}
+	n.reported.set(now)
+	n.clearGate(gateProbation)
+	n.fleet.remember(n)
+}
+
+// elsewhere estimates the calls in flight at the server that did not come from here.
+func (n *Node) elsewhere(now time.Duration) float64 {
+	at := n.reported.get()
+	mean := n.fleet.othersMean.get()
+	if at == 0 {
+		return mean
+	}
+	o := n.others.get()
+	if o == mean {
+		return o
+	}
+	age := float64(now - at)
+	return mean + (o-mean)/(1+age/float64(n.fleet.par().ReportMemory))
+}
+
+// Age is how long the server has been up, as it says or as seen from here.
+func (n *Node) Age(now time.Duration) time.Duration { return now - n.booted.get() }
+
+// Stats is a snapshot of one node for people to look at.
+type Stats struct {
+	InFlight, Streams int
+	Picks             uint64
+	// Utilization and InFlightReported are the server's last word; Reported is its age, negative if it never spoke.
+	Utilization, InFlightReported float64
+	Reported                      time.Duration
+	// Latency is the decaying mean time of a call, Slowness its multiple of the fleet's median (1 is typical).
+	Latency  time.Duration
+	Slowness float64
+	// Health is 1 for a node whose recent calls all succeeded, 0 for one whose calls all failed.
+	Health                                float64
+	Ejected, Probation, WarmingUp, Silent bool
+	Age                                   time.Duration
+}
+
+// Stats takes a snapshot; its fields are read one after another.
+func (n *Node) Stats(now time.Duration) Stats {
+	g := n.gates.Load()
+	s := Stats{
+		InFlight: n.InFlight(), Streams: int(n.streams.Load()), Picks: n.picks.Load(),
+		Utilization: n.utilization.get(), InFlightReported: n.rif.get(), Reported: -1,
+		Latency: time.Duration(n.service.get()), Slowness: n.slowness.get(), Health: 1 - n.errorRate(),
+		Ejected: g&gateEjected != 0, Probation: g&gateProbation != 0, WarmingUp: g&gateWarmup != 0, Silent: g&gateHung != 0,
+		Age: n.Age(now),
+	}
+	if at := n.reported.get(); at > 0 {
+		s.Reported = now - at
+	}
+	return s
+}
+
+func (n *Node) errorRate() float64 {
+	good, bad := n.good.get()+float64(n.oks.Load()), n.bad.get()+float64(n.bads.Load())
+	if bad == 0 {
+		return 0
+	}
+	return bad / (good + bad + 1)
+}

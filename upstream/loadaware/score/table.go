@@ -1,0 +1,303 @@
+package score
+
+import (
+	"math"
+	"sync/atomic"
+	"time"
+)
+
+// Rand is a small random number generator (splitmix64) that lives on the stack. Seed it from wherever randomness comes.
+type Rand struct{ State uint64 }
+
+// Uint64 returns 64 random bits.
+func (r *Rand) Uint64() uint64 {
+	r.State += 0x9e3779b97f4a7c15
+	z := r.State
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
+
+// IntN returns a number in [0, n). n must be positive and fit in 32 bits.
+func (r *Rand) IntN(n int) int { return int(r.Uint64() >> 32 * uint64(n) >> 32) }
+
+// Float64 returns a number in [0, 1).
+func (r *Rand) Float64() float64 { return float64(r.Uint64()>>11) / (1 << 53) }
+
+// Policy is a way of choosing.
+type Policy uint8
+
+// The policies.
+const (
+	Adaptive Policy = iota
+	RoundRobin
+	WeightedRoundRobin
+	LeastRequest
+	PeakEWMA
+	Random
+	RingHash
+	BoundedHash
+)
+
+var policyNames = [...]string{"adaptive", "round_robin", "weighted_round_robin", "least_request", "peak_ewma", "random", "ring_hash", "bounded_hash"}
+
+func (p Policy) String() string { return policyNames[p] }
+
+// ParsePolicy finds a policy by its name; "" is Adaptive.
+func ParsePolicy(name string) (Policy, bool) {
+	if name == "" {
+		return Adaptive, true
+	}
+	for i, s := range policyNames {
+		if s == name {
+			return Policy(i), true
+		}
+	}
+	return 0, false
+}
+
+// Pick is what one call asks for.
+type Pick struct {
+	// Tried are nodes not to be chosen while others can serve.
+	Tried []*Node
+	// Hash is the key of the hash policies. Without HasHash a random key is taken.
+	Hash    uint64
+	HasHash bool
+}
+
+// Table is an immutable list of nodes that a call may go to, with the scheduling state of its policy.
+type Table struct {
+	fleet  *Fleet
+	policy Policy
+	nodes  []*Node
+	next   atomic.Uint64 // round robin
+	wrr    atomic.Pointer[stride]
+	wrrDue instant
+	ring   []ringEntry
+}
+
+// NewTable returns a table over nodes, which must be of this fleet. names, of the same length, place the nodes on the
+// ring of the hash policies; the others do not need them.
+func (f *Fleet) NewTable(p Policy, nodes []*Node, names []string, seed uint64) *Table {
+	t := &Table{fleet: f, policy: p, nodes: nodes}
+	t.next.Store(seed)
+	if p == RingHash || p == BoundedHash {
+		t.ring = newRing(nodes, names)
+	}
+	return t
+}
+
+// Len is the number of nodes, Node the i-th of them.
+func (t *Table) Len() int { return len(t.nodes) }
+
+// Node returns the i-th node.
+func (t *Table) Node(i int) *Node { return t.nodes[i] }
+
+// Choose returns the index of the node that the next call should go to, or -1 if every node is at its limit.
+func (t *Table) Choose(now time.Duration, r *Rand, p *Pick) int {
+	if now >= t.fleet.next.get() {
+		t.tick(now)
+	}
+	i := -1
+	switch t.policy {
+	case Adaptive:
+		i = t.adaptive(now, r, p)
+	case RoundRobin:
+		i = t.roundRobin(now, r, p)
+	case WeightedRoundRobin:
+		i = t.weighted(now, r, p)
+	case LeastRequest:
+		i = t.twoChoices(now, r, p, (*Node).requests)
+	case PeakEWMA:
+		i = t.twoChoices(now, r, p, (*Node).peak)
+	case Random:
+		i = t.probe(now, r, p, r.IntN(len(t.nodes)))
+	case RingHash, BoundedHash:
+		i = t.hash(now, r, p)
+	}
+	if i >= 0 {
+		return i
+	}
+	return t.leastBad(now, r, p)
+}
+
+// admits says whether n may be picked freely, and if so whether it must be, to learn how it is.
+func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must bool) {
+	g := n.gates.Load()
+	if l := n.limit.Load(); l > 0 && n.inflight.Load() >= int64(l) {
+		return false, false
+	}
+	for _, tried := range p.Tried {
+		if tried == n {
+			return false, false
+		}
+	}
+	if g == 0 {
+		return true, false
+	}
+	if g&(gateProbation|gateHung|gateEjected) != 0 && n.inflight.Load() > n.streams.Load() {
+		return t.fleet.panicking.Load() && g&(gateProbation|gateHung) == 0, false
+	}
+	if g&gateEjected != 0 {
+		if now < n.ejectedUntil.get() {
+			return t.fleet.panicking.Load(), false
+		}
+		return true, true
+	}
+	if g&gateSuspect != 0 && n.inflight.Load() == 0 {
+		rest := t.fleet.par().EjectFor
+		if n.consecutive.Load() == 0 {
+			rest /= 10
+		}
+		if now-n.picked.get() > rest {
+			return true, true
+		}
+	}
+	if g&gateProbation != 0 {
+		return true, n.consecutive.Load() == 0
+	}
+	if g&gateWarmup != 0 && t.policy == Adaptive {
+		// Relative to the warmest: a fleet that is new as a whole is not held back.
+		if w := n.warmth(now) / t.fleet.warm.get(); w < 1 && r.Float64() >= w {
+			return false, false
+		}
+	}
+	return true, false
+}
+
+// cost estimates what a further call will cost at n, in typical calls.
+func (t *Table) cost(now time.Duration, n *Node) float64 {
+	f := t.fleet
+	q := float64(n.inflight.Load())
+	if f.sharing.get() > 0 {
+		q += n.elsewhere(now)
+	}
+	load := q + 1
+	if c := n.capacity.get(); c > 0 {
+		load /= c
+	}
+	if n.remote.Load() {
+		load += f.par().ZonePenalty
+	}
+	slow := n.slowness.get()
+	if q >= 1 {
+		if med := f.median.get(); med > 0 {
+			slow = max(slow, float64(now-n.quiet.get())/med)
+		}
+	}
+	if slow == 0 {
+		slow = 1
+	}
+	return slow*f.wait(load) + n.penalty.get()
+}
+
+// wait is the cost of load: little while there is room, growing with the queue.
+func (f *Fleet) wait(load float64) float64 {
+	switch f.par().WaitPower {
+	case 1:
+		return 1 + load
+	case 2:
+		return 1 + load*load
+	}
+	return 1 + math.Pow(load, f.par().WaitPower)
+}
+
+func (t *Table) adaptive(now time.Duration, r *Rand, p *Pick) int {
+	best, least := -1, math.Inf(1)
+	look := func(i int) bool {
+		n := t.nodes[i]
+		ok, must := t.admits(now, r, p, n)
+		if !ok {
+			return false
+		}
+		if must {
+			best = i
+			return true
+		}
+		if c := t.cost(now, n); c < least {
+			best, least = i, c
+		}
+		return false
+	}
+	n := len(t.nodes)
+	if n <= t.fleet.par().ScanAll {
+		// Start anywhere, so that ties fall on every node alike.
+		at := r.IntN(n)
+		for range n {
+			if look(at) {
+				return best
+			}
+			if at++; at == n {
+				at = 0
+			}
+		}
+		return best
+	}
+	// Choices without replacement: a random start and random steps, none long enough to come round.
+	at := r.IntN(n)
+	for range t.fleet.par().Choices {
+		if look(at) {
+			return best
+		}
+		if at += 1 + r.IntN(n/t.fleet.par().Choices); at >= n {
+			at -= n
+		}
+	}
+	return best
+}
+
+// leastBad serves a call for which the filter left nothing: of a few nodes that are not full, the one with the fewest
+// calls in flight, those already tried last. It returns -1 if all nodes are at their limits.
+func (t *Table) leastBad(now time.Duration, r *Rand, p *Pick) int {
+	n := len(t.nodes)
+	at := r.IntN(n)
+	best, least := -1, math.Inf(1)
+	for k := range n {
+		if k >= 2*t.fleet.par().ScanAll && best >= 0 {
+			break
+		}
+		nd := t.nodes[at]
+		if l := nd.limit.Load(); l == 0 || nd.inflight.Load() < int64(l) {
+			c := float64(nd.inflight.Load())
+			g := nd.gates.Load()
+			for _, tried := range p.Tried {
+				if tried == nd {
+					c += 1e6
+				}
+			}
+			switch {
+			case g&gateEjected != 0:
+				c += 1e4
+			case g&gateHung != 0:
+				c += 1e3
+			}
+			if c < least {
+				best, least = at, c
+			}
+		}
+		if at++; at == n {
+			at = 0
+		}
+	}
+	return best
+}
+
+// Probe returns the index of a node whose load is worth asking for now, or -1. It is to be called once per call. The rate
+// is Params.Probes times the part of the servers' load that comes from elsewhere.
+func (t *Table) Probe(now time.Duration, r *Rand) int {
+	f := t.fleet
+	s := f.sharing.get()
+	if s < 0.1 || len(t.nodes) < 2 {
+		return -1
+	}
+	if r.Float64() >= f.par().Probes*s {
+		return -1
+	}
+	for range 4 {
+		i := r.IntN(len(t.nodes))
+		if n := t.nodes[i]; now-n.reported.get() >= f.par().ProbeAge && n.gates.Load()&(gateEjected|gateHung) == 0 {
+			return i
+		}
+	}
+	return -1
+}

@@ -1,0 +1,76 @@
+// Command transom is an edge proxy that puts REST, WebSocket, gRPC-Web, Connect and gRPC clients in front of gRPC
+// services, from their protobuf descriptors alone.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		if errors.As(err, new(usageError)) {
+			os.Exit(2) //nolint:gocritic // nothing is left to clean up
+		}
+		os.Exit(1)
+	}
+}
+
+// usageError is a fault of the command line: exit code 2.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "transom",
+		Short:         "An edge proxy from REST, WebSocket, gRPC-Web, Connect and gRPC clients to gRPC services",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), versionCommand())
+	return root
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version and how it was built",
+		Args:  cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) {
+			version := "devel"
+			var settings []any
+			if bi, ok := debug.ReadBuildInfo(); ok {
+				if bi.Main.Version != "" && bi.Main.Version != "(devel)" {
+					version = bi.Main.Version
+				}
+				settings = append(settings, bi.GoVersion)
+				for _, s := range bi.Settings {
+					if s.Key == "vcs.revision" || s.Key == "GOOS" || s.Key == "GOARCH" {
+						settings = append(settings, s.Value)
+					}
+				}
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), append([]any{"transom", version}, settings...)...)
+		},
+	}
+}
+
+// logger writes events to standard error.
+func logger(level slog.Level) *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"transom/gateway"
+	"transom/gateway/configfile"
+	configv1 "transom/proto/transom/config/v1"
+)
+
+// sourceFlags are where the configuration comes from: a file, or flags for the simple case.
+type sourceFlags struct {
+	config      string
+	listen      []string
+	listenTLS   []string
+	cert, key   string
+	http3       bool
+	descriptors []string
+	upstreams   []string
+	maxMessage  uint32
+	warmup      time.Duration
+}
+
+func (f *sourceFlags) register(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.config, "config", "", "configuration `FILE` (YAML); instead of the flags below")
+	fl.StringArrayVar(&f.listen, "listen", nil, "`HOST:PORT` for HTTP/1.1 and h2c; repeatable")
+	fl.StringArrayVar(&f.listenTLS, "listen-tls", nil, "`HOST:PORT` for HTTP/1.1 and HTTP/2 over TLS; repeatable")
+	fl.StringVar(&f.cert, "tls-cert", "", "PEM `FILE` of the certificate chain for --listen-tls")
+	fl.StringVar(&f.key, "tls-key", "", "PEM `FILE` of the certificate's private key")
+	fl.BoolVar(&f.http3, "http3", false, "also serve HTTP/3 on the port of --listen-tls, over UDP")
+	fl.StringArrayVar(&f.descriptors, "descriptors", nil, "FileDescriptorSet `FILE`; repeatable; without it the upstream is asked by reflection")
+	fl.StringArrayVar(&f.upstreams, "upstream", nil, "`TARGET` of the gRPC servers: host:port, static:///a,b, dns:///host:port, file:///path")
+	fl.Uint32Var(&f.maxMessage, "max-message-bytes", 0, "largest message in bytes (default 4 MiB)")
+	fl.DurationVar(&f.warmup, "warmup", 90*time.Second, "how long a new server gets less than its full share")
+}
+
+// load gives the configuration and, if it came from a file, the file for the positions of faults.
+func (f *sourceFlags) load() (*configv1.Config, *configfile.File, error) {
+	if f.config != "" {
+		if len(f.listen)+len(f.listenTLS)+len(f.descriptors)+len(f.upstreams) > 0 {
+			return nil, nil, usageError{errors.New("--config stands alone: put listeners, descriptors and upstreams into the file")}
+		}
+		file, err := configfile.Load(f.config)
+		if err != nil {
+			return nil, nil, err
+		}
+		return file.Config, file, nil
+	}
+	if len(f.upstreams) != 1 {
+		return nil, nil, usageError{errors.New("say where calls go: --upstream TARGET (once; more clusters need --config)")}
+	}
+	if len(f.listenTLS) > 0 && (f.cert == "" || f.key == "") {
+		return nil, nil, usageError{errors.New("--listen-tls needs --tls-cert and --tls-key")}
+	}
+	if f.http3 && len(f.listenTLS) == 0 {
+		return nil, nil, usageError{errors.New("--http3 needs --listen-tls")}
+	}
+	const name = "default"
+	cfg := &configv1.Config{
+		Clusters: map[string]*configv1.Cluster{name: {
+			Target: f.upstreams[0], MessageBytes: f.maxMessage,
+			Lb: &configv1.LoadBalancing{Warmup: durationpb.New(f.warmup)},
+		}},
+		Limits: &configv1.Limits{MessageBytes: f.maxMessage},
+	}
+	for _, a := range f.listen {
+		cfg.Listeners = append(cfg.Listeners, &configv1.Listener{Address: a})
+	}
+	for _, a := range f.listenTLS {
+		cfg.Listeners = append(cfg.Listeners, &configv1.Listener{Address: a, Http3: f.http3, Tls: &configv1.TLS{Certificate: f.cert, Key: f.key}})
+	}
+	for _, d := range f.descriptors {
+		cfg.Descriptors = append(cfg.Descriptors, &configv1.DescriptorSource{Source: &configv1.DescriptorSource_File{File: d}})
+	}
+	if len(cfg.Descriptors) == 0 {
+		cfg.Descriptors = []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_Reflection_{
+			Reflection: &configv1.DescriptorSource_Reflection{Cluster: name},
+		}}}
+	}
+	for _, l := range cfg.GetListeners() {
+		if _, _, err := net.SplitHostPort(l.GetAddress()); err != nil {
+			return nil, nil, usageError{fmt.Errorf("listen address %q: want HOST:PORT", l.GetAddress())}
+		}
+	}
+	return cfg, nil, nil
+}
+
+// located gives the faults of a configuration file their file, line and column.
+func located(err error, file *configfile.File) error {
+	if err == nil || file == nil {
+		return err
+	}
+	var faults configfile.Faults
+	for _, e := range flatten(err) {
+		f, ok := errors.AsType[*gateway.Fault](e)
+		if !ok {
+			return err
+		}
+		faults = append(faults, file.Fault(f.Path, f.Msg))
+	}
+	return faults
+}
+
+// flatten lists the errors that errors.Join put together.
+func flatten(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // errors.Join's own form is meant
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, flatten(e)...)
+	}
+	return all
+}
+
+func serveCommand() *cobra.Command {
+	var src sourceFlags
+	var verbose bool
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the proxy",
+		Example: `  transom serve --listen :8080 --descriptors bank.binpb --upstream dns:///bank:50051
+  transom serve --config transom.yaml`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			level := slog.LevelInfo
+			if verbose {
+				level = slog.LevelDebug
+			}
+			log := logger(level)
+			cfg, file, err := src.load()
+			if err != nil {
+				return err
+			}
+			if len(cfg.GetListeners()) == 0 {
+				return usageError{errors.New("say where to listen: --listen HOST:PORT or --listen-tls HOST:PORT")}
+			}
+			g, err := gateway.New(cmd.Context(), cfg, log)
+			if err != nil {
+				return located(err, file)
+			}
+			for i, a := range g.Addrs() {
+				l := cfg.GetListeners()[i]
+				log.LogAttrs(cmd.Context(), slog.LevelInfo, "listening",
+					slog.String("address", a.String()), slog.Bool("tls", l.GetTls() != nil), slog.Bool("http3", l.GetHttp3()))
+			}
+			return g.Run(cmd.Context())
+		},
+	}
+	src.register(cmd)
+	cmd.Flags().BoolVar(&verbose, "verbose", false, "log at debug level")
+	return cmd
+}
+
+func checkCommand() *cobra.Command {
+	var src sourceFlags
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check configuration and descriptors; exit code 1 and every fault with its line if they are not sound",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, file, err := src.load()
+			if err != nil {
+				return err
+			}
+			if err := gateway.Check(cmd.Context(), cfg, logger(slog.LevelError)); err != nil {
+				return located(err, file)
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "ok")
+			return nil
+		},
+	}
+	src.register(cmd)
+	return cmd
+}
+
+func routesCommand() *cobra.Command {
+	var src sourceFlags
+	cmd := &cobra.Command{
+		Use:   "routes [FILE...]",
+		Short: "List what descriptor sets expose: HTTP verb, path, method, kind",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			src.descriptors = append(src.descriptors, args...)
+			if src.config == "" && len(src.upstreams) == 0 {
+				if len(src.descriptors) == 0 {
+					return usageError{errors.New("name a descriptor set: transom routes FILE")}
+				}
+				src.upstreams = []string{"static:///127.0.0.1:1"} // never dialled
+			}
+			cfg, file, err := src.load()
+			if err != nil {
+				return err
+			}
+			return located(gateway.Routes(cmd.Context(), cfg, cmd.OutOrStdout(), logger(slog.LevelError)), file)
+		},
+	}
+	src.register(cmd)
+	return cmd
+}

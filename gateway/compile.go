@@ -3,9 +3,10 @@ package gateway
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -92,117 +93,60 @@ func clusterConfig(name string, c *configv1.Cluster) upstream.Config {
 	return uc
 }
 
-// loadSchema reads the descriptor sources of cfg and compiles them. Sources that do not answer are left out and returned.
-func loadSchema(ctx context.Context, cfg *configv1.Config, clusters map[string]*clusterRef) (*descriptors.Schema, []*configv1.DescriptorSource, []Fault) {
-	var sets []*descriptors.Set
-	var missing []*configv1.DescriptorSource
-	var faults []Fault
-	for i, d := range cfg.GetDescriptors() {
-		path := fmt.Sprintf("descriptors[%d]", i)
-		var set *descriptors.Set
-		var err error
-		switch src := d.GetSource().(type) {
-		case *configv1.DescriptorSource_File:
-			set, err = descriptors.FromFile(src.File)
-		case *configv1.DescriptorSource_Proto:
-			set, err = descriptors.FromProto(ctx, src.Proto.GetRoots(), src.Proto.GetFiles())
-		case *configv1.DescriptorSource_Reflection_:
-			ref := clusters[src.Reflection.GetCluster()]
-			if ref == nil {
-				faults = append(faults, Fault{path + ".reflection.cluster", noCluster(src.Reflection.GetCluster(), cfg)})
-				continue
-			}
-			attempt, cancel := context.WithTimeout(ctx, reflectionTimeout)
-			set, err = descriptors.FromReflection(attempt, ref.Conn())
-			cancel()
-			if err != nil {
-				missing = append(missing, d)
-				continue
-			}
-		default:
-			faults = append(faults, Fault{path, "a descriptor source is one of file, proto or reflection"})
-			continue
-		}
-		if err != nil {
-			faults = append(faults, Fault{path, err.Error()})
-			continue
-		}
-		sets = append(sets, set)
-	}
-	sets = append(sets, builtinSet())
-	var opts descriptors.Options
-	opts.IgnoreTrailingSlash = cfg.GetHttpRules().GetIgnoreTrailingSlash()
-	if len(faults) > 0 {
-		return nil, nil, faults
-	}
-	schema, err := descriptors.Compile(sets, opts)
-	if err != nil {
-		return nil, nil, faultsOf("descriptors", err)
-	}
-	return schema, missing, nil
+// builder compiles one configuration to a Snapshot. It collects all faults before it gives up.
+type builder struct {
+	ctx    context.Context //nolint:containedctx // a builder lives as long as the call that makes it
+	cfg    *configv1.Config
+	log    *slog.Logger
+	health *health.Server
+	holds
+	clusters map[string]*upstream.Cluster
+	schema   *descriptors.Schema
+	// missing are the descriptor sources that did not answer.
+	missing []*configv1.DescriptorSource
+	faults  []Fault
 }
 
-// reflectionTimeout bounds one try at a reflection source.
-const reflectionTimeout = 5 * time.Second
-
-// faultsOf makes a Fault of each of the errors joined in err.
-func faultsOf(path string, err error) []Fault {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // errors.Join's own form is meant
-		var faults []Fault
-		for _, e := range joined.Unwrap() {
-			faults = append(faults, faultsOf(path, e)...)
-		}
-		return faults
-	}
-	return []Fault{{path, err.Error()}}
+// fault records something wrong with the field at path.
+func (b *builder) fault(path, format string, args ...any) {
+	b.faults = append(b.faults, Fault{path, fmt.Sprintf(format, args...)})
 }
 
-func noCluster(name string, cfg *configv1.Config) string {
-	if name == "" {
-		return "names no cluster"
+// faultOf records every error joined in err.
+func (b *builder) faultOf(path string, err error) {
+	for _, e := range flatten(err) {
+		b.faults = append(b.faults, Fault{path, e.Error()})
 	}
-	return fmt.Sprintf("there is no cluster %q, only %q", name, slices.Sorted(maps.Keys(cfg.GetClusters())))
 }
 
-// compile makes a Snapshot of a configuration, its schema and its clusters.
-func compile(cfg *configv1.Config, schema *descriptors.Schema, clusters map[string]*clusterRef, hs *health.Server) (*Snapshot, []Fault) {
-	j := cfg.GetJson()
-	opts := transcoder.Options{
-		JSON: codec.Options{
-			EmitDefaults: j.GetEmitDefaults(), ProtoNames: j.GetProtoNames(), EnumNumbers: j.GetEnumNumbers(),
-			Int64Numbers: j.GetInt64Numbers(), DiscardUnknown: j.GetIgnoreUnknownFields(), MaxDepth: int(cfg.GetLimits().GetDepth()),
-		},
-		IgnoreUnknownQuery: j.GetIgnoreUnknownQuery(), IgnoreQuery: j.GetIgnoreQuery(), QueryMaps: j.GetQueryMaps(),
+// flatten lists the errors that errors.Join put together.
+func flatten(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // errors.Join's own form is meant
+	if !ok {
+		return []error{err}
 	}
-	if j.GetAip193Errors() {
-		opts.ErrorShape = transcoder.ErrorAIP193
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, flatten(e)...)
 	}
-	plans, err := transcoder.NewPlans(schema, opts)
-	if err != nil {
-		return nil, faultsOf("descriptors", err)
+	return all
+}
+
+// build does all of it. On faults nothing is held; otherwise the Snapshot holds what it needs until it is released.
+func (b *builder) build() (*Snapshot, error) {
+	b.openClusters()
+	b.loadSchema()
+	var s *Snapshot
+	if len(b.faults) == 0 {
+		s = b.snapshot()
 	}
-	set, faults := compilePolicies(cfg.GetPolicies())
-	faults = append(faults, set.unmatched(schema)...)
-	s := &Snapshot{schema: schema, plans: plans, routes: make([]listeners.Route, len(schema.Methods()))}
-	local := builtinHandlers(schema, hs)
-	for _, m := range schema.Methods() {
-		eff, fs := set.effective(string(m.Name))
-		faults = append(faults, fs...)
-		route, fs := compileRoute(cfg, m, eff, clusters, local[m.FullPath])
-		faults = append(faults, fs...)
-		route.Plan = plans.Method(m)
-		s.routes[m.ID] = route
+	if len(b.faults) > 0 {
+		b.release()
+		return nil, joinFaults(unique(b.faults))
 	}
-	if u := cfg.GetUnknownMethods(); u != nil {
-		ref := clusters[u.GetCluster()]
-		if ref == nil {
-			faults = append(faults, Fault{"unknown_methods.cluster", noCluster(u.GetCluster(), cfg)})
-		} else {
-			eff, _ := set.effective("")
-			s.opaque = &listeners.Route{Handler: ref.Invoke, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(cfg, eff.Policy)}
-		}
-	}
-	return s, unique(faults)
+	s.drop = b.release
+	s.refs.Store(1)
+	return s, nil
 }
 
 // unique drops faults that several methods have in common.
@@ -214,39 +158,175 @@ func unique(faults []Fault) []Fault {
 	})
 }
 
-// compileRoute writes out the handler chain of one method, outermost first.
-func compileRoute(cfg *configv1.Config, m *descriptors.Method, eff Effective, clusters map[string]*clusterRef, local rpc.Handler) (listeners.Route, []Fault) {
-	route := listeners.Route{Timeout: timeoutOf(eff.Policy, m.Unary()), MaxMessageBytes: maxMessageOf(cfg, eff.Policy)}
-	if local != nil {
-		route.Handler = local
-		return route, nil
-	}
-	ref, err := clusterOf(cfg, eff.Policy.GetCluster(), clusters)
-	if err != nil {
-		path := ""
-		if from, ok := eff.From["cluster"]; ok {
-			path = fmt.Sprintf("policies[%d].cluster", from.Block)
+// closeTimeout bounds the wait for calls of a cluster that nothing refers to: there are none, but for streams cut off.
+const closeTimeout = 5 * time.Second
+
+// openClusters holds every cluster of the configuration.
+func (b *builder) openClusters() {
+	b.clusters = map[string]*upstream.Cluster{}
+	for _, name := range slices.Sorted(maps.Keys(b.cfg.GetClusters())) {
+		c := b.cfg.GetClusters()[name]
+		cluster, err := hold(&b.holds, "cluster", name, c, func() (*upstream.Cluster, func(), error) {
+			uc := clusterConfig(name, c)
+			if err := uc.Validate(); err != nil {
+				return nil, nil, err
+			}
+			cluster, err := upstream.New(uc, b.log)
+			if err != nil {
+				return nil, nil, err
+			}
+			return cluster, func() {
+				ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+				defer cancel()
+				if err := cluster.Close(ctx); err != nil {
+					b.log.LogAttrs(ctx, slog.LevelWarn, "cluster closed with calls in flight", slog.String("cluster", name), slog.String("error", err.Error()))
+				}
+			}, nil
+		})
+		if err != nil {
+			b.faultOf("clusters."+name, err)
+			continue
 		}
-		return route, []Fault{{path, err.Error()}}
+		b.clusters[name] = cluster
 	}
-	route.Handler = rpc.Chain(ref.Invoke)
-	return route, nil
 }
 
-// clusterOf finds the cluster that a policy names, or the only one there is.
-func clusterOf(cfg *configv1.Config, name string, clusters map[string]*clusterRef) (*clusterRef, error) {
-	if name == "" && len(clusters) == 1 {
-		for _, ref := range clusters {
-			return ref, nil
+// reflectionTimeout bounds one try at a reflection source.
+const reflectionTimeout = 5 * time.Second
+
+// loadSchema reads the descriptor sources and compiles them. Sources that do not answer are left out.
+func (b *builder) loadSchema() {
+	var sets []*descriptors.Set
+	for i, d := range b.cfg.GetDescriptors() {
+		path := fmt.Sprintf("descriptors[%d]", i)
+		var set *descriptors.Set
+		var err error
+		switch src := d.GetSource().(type) {
+		case *configv1.DescriptorSource_File:
+			set, err = descriptors.FromFile(src.File)
+		case *configv1.DescriptorSource_Proto:
+			set, err = descriptors.FromProto(b.ctx, src.Proto.GetRoots(), src.Proto.GetFiles())
+		case *configv1.DescriptorSource_Reflection_:
+			cluster := b.clusters[src.Reflection.GetCluster()]
+			if cluster == nil {
+				b.fault(path+".reflection.cluster", "%s", b.noCluster(src.Reflection.GetCluster()))
+				continue
+			}
+			attempt, cancel := context.WithTimeout(b.ctx, reflectionTimeout)
+			set, err = descriptors.FromReflection(attempt, cluster.Conn())
+			cancel()
+			if err != nil {
+				b.missing = append(b.missing, d)
+				continue
+			}
+		default:
+			b.fault(path, "a descriptor source is one of file, proto or reflection")
+			continue
+		}
+		if err != nil {
+			b.faultOf(path, err)
+			continue
+		}
+		sets = append(sets, set)
+	}
+	opts := descriptors.Options{IgnoreTrailingSlash: b.cfg.GetHttpRules().GetIgnoreTrailingSlash()}
+	if path := b.cfg.GetHttpRules().GetServiceConfig(); path != "" {
+		text, err := os.ReadFile(path)
+		if err == nil {
+			opts.Rules, err = descriptors.ParseServiceConfig(path, text)
+		}
+		if err != nil {
+			b.faultOf("http_rules.service_config", err)
 		}
 	}
-	if ref := clusters[name]; ref != nil {
-		return ref, nil
+	if len(b.faults) > 0 {
+		return
+	}
+	var err error
+	if b.schema, err = descriptors.Compile(append(sets, builtinSet()), opts); err != nil {
+		b.faultOf("descriptors", err)
+	}
+}
+
+func (b *builder) noCluster(name string) string {
+	if name == "" {
+		return "names no cluster"
+	}
+	return fmt.Sprintf("there is no cluster %q, only %q", name, slices.Sorted(maps.Keys(b.cfg.GetClusters())))
+}
+
+// snapshot compiles plans, policies and routes.
+func (b *builder) snapshot() *Snapshot {
+	j := b.cfg.GetJson()
+	opts := transcoder.Options{
+		JSON: codec.Options{
+			EmitDefaults: j.GetEmitDefaults(), ProtoNames: j.GetProtoNames(), EnumNumbers: j.GetEnumNumbers(),
+			Int64Numbers: j.GetInt64Numbers(), DiscardUnknown: j.GetIgnoreUnknownFields(), MaxDepth: int(b.cfg.GetLimits().GetDepth()),
+		},
+		IgnoreUnknownQuery: j.GetIgnoreUnknownQuery(), IgnoreQuery: j.GetIgnoreQuery(), QueryMaps: j.GetQueryMaps(),
+	}
+	if j.GetAip193Errors() {
+		opts.ErrorShape = transcoder.ErrorAIP193
+	}
+	plans, err := transcoder.NewPlans(b.schema, opts)
+	if err != nil {
+		b.faultOf("descriptors", err)
+		return nil
+	}
+	set, faults := compilePolicies(b.cfg.GetPolicies())
+	b.faults = append(b.faults, faults...)
+	if len(b.missing) == 0 {
+		b.faults = append(b.faults, set.unmatched(b.schema)...)
+	}
+	methods := b.schema.Methods()
+	s := &Snapshot{schema: b.schema, plans: plans, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods))}
+	local := builtinHandlers(b.schema, b.health)
+	for _, m := range methods {
+		eff, faults := set.effective(string(m.Name))
+		b.faults = append(b.faults, faults...)
+		s.effective[m.ID] = eff
+		s.routes[m.ID] = listeners.Route{
+			Handler: local[m.FullPath], Plan: plans.Method(m),
+			Timeout: timeoutOf(eff.Policy, m.Unary()), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy),
+		}
+		if s.routes[m.ID].Handler == nil {
+			s.routes[m.ID].Handler = b.chain(m, eff)
+		}
+	}
+	if u := b.cfg.GetUnknownMethods(); u != nil {
+		cluster := b.clusters[u.GetCluster()]
+		if cluster == nil {
+			b.fault("unknown_methods.cluster", "%s", b.noCluster(u.GetCluster()))
+			return nil
+		}
+		eff, _ := set.effective("")
+		s.opaque = &listeners.Route{Handler: cluster.Invoke, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy)}
+	}
+	return s
+}
+
+// chain writes out the handler chain of one method, outermost first. What a policy does not ask for is not in it.
+func (b *builder) chain(_ *descriptors.Method, eff Effective) rpc.Handler {
+	return rpc.Chain(b.cluster(eff))
+}
+
+// cluster is the innermost handler: the cluster that the policy names, or the only one there is.
+func (b *builder) cluster(eff Effective) rpc.Handler {
+	name := eff.Policy.GetCluster()
+	if name == "" && len(b.clusters) == 1 {
+		for only := range b.clusters {
+			name = only
+		}
+	}
+	if c := b.clusters[name]; c != nil {
+		return c.Invoke
 	}
 	if name == "" {
-		return nil, errors.New("with more than one cluster, or none, a policy must say which cluster a method's calls go to: {selector: \"*\", cluster: NAME}")
+		b.fault("", "with more than one cluster, or none, a policy must say where calls go: {selector: \"*\", cluster: NAME}")
+	} else {
+		b.fault(eff.path("cluster"), "%s", b.noCluster(name))
 	}
-	return nil, errors.New(noCluster(name, cfg))
+	return nil
 }
 
 func timeoutOf(p *configv1.Policy, unary bool) time.Duration {

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -28,7 +27,6 @@ import (
 	"transom/descriptors"
 	"transom/listeners"
 	configv1 "transom/proto/transom/config/v1"
-	"transom/upstream"
 )
 
 // Gateway is a running transom.
@@ -44,8 +42,7 @@ type Gateway struct {
 
 	health *health.Server
 
-	clustersMu sync.Mutex             // guards clusters; taken after mu if both are
-	clusters   map[string]*clusterRef // by name and configuration
+	keep keep
 
 	mu  sync.Mutex // guards what follows, and serialises reloads
 	cfg *configv1.Config
@@ -53,18 +50,11 @@ type Gateway struct {
 	missing []*configv1.DescriptorSource
 }
 
-// clusterRef is a cluster and the number of Snapshots that refer to it.
-type clusterRef struct {
-	*upstream.Cluster
-	key  string
-	refs int
-}
-
 // New compiles cfg, connects to its clusters and binds its listeners; Run serves. All faults of cfg are reported at once,
 // as joined Faults. A descriptor source that does not answer yet is no fault: the gateway is up, but not ready. On error
 // nothing stays open.
 func New(ctx context.Context, cfg *configv1.Config, log *slog.Logger) (*Gateway, error) {
-	g := &Gateway{log: log, health: health.NewServer(), clusters: map[string]*clusterRef{}, broken: make(chan error, 1), drain: drainOf(cfg)}
+	g := &Gateway{log: log, health: health.NewServer(), broken: make(chan error, 1), drain: drainOf(cfg)}
 	if err := g.Reload(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -165,26 +155,16 @@ func (g *Gateway) Reload(ctx context.Context, cfg *configv1.Config) error {
 
 // reload does the work of Reload with mu held.
 func (g *Gateway) reload(ctx context.Context, cfg *configv1.Config) error {
-	refs, faults := g.holdClusters(cfg)
-	if len(faults) == 0 {
-		var schema *descriptors.Schema
-		var missing []*configv1.DescriptorSource
-		schema, missing, faults = loadSchema(ctx, cfg, refs)
-		if len(faults) == 0 {
-			var s *Snapshot
-			if s, faults = compile(cfg, schema, refs, g.health); len(faults) == 0 {
-				s.drop = func() { g.dropClusters(refs) }
-				s.refs.Store(1)
-				g.cfg, g.missing = cfg, missing
-				g.current.swap(s)
-				g.ready.Store(len(missing) == 0)
-				announce(g.health, schema, len(missing) == 0)
-				return nil
-			}
-		}
+	b := builder{ctx: ctx, cfg: cfg, log: g.log, health: g.health, holds: holds{keep: &g.keep}}
+	s, err := b.build()
+	if err != nil {
+		return err
 	}
-	g.dropClusters(refs)
-	return joinFaults(faults)
+	g.cfg, g.missing = cfg, b.missing
+	g.current.swap(s)
+	g.ready.Store(len(b.missing) == 0)
+	announce(g.health, s.schema, len(b.missing) == 0)
+	return nil
 }
 
 // joinFaults makes one error of all faults.
@@ -194,66 +174,6 @@ func joinFaults(faults []Fault) error {
 		errs[i] = &faults[i]
 	}
 	return errors.Join(errs...)
-}
-
-// holdClusters takes a reference on every cluster of cfg, making those that are new.
-func (g *Gateway) holdClusters(cfg *configv1.Config) (map[string]*clusterRef, []Fault) {
-	g.clustersMu.Lock()
-	defer g.clustersMu.Unlock()
-	refs := map[string]*clusterRef{}
-	var faults []Fault
-	for _, name := range slices.Sorted(maps.Keys(cfg.GetClusters())) {
-		c := cfg.GetClusters()[name]
-		key, err := clusterKey(name, c)
-		if err != nil {
-			faults = append(faults, Fault{"clusters." + name, err.Error()})
-			continue
-		}
-		ref := g.clusters[key]
-		if ref == nil {
-			uc := clusterConfig(name, c)
-			if err := uc.Validate(); err != nil {
-				faults = append(faults, Fault{"clusters." + name, err.Error()})
-				continue
-			}
-			cluster, err := upstream.New(uc, g.log)
-			if err != nil {
-				faults = append(faults, Fault{"clusters." + name, err.Error()})
-				continue
-			}
-			ref = &clusterRef{Cluster: cluster, key: key}
-			g.clusters[key] = ref
-		}
-		ref.refs++
-		refs[name] = ref
-	}
-	return refs, faults
-}
-
-// clusterKey names a cluster by all that is configured of it, so that a reload reuses what did not change.
-func clusterKey(name string, c *configv1.Cluster) (string, error) {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(c)
-	return name + "\x00" + string(b), err
-}
-
-// closeTimeout bounds the wait for calls of a cluster that nothing refers to: there are none, but for streams cut off.
-const closeTimeout = 5 * time.Second
-
-// dropClusters gives back the references; the last one closes the cluster.
-func (g *Gateway) dropClusters(refs map[string]*clusterRef) {
-	g.clustersMu.Lock()
-	defer g.clustersMu.Unlock()
-	for _, ref := range refs {
-		if ref.refs--; ref.refs > 0 {
-			continue
-		}
-		delete(g.clusters, ref.key)
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		if err := ref.Close(ctx); err != nil {
-			g.log.LogAttrs(ctx, slog.LevelWarn, "cluster closed with calls in flight", slog.String("cluster", ref.Name()), slog.String("error", err.Error()))
-		}
-		cancel()
-	}
 }
 
 // chaseDescriptors asks the descriptor sources that have not answered, with growing pauses, until all have.
@@ -330,7 +250,7 @@ func kindOf(m *descriptors.Method) string {
 
 // offline compiles cfg and runs fn on the result.
 func offline(ctx context.Context, cfg *configv1.Config, log *slog.Logger, fn func(*Snapshot) error) error {
-	g := &Gateway{log: log, health: health.NewServer(), clusters: map[string]*clusterRef{}, broken: make(chan error, 1)}
+	g := &Gateway{log: log, health: health.NewServer()}
 	if err := g.Reload(ctx, cfg); err != nil {
 		return err
 	}

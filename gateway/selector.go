@@ -62,6 +62,14 @@ type Effective struct {
 	From map[protoreflect.Name]Origin
 }
 
+// path leads to where the field was written, for faults; "" if it was not.
+func (e Effective) path(field protoreflect.Name) string {
+	if from, ok := e.From[field]; ok {
+		return fmt.Sprintf("policies[%d].%s", from.Block, field)
+	}
+	return ""
+}
+
 // Origin is where a field of an effective policy was written.
 type Origin struct {
 	Selector string

@@ -16,6 +16,8 @@ type Snapshot struct {
 	// routes are by Method.ID; opaque is the route of methods without a schema, nil if they are refused.
 	routes []listeners.Route
 	opaque *listeners.Route
+	// effective are the policies in force, by Method.ID.
+	effective []Effective
 	// refs counts the calls that hold the Snapshot, and one more while it is in force. At 0 drop runs, once.
 	refs atomic.Int64
 	drop func()

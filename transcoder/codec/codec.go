@@ -7,6 +7,14 @@
 package codec
 
 import (
+	"bytes"
+	"fmt"
+	"hash/maphash"
+	"maps"
+	"sync"
+	"sync/atomic"
+
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 )
@@ -38,6 +46,22 @@ type Resolver interface {
 // Types compiles and keeps the tables of message types.
 type Types struct {
 	resolver Resolver
+	seed     maphash.Seed
+	writers  sync.Pool // of *writer
+	readers  sync.Pool // of *reader
+
+	mu       sync.Mutex // guards the maps below while tables are compiled
+	messages map[protoreflect.MessageDescriptor]*message
+	enums    map[protoreflect.EnumDescriptor]*enum
+
+	// Found by name or number in the input and kept: both are bounded by what the resolver knows, not by the input.
+	anys       atomic.Pointer[map[string]*message]
+	extensions atomic.Pointer[map[extensionKey]*field]
+}
+
+type extensionKey struct {
+	extendee *message
+	number   protowire.Number
 }
 
 // NewTypes returns an empty cache over r. A nil r knows no type for Any and no extensions.
@@ -45,32 +69,122 @@ func NewTypes(r Resolver) *Types {
 	if r == nil {
 		r = new(protoregistry.Types)
 	}
-	return &Types{resolver: r}
+	t := &Types{
+		resolver: r,
+		seed:     maphash.MakeSeed(),
+		messages: map[protoreflect.MessageDescriptor]*message{},
+		enums:    map[protoreflect.EnumDescriptor]*enum{},
+	}
+	t.anys.Store(&map[string]*message{})
+	t.extensions.Store(&map[extensionKey]*field{})
+	return t
 }
 
 // Message returns the codec of one message type. Call it at load: it compiles the type and all it refers to.
-func (t *Types) Message(md protoreflect.MessageDescriptor) *Message { return &Message{t, md} }
+func (t *Types) Message(md protoreflect.MessageDescriptor) *Message {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return &Message{t.compile(md)}
+}
 
 // Field returns the codec of one field, for a request body or response body that is a single field of the message
 // (google.api.http body and response_body) and for path and query parameters.
 func (t *Types) Field(fd protoreflect.FieldDescriptor) *Field {
-	return &Field{t.Message(fd.ContainingMessage()), fd}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := t.compile(fd.ContainingMessage())
+	if fd.IsExtension() {
+		f := &field{}
+		t.compileField(f, fd)
+		return &Field{m, f, t.alone(f, false)}
+	}
+	f := &m.fields[fd.Index()]
+	return &Field{m, f, t.alone(f, false)}
+}
+
+// anyMessage returns the table of the type named by an Any's type URL. It keeps no part of url.
+func (t *Types) anyMessage(url []byte) (*message, error) {
+	name := url[bytes.LastIndexByte(url, '/')+1:]
+	if m := (*t.anys.Load())[string(name)]; m != nil {
+		return m, nil
+	}
+	mt, err := t.resolver.FindMessageByURL(string(url))
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	m := t.compile(mt.Descriptor())
+	anys := maps.Clone(*t.anys.Load())
+	anys[string(name)] = m
+	t.anys.Store(&anys)
+	return m, nil
+}
+
+// extension returns the extension of m with a number, or nil when there is none.
+func (m *message) extension(num protowire.Number) *field {
+	if m.ranges == nil || !m.ranges.Has(num) {
+		return nil
+	}
+	key := extensionKey{m, num}
+	if f := (*m.types.extensions.Load())[key]; f != nil {
+		return f
+	}
+	xt, err := m.types.resolver.FindExtensionByNumber(m.desc.FullName(), num)
+	if err != nil || xt == nil {
+		return nil
+	}
+	return m.addExtension(key, xt.TypeDescriptor().Descriptor())
+}
+
+// extensionNamed returns the extension of m with a full name, or nil when there is none.
+func (m *message) extensionNamed(name []byte) (*field, error) {
+	if m.types == nil {
+		return nil, nil
+	}
+	xt, err := m.types.resolver.FindExtensionByName(protoreflect.FullName(name))
+	if err != nil || xt == nil {
+		return nil, nil
+	}
+	fd := xt.TypeDescriptor().Descriptor()
+	if fd.ContainingMessage().FullName() != m.desc.FullName() || m.ranges == nil || !m.ranges.Has(fd.Number()) {
+		return nil, fmt.Errorf("%s cannot be extended by %s", m.desc.FullName(), fd.FullName())
+	}
+	key := extensionKey{m, fd.Number()}
+	if f := (*m.types.extensions.Load())[key]; f != nil && f.desc == fd {
+		return f, nil
+	}
+	return m.addExtension(key, fd), nil
+}
+
+func (m *message) addExtension(key extensionKey, fd protoreflect.FieldDescriptor) *field {
+	t := m.types
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := &field{}
+	t.compileField(f, fd)
+	f.idx = -1
+	f.solo = t.alone(f, true)
+	extensions := maps.Clone(*t.extensions.Load())
+	extensions[key] = f
+	t.extensions.Store(&extensions)
+	return f
 }
 
 // Message is the codec of one message type.
 type Message struct {
-	types *Types
-	desc  protoreflect.MessageDescriptor
+	m *message
 }
 
 // Descriptor returns the message type.
-func (m *Message) Descriptor() protoreflect.MessageDescriptor { return m.desc }
+func (m *Message) Descriptor() protoreflect.MessageDescriptor { return m.m.desc }
 
 // Field is the codec of one field of a message.
 type Field struct {
-	parent *Message
-	desc   protoreflect.FieldDescriptor
+	parent *message
+	f      *field
+	bare   *message // f alone and without its key
 }
 
 // Descriptor returns the field.
-func (f *Field) Descriptor() protoreflect.FieldDescriptor { return f.desc }
+func (f *Field) Descriptor() protoreflect.FieldDescriptor { return f.f.desc }

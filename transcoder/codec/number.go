@@ -1,0 +1,175 @@
+package codec
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// digits8 returns the eight decimal digits of x < 1e8 as bytes 0 to 9, the first digit in the lowest byte.
+func digits8(x uint32) uint64 {
+	v := uint64(x/10000) | uint64(x%10000)<<32 // two groups of four
+	q := v * 5243 >> 19 & 0x7f0000007f
+	v = q | (v-q*100)<<16 // four groups of two
+	q = v * 103 >> 10 & 0xf000f000f000f
+	return q | (v-q*10)<<8
+}
+
+const ascii0 = 0x3030303030303030
+
+// appendUint writes x in decimal. dst must have room for 24 bytes.
+func appendUint(dst []byte, x uint64) []byte {
+	n := len(dst)
+	if x < 1e8 {
+		if x < 10 {
+			dst = dst[:n+1]
+			dst[n] = byte('0' + x)
+			return dst
+		}
+		v := digits8(uint32(x))
+		z := uint(bits.TrailingZeros64(v)) >> 3
+		dst = dst[:n+8]
+		binary.LittleEndian.PutUint64(dst[n:], (v+ascii0)>>(z*8))
+		return dst[:n+8-int(z)]
+	}
+	hi := x / 1e8
+	lo := uint32(x - hi*1e8)
+	if hi < 1e8 {
+		v := digits8(uint32(hi))
+		z := uint(bits.TrailingZeros64(v)) >> 3
+		dst = dst[:n+16]
+		binary.LittleEndian.PutUint64(dst[n:], (v+ascii0)>>(z*8))
+		n += 8 - int(z)
+	} else {
+		top := hi / 1e8 // at most 1844
+		hi -= top * 1e8
+		dst = appendUint(dst, top)
+		n = len(dst)
+		dst = dst[:n+16]
+		binary.LittleEndian.PutUint64(dst[n:], digits8(uint32(hi))+ascii0)
+		n += 8
+	}
+	binary.LittleEndian.PutUint64(dst[n:], digits8(lo)+ascii0)
+	return dst[:n+8]
+}
+
+// appendInt writes x in decimal. dst must have room for 24 bytes.
+func appendInt(dst []byte, x int64) []byte {
+	if x < 0 {
+		return appendUint(append(dst, '-'), -uint64(x))
+	}
+	return appendUint(dst, uint64(x))
+}
+
+// allDigits reports whether the eight bytes are all '0' to '9'.
+func allDigits(w uint64) bool {
+	return w&0xf0f0f0f0f0f0f0f0 == ascii0 && (w+0x0606060606060606)&0xf0f0f0f0f0f0f0f0 == ascii0
+}
+
+// value8 returns the number written by eight digits, the first in the lowest byte.
+func value8(w uint64) uint64 {
+	w -= ascii0
+	w = w*10 + w>>8
+	return ((w&0xff000000ff)*(100+1000000<<32) + (w>>16&0xff000000ff)*(1+10000<<32)) >> 32
+}
+
+// decimal is a JSON number taken apart: ±digits·10^exp, where only 19 digits are kept.
+type decimal struct {
+	digits uint64
+	exp    int
+	neg    bool
+	whole  bool // no point and no exponent
+	long   bool // digits were lost
+}
+
+// scanNumber reads the JSON number at in[i:] and returns the index behind it, or -1 when there is none. Exponents saturate.
+func scanNumber(in []byte, i int, n *decimal) int {
+	*n = decimal{}
+	if i < len(in) && in[i] == '-' {
+		n.neg = true
+		i++
+	}
+	start := i
+	var d uint64
+	for i+8 <= len(in) {
+		w := binary.LittleEndian.Uint64(in[i:])
+		if !allDigits(w) || i-start >= 16 {
+			break
+		}
+		d = d*1e8 + value8(w)
+		i += 8
+	}
+	for i < len(in) && in[i]-'0' < 10 {
+		if i-start < 19 {
+			d = d*10 + uint64(in[i]-'0')
+		}
+		i++
+	}
+	count := i - start
+	if count == 0 || in[start] == '0' && count > 1 {
+		return -1
+	}
+	exp := max(count-19, 0)
+	n.long = exp > 0
+	n.whole = true
+	if i < len(in) && in[i] == '.' {
+		n.whole = false
+		i++
+		frac := i
+		used := count
+		if d == 0 {
+			used = 0
+		}
+		for i+8 <= len(in) && used <= 11 {
+			w := binary.LittleEndian.Uint64(in[i:])
+			if !allDigits(w) {
+				break
+			}
+			d = d*1e8 + value8(w)
+			i += 8
+			exp -= 8
+			if d != 0 {
+				used += 8 // counts leading zeros too: only fewer digits are then kept for the next rounds
+			}
+		}
+		for i < len(in) && in[i]-'0' < 10 {
+			switch {
+			case used < 19:
+				d = d*10 + uint64(in[i]-'0')
+				exp--
+				if d != 0 {
+					used++
+				}
+			case in[i] != '0':
+				n.long = true
+			}
+			i++
+		}
+		if i == frac {
+			return -1
+		}
+	}
+	if i < len(in) && in[i]|0x20 == 'e' {
+		n.whole = false
+		i++
+		neg := false
+		if i < len(in) && (in[i] == '+' || in[i] == '-') {
+			neg = in[i] == '-'
+			i++
+		}
+		first := i
+		x := 0
+		for i < len(in) && in[i]-'0' < 10 {
+			x = min(x*10+int(in[i]-'0'), 1<<40)
+			i++
+		}
+		if i == first {
+			return -1
+		}
+		if neg {
+			x = -x
+		}
+		exp += x
+	}
+	n.digits, n.exp = d, exp
+	return i
+}

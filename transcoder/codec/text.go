@@ -1,0 +1,291 @@
+package codec
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"slices"
+	"unicode/utf8"
+	"unsafe"
+)
+
+// text views b as a string without copying. The string must not outlive a change of b.
+func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// room makes sure that n bytes can be appended to dst in place.
+func room(dst []byte, n int) []byte {
+	if cap(dst)-len(dst) < n {
+		return slices.Grow(dst, n)
+	}
+	return dst
+}
+
+const (
+	each01 = 0x0101010101010101
+	each80 = 0x8080808080808080
+)
+
+// mustEscape marks, by the high bit of each byte, the bytes of w that cannot stand in a JSON string as they are: control
+// characters, quotes and backslashes. Marks above the lowest may be false.
+//
+// Flipping bit 1 brings the quote (0x22) next to the control characters, so that one subtraction finds both.
+func mustEscape(w uint64) uint64 {
+	return (((w ^ 0x02*each01) - 0x21*each01) | ((w ^ 0x5c*each01) - each01)) &^ w & each80
+}
+
+// appendQuoted writes s as a JSON string and reports whether s is valid UTF-8. It escapes what protojson escapes: the
+// quote, the backslash and control characters.
+func appendQuoted(dst, s []byte) ([]byte, bool) {
+	dst = room(dst, len(s)+16)
+	n := len(dst)
+	out := dst[n : n+len(s)+16]
+	out[0] = '"'
+	var high uint64
+	i := 0
+	for ; i+8 <= len(s); i += 8 {
+		w := binary.LittleEndian.Uint64(s[i:])
+		if mustEscape(w) != 0 {
+			return appendEscaped(dst, s, i, high)
+		}
+		high |= w
+		binary.LittleEndian.PutUint64(out[1+i:], w)
+	}
+	if i < len(s) {
+		var w uint64
+		switch rest := len(s) - i; {
+		case len(s) >= 8:
+			w = binary.LittleEndian.Uint64(s[len(s)-8:]) >> ((8 - rest) * 8)
+		case rest >= 4:
+			w = uint64(binary.LittleEndian.Uint32(s)) | uint64(binary.LittleEndian.Uint32(s[rest-4:]))<<((rest-4)*8)
+		default:
+			w = uint64(s[0]) | uint64(s[rest/2])<<(rest/2*8) | uint64(s[rest-1])<<((rest-1)*8)
+		}
+		// Spaces fill the word up, they are never special.
+		if mustEscape(w|0x2020202020202020<<((len(s)-i)*8)) != 0 {
+			return appendEscaped(dst, s, i, high)
+		}
+		high |= w
+		binary.LittleEndian.PutUint64(out[1+i:], w)
+	}
+	out[1+len(s)] = '"'
+	return dst[:n+len(s)+2], high&each80 == 0 || validUTF8(s)
+}
+
+// appendEscaped goes on where appendQuoted met a byte of s[i:] to escape; the quote and s[:i] are in dst's spare room.
+func appendEscaped(dst, s []byte, i int, high uint64) ([]byte, bool) {
+	dst = dst[:len(dst)+1+i]
+	for i < len(s) {
+		if i+8 <= len(s) {
+			w := binary.LittleEndian.Uint64(s[i:])
+			k := 8
+			if m := mustEscape(w); m != 0 {
+				k = bits.TrailingZeros64(m) >> 3
+			}
+			high |= w
+			dst = room(dst, 16)
+			n := len(dst)
+			binary.LittleEndian.PutUint64(dst[n:n+8], w)
+			dst = dst[:n+k]
+			if i += k; k == 8 {
+				continue
+			}
+		}
+		c := s[i]
+		i++
+		high |= uint64(c)
+		switch {
+		case c >= ' ' && c != '"' && c != '\\':
+			dst = append(dst, c)
+		default:
+			dst = appendEscape(dst, c)
+		}
+	}
+	return append(dst, '"'), high&each80 == 0 || validUTF8(s)
+}
+
+func appendEscape(dst []byte, c byte) []byte {
+	switch c {
+	case '"', '\\':
+		return append(dst, '\\', c)
+	case '\b':
+		return append(dst, '\\', 'b')
+	case '\f':
+		return append(dst, '\\', 'f')
+	case '\n':
+		return append(dst, '\\', 'n')
+	case '\r':
+		return append(dst, '\\', 'r')
+	case '\t':
+		return append(dst, '\\', 't')
+	}
+	const hex = "0123456789abcdef"
+	return append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+}
+
+// validUTF8 is utf8.Valid, faster on text that mixes scripts of two and three bytes with ASCII.
+func validUTF8(s []byte) bool {
+	for i := 0; i < len(s); {
+		if i+8 <= len(s) {
+			w := binary.LittleEndian.Uint64(s[i:])
+			if w&each80 == 0 {
+				i += 8
+				continue
+			}
+			i += bits.TrailingZeros64(w&each80) >> 3
+			// Runs of two-byte characters (110xxxxx 10xxxxxx) four at a time, and of three-byte ones two at a time.
+			for i+8 <= len(s) {
+				w = binary.LittleEndian.Uint64(s[i:])
+				if w&0xc0e0c0e0c0e0c0e0 == 0x80c080c080c080c0 && w&0x1e<<0 != 0 && w&(0x1e<<16) != 0 &&
+					w&(0x1e<<32) != 0 && w&(0x1e<<48) != 0 {
+					i += 8
+					continue
+				}
+				if w&0x0000c0c0f0c0c0f0 == 0x00008080e08080e0 && plain3(uint32(w)) && plain3(uint32(w>>24)) {
+					i += 6
+					continue
+				}
+				break
+			}
+			if i >= len(s) {
+				return true
+			}
+			if s[i] < 0x80 {
+				continue
+			}
+		}
+		c := s[i]
+		if c < 0x80 {
+			i++
+			continue
+		}
+		if c >= 0xc2 && c < 0xe0 && i+1 < len(s) && s[i+1]&0xc0 == 0x80 {
+			i += 2
+			continue
+		}
+		r, n := utf8.DecodeRune(s[i:])
+		if r == utf8.RuneError && n == 1 {
+			return false
+		}
+		i += n
+	}
+	return true
+}
+
+// plain3 reports whether the three-byte sequence in the low bytes of w is neither overlong (e0 80-9f) nor a surrogate
+// (ed a0-bf).
+func plain3(w uint32) bool {
+	return w&0x200f != 0 && w&0x200f != 0x200d
+}
+
+// scanString looks for the end of a JSON string whose first character is in[i]. It returns the index of the closing
+// quote, or -1 when there is none or a control character comes first; whether there are backslashes; and a word that has
+// a high bit set when a byte has.
+func scanString(in []byte, i int) (end int, escaped bool, high uint64) {
+	for i+8 <= len(in) {
+		w := binary.LittleEndian.Uint64(in[i:])
+		m := mustEscape(w)
+		if m == 0 {
+			high |= w
+			i += 8
+			continue
+		}
+		k := bits.TrailingZeros64(m) &^ 7
+		high |= w & (1<<k - 1)
+		i += k >> 3
+		switch in[i] {
+		case '"':
+			return i, escaped, high & each80
+		case '\\':
+			escaped = true
+			i += 2
+		default:
+			return -1, escaped, high
+		}
+	}
+	for i < len(in) {
+		c := in[i]
+		switch {
+		case c == '"':
+			return i, escaped, high & each80
+		case c == '\\':
+			escaped = true
+			i++
+		case c < ' ':
+			return -1, escaped, high
+		default:
+			high |= uint64(c)
+		}
+		i++
+	}
+	return -1, escaped, high
+}
+
+// appendUnescaped writes what the inside of a JSON string means. It returns nil when an escape is malformed or a surrogate
+// stands alone. s was found by scanString.
+func appendUnescaped(dst, s []byte) []byte {
+	for len(s) > 0 {
+		k := 0
+		for k < len(s) && s[k] != '\\' {
+			k++
+		}
+		dst = append(dst, s[:k]...)
+		s = s[k:]
+		if len(s) < 2 {
+			break
+		}
+		c := s[1]
+		switch c {
+		case '"', '\\', '/':
+		case 'b':
+			c = '\b'
+		case 'f':
+			c = '\f'
+		case 'n':
+			c = '\n'
+		case 'r':
+			c = '\r'
+		case 't':
+			c = '\t'
+		case 'u':
+			r := hex4(s)
+			if r < 0 {
+				return nil
+			}
+			s = s[6:]
+			if r&^0x7ff == 0xd800 { // UTF-16: a high surrogate needs its low one, a low one never comes first
+				low := hex4(s)
+				if r >= 0xdc00 || low&^0x3ff != 0xdc00 {
+					return nil
+				}
+				s = s[6:]
+				r = 0x10000 + (r-0xd800)<<10 + low - 0xdc00
+			}
+			dst = utf8.AppendRune(dst, r)
+			continue
+		default:
+			return nil
+		}
+		dst = append(dst, c)
+		s = s[2:]
+	}
+	return dst
+}
+
+// hex4 reads \uXXXX at the start of s, or returns -1.
+func hex4(s []byte) rune {
+	if len(s) < 6 || s[0] != '\\' || s[1] != 'u' {
+		return -1
+	}
+	var r rune
+	for _, c := range s[2:6] {
+		switch {
+		case c-'0' < 10:
+			c -= '0'
+		case c|0x20-'a' < 6:
+			c = c | 0x20 - 'a' + 10
+		default:
+			return -1
+		}
+		r = r<<4 | rune(c)
+	}
+	return r
+}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"transom/descriptors"
+	wsv1 "transom/proto/transom/ws/v1"
 	"transom/transcoder/codec"
 )
 
@@ -32,6 +33,7 @@ type Plans struct {
 	options  Options
 	types    *codec.Types
 	any      *codec.Message
+	open     *codec.Message // of the WebSocket envelope
 	ignore   map[string]bool
 	depth    int          // of parameter names
 	seed     maphash.Seed // of map keys in parameters
@@ -74,7 +76,9 @@ type pathVar struct {
 func NewPlans(s *descriptors.Schema, o Options) (*Plans, error) {
 	types := codec.NewTypes(s.Types())
 	ps := &Plans{
-		options: o, types: types, any: types.Message((*anypb.Any)(nil).ProtoReflect().Descriptor()),
+		options: o, types: types,
+		any:    types.Message((*anypb.Any)(nil).ProtoReflect().Descriptor()),
+		open:   types.Message((*wsv1.Open)(nil).ProtoReflect().Descriptor()),
 		ignore: make(map[string]bool, len(o.IgnoreQuery)), depth: o.JSON.MaxDepth, seed: maphash.MakeSeed(),
 	}
 	if ps.depth == 0 {

@@ -227,34 +227,11 @@ func AppendConnectEnd(dst []byte, st *status.Status, md metadata.MD) []byte {
 		dst = append(dst, `"error":`...)
 		dst = AppendConnectError(dst, st)
 	}
-	first := true
-	for key, values := range md {
-		if Reserved(key) || !validKey(key) || len(values) == 0 {
-			continue
-		}
-		switch {
-		case !first:
+	if len(md) > 0 {
+		if st.Code() != codes.OK {
 			dst = append(dst, ',')
-		case dst[len(dst)-1] == '}':
-			dst = append(dst, `,"metadata":{`...)
-		default:
-			dst = append(dst, `"metadata":{`...)
 		}
-		first = false
-		dst = append(appendString(dst, key), ':', '[')
-		for i, v := range values {
-			if i > 0 {
-				dst = append(dst, ',')
-			}
-			if strings.HasSuffix(key, "-bin") {
-				v = EncodeBin(v)
-			}
-			dst = appendString(dst, v)
-		}
-		dst = append(dst, ']')
-	}
-	if !first {
-		dst = append(dst, '}')
+		dst = appendMetadataJSON(append(dst, `"metadata":`...), md)
 	}
 	return append(dst, '}')
 }

@@ -31,10 +31,7 @@ const (
 // The client is transom's own because a server must not be able to crash it: the files are only collected here, and
 // Compile checks them, circular imports included, as it does those of any source.
 func FromReflection(ctx context.Context, conn grpc.ClientConnInterface) (*Set, error) {
-	origin := "server reflection"
-	if t, ok := conn.(interface{ Target() string }); ok {
-		origin += " of " + t.Target()
-	}
+	origin := reflectionOrigin(conn)
 	files, err := reflectFiles(ctx, conn, "grpc.reflection.v1.ServerReflection")
 	if c := status.Code(err); c == codes.Unimplemented || c == codes.Unavailable {
 		// Unavailable too: some servers drop the stream of a service that they do not know.
@@ -47,6 +44,14 @@ func FromReflection(ctx context.Context, conn grpc.ClientConnInterface) (*Set, e
 		return nil, fmt.Errorf("%s: %w", origin, err)
 	}
 	return &Set{Origin: origin, Files: files}, nil
+}
+
+// reflectionOrigin names a server in errors.
+func reflectionOrigin(conn grpc.ClientConnInterface) string {
+	if t, ok := conn.(interface{ Target() string }); ok {
+		return "server reflection of " + t.Target()
+	}
+	return "server reflection"
 }
 
 // reflectFiles collects the files of all services over one stream of the given reflection service. The messages of v1 and

@@ -14,6 +14,17 @@ const (
 	EffectNone                     // NO_SIDE_EFFECTS: safe to repeat, to cache, and to call by GET
 )
 
+// String is the level's name in descriptor.proto.
+func (e Effect) String() string {
+	switch e {
+	case EffectIdempotent:
+		return "IDEMPOTENT"
+	case EffectNone:
+		return "NO_SIDE_EFFECTS"
+	}
+	return "IDEMPOTENCY_UNKNOWN"
+}
+
 // Method is one callable RPC method. It is immutable once its Schema is compiled and is shared by all calls.
 type Method struct {
 	// ID is dense in its Schema, 0 … Schema.Len()-1, so that what is compiled per method is a slice. It is -1 for an

@@ -175,3 +175,28 @@ func show(m descriptors.Match, err error) string {
 	}
 	return out
 }
+
+// TestTrailingSlash is case 11 with its option.
+func TestTrailingSlash(t *testing.T) {
+	for _, tt := range []struct {
+		path        string
+		strict, lax string
+	}{
+		{"/items/abc/", "404", "M0 id=abc"},
+		{"/items/abc", "M0 id=abc", "M0 id=abc"},
+		{"/items/abc//", "404", "404"},
+		{"/items/", "404", "404"},
+		{"/", "404", "404"},
+		{"/f/a/", "M1 name=a/", "M1 name=a"},
+	} {
+		for ignore, want := range map[bool]string{false: tt.strict, true: tt.lax} {
+			s, err := routes(t, descriptors.Options{IgnoreTrailingSlash: ignore}, "GET /items/{id}", "GET /f/{name=**}")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := show(s.MatchHTTP("GET", tt.path)); got != want {
+				t.Errorf("%s, IgnoreTrailingSlash %v: %s, want %s", tt.path, ignore, got, want)
+			}
+		}
+	}
+}

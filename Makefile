@@ -4,31 +4,116 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 
+# Each tool is pinned in a module file of its own.
 BUF := go tool -modfile=.tools/buf.mod buf
+LINT := go tool -modfile=.tools/lint.mod golangci-lint
+
+# Packages for the targets that take some: make fuzz PKG=./transcoder/...
+PKG ?= ./...
+FUZZTIME ?= 30s
+BENCH ?= .
+BENCHTIME ?= 1s
+
+# The suites of `make test`, and how long each may take. The limits leave room for a cold start, where the tools are built.
+LINT_BUDGET := 20m
+GENERATE_BUDGET := 10m
+UNIT_BUDGET := 10m
+RACE_BUDGET := 15m
+E2E_BUDGET := 15m
+
+UNIT = $(shell go list ./... | grep -v /e2e)
 
 .PHONY: help
 help: ## List the targets
-	@awk 'BEGIN{FS=":.*## "} /^[a-z][a-z-]*:.*## /{printf "  %-14s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN{FS=":.*## "} /^[a-z0-9-]+:.*## /{printf "  %-14s %s\n",$$1,$$2}' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: build ## Run the demo: three backends, the proxy, a page to click
+	@exec bin/transom demo
+
+.PHONY: build
+build: ## Build bin/transom, static, and build/bank.binpb, the demo's descriptor set
+	@mkdir -p bin build
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/transom ./cmd/transom
+	@CGO_ENABLED=0 go run ./.tools/bankset build/bank.binpb
+
+# A suite's target stands alone too, without the budget. The last thing printed is what go test says.
+.PHONY: test
+test: ## Everything that must hold: lint, checkgenerate, unit, race, e2e (installs what it needs)
+	@$(MAKE) --no-print-directory deps
+	@suite() { \
+	  echo "== $$1 (at most $$2)"; local start=$$SECONDS; \
+	  timeout --foreground --kill-after=30s "$$2" $(MAKE) --no-print-directory "$$1" || { echo "== $$1 FAILED after $$((SECONDS-start)) s"; exit 1; }; \
+	  echo "== $$1: $$((SECONDS-start)) s"; \
+	}; \
+	suite lint $(LINT_BUDGET); \
+	suite checkgenerate $(GENERATE_BUDGET); \
+	suite race $(RACE_BUDGET); \
+	suite e2e $(E2E_BUDGET); \
+	echo "== unit (at most $(UNIT_BUDGET))"; \
+	timeout --foreground --kill-after=30s $(UNIT_BUDGET) $(MAKE) --no-print-directory unit
+
+.PHONY: unit
+unit: ## Run the unit tests, with the allocation gates and each fuzz target's seeds
+	@go test -vet=off -timeout $(UNIT_BUDGET) $(UNIT)
+
+.PHONY: race
+race: deps ## Run the unit tests under the race detector (needs a C compiler)
+	@CGO_ENABLED=1 go test -vet=off -race -timeout $(RACE_BUDGET) $(UNIT)
+
+.PHONY: e2e
+e2e: deps build build/tools/ghz ## Run the end-to-end tests: real processes, real clients
+	@go test -vet=off -count=1 -timeout $(E2E_BUDGET) ./e2e/...
+
+.PHONY: lint
+lint: ## Run the linters
+	@$(LINT) run ./...
+
+.PHONY: fmt
+fmt: ## Format Go and proto files
+	@$(LINT) fmt
+	@$(BUF) format -w proto
 
 .PHONY: generate
 generate: imports ## Regenerate the Go code beside the .proto files
-	$(BUF) format -w proto
-	$(BUF) generate
+	@$(BUF) format -w proto
+	@$(BUF) generate
 
 # Compares with a fresh copy, so that it is right in a tree with uncommitted work too.
 .PHONY: checkgenerate
 checkgenerate: imports ## Check that the .proto files are clean and the generated code is theirs
-	$(BUF) format -d --exit-code proto
-	$(BUF) lint
-	rm -rf build/generated && $(BUF) generate -o build/generated
-	diff <(cd build/generated && find . -name '*.pb.go' | sort) <(find . -name '*.pb.go' -not -path './build/*' | sort)
-	cd build/generated && find . -name '*.pb.go' | while read -r f; do diff -q "$$f" "../../$$f"; done
+	@$(BUF) format -d --exit-code proto
+	@$(BUF) lint
+	@rm -rf build/generated && $(BUF) generate -o build/generated
+	@diff <(cd build/generated && find . -name '*.pb.go' | sort) <(find . -name '*.pb.go' -not -path './build/*' | sort)
+	@cd build/generated && find . -name '*.pb.go' | while read -r f; do diff -q "$$f" "../../$$f"; done
+
+.PHONY: fuzz
+fuzz: ## Fuzz every target of PKG for FUZZTIME each
+	@for pkg in $$(go list $(PKG)); do \
+	  for target in $$(go test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
+	    echo "== $$pkg $$target"; go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "$$pkg"; \
+	  done; \
+	done
+
+.PHONY: bench
+bench: ## Run the benchmarks of PKG that match BENCH, for benchstat
+	@go test -vet=off -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCHTIME) $(PKG)
+
+.PHONY: clean
+clean: ## Remove what was built
+	@rm -rf bin build
+
+# The programs that tests run.
+.PHONY: deps
+deps: build/deps
+build/deps: .tools/deps
+	@mkdir -p build && .tools/deps && touch $@
+
+build/tools/ghz: .tools/ghz.mod .tools/ghz.sum
+	@mkdir -p build/tools && CGO_ENABLED=0 go build -modfile=.tools/ghz.mod -o $@ github.com/bojand/ghz/cmd/ghz
 
 # The public protos that ours import come out of Go modules.
 .PHONY: imports
 imports:
-	@mkdir -p build/proto && go run ./.tools/exportprotos build/proto
-
-.PHONY: build/bank.binpb
-build/bank.binpb:
-	@mkdir -p build && go run ./.tools/bankset $@
+	@mkdir -p build/proto && CGO_ENABLED=0 go run ./.tools/exportprotos build/proto

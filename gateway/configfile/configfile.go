@@ -232,7 +232,7 @@ func (f *File) decode(data []byte, root *yaml.Node) Faults {
 	if err == nil {
 		return nil
 	}
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // the list itself is wanted
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return Faults{f.fault(1, 1, err.Error())}
 	}

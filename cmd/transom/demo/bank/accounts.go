@@ -53,7 +53,7 @@ func (s *accounts) List(_ context.Context, req *bankv1.ListAccountsRequest) (*ba
 	if err != nil {
 		return nil, err
 	}
-	resp := &bankv1.ListAccountsResponse{NextPageToken: next, TotalSize: int32(len(found))} //nolint:gosec // at most maxAccounts
+	resp := &bankv1.ListAccountsResponse{NextPageToken: next, TotalSize: int32(len(found))}
 	for _, a := range found[from:to] {
 		p, err := masked(a.Account, req.GetReadMask())
 		if err != nil {
@@ -295,7 +295,7 @@ func (s *accounts) Deposit(stream grpc.ClientStreamingServer[bankv1.DepositReque
 	resp := &bankv1.DepositResponse{}
 	for {
 		req, err := stream.Recv()
-		if err == io.EOF { //nolint:errorlint // gRPC returns it bare
+		if err == io.EOF {
 			return stream.SendAndClose(resp)
 		}
 		if err != nil {

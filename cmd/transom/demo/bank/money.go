@@ -41,7 +41,7 @@ func add(a, b *bankv1.Money, sign int64) *bankv1.Money {
 	case units < 0 && nanos > 0:
 		units, nanos = units+1, nanos-billion
 	}
-	return &bankv1.Money{Currency: a.GetCurrency(), Units: units, Nanos: int32(nanos)} //nolint:gosec // below a billion
+	return &bankv1.Money{Currency: a.GetCurrency(), Units: units, Nanos: int32(nanos)}
 }
 
 // less reports whether a < b, of one currency.

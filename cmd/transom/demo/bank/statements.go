@@ -31,7 +31,7 @@ func (*statements) Upload(stream grpc.ClientStreamingServer[bankv1.UploadStateme
 	sum := newSum()
 	for {
 		req, err := stream.Recv()
-		if err == io.EOF { //nolint:errorlint // gRPC returns it bare
+		if err == io.EOF {
 			return stream.SendAndClose(sum.statement())
 		}
 		if err != nil {
@@ -49,7 +49,7 @@ func (*statements) Import(stream grpc.ClientStreamingServer[httpbody.HttpBody, b
 	sum := newSum()
 	for {
 		part, err := stream.Recv()
-		if err == io.EOF { //nolint:errorlint // gRPC returns it bare
+		if err == io.EOF {
 			return stream.SendAndClose(sum.statement())
 		}
 		if err != nil {
@@ -103,17 +103,15 @@ func (s *statements) Download(req *bankv1.DownloadStatementRequest, stream grpc.
 		file, contentType = bytes.NewReader(text), csvType
 	}
 	for {
-		data := make([]byte, part) // the message keeps it
-		n, err := io.ReadFull(file, data)
-		if n > 0 {
-			if err := stream.Send(&httpbody.HttpBody{ContentType: contentType, Data: data[:n]}); err != nil {
-				return err
-			}
-			contentType = "" // said once
-		}
-		if err != nil { // the end; these readers do not fail
+		data := make([]byte, part)      // the message keeps it
+		n, _ := io.ReadFull(file, data) // these readers end, but do not fail
+		if n == 0 {
 			return nil
 		}
+		if err := stream.Send(&httpbody.HttpBody{ContentType: contentType, Data: data[:n]}); err != nil {
+			return err
+		}
+		contentType = "" // said once
 	}
 }
 

@@ -26,7 +26,7 @@ func (*support) Chat(stream grpc.BidiStreamingServer[bankv1.ChatMessage, bankv1.
 	room := ""
 	for n := int64(1); ; n++ {
 		msg, err := stream.Recv()
-		if err == io.EOF { //nolint:errorlint // gRPC returns it bare
+		if err == io.EOF {
 			return nil
 		}
 		if err != nil {

@@ -250,15 +250,22 @@ func unjoin(err error) []error {
 // of names, each of which may end in ".*" or be "*". It reports selectors that cover no method.
 func overrides(rules []*annotations.HttpRule, methods []*Method, suggest func(string) string) (map[protoreflect.FullName]*annotations.HttpRule, error) {
 	out := map[protoreflect.FullName]*annotations.HttpRule{}
+	known := make(map[protoreflect.FullName]bool, len(methods))
+	for _, m := range methods {
+		known[m.Name] = true
+	}
 	var faults []error
 	for i, r := range rules {
 		for _, sel := range strings.Split(r.GetSelector(), ",") {
 			sel = strings.TrimSpace(sel)
-			hit := false
-			for _, m := range methods {
-				prefix, wild := strings.CutSuffix(sel, "*")
-				if string(m.Name) == sel || wild && (prefix == "" || strings.HasSuffix(prefix, ".") && strings.HasPrefix(string(m.Name), prefix)) {
-					out[m.Name], hit = r, true
+			hit := known[protoreflect.FullName(sel)]
+			if hit {
+				out[protoreflect.FullName(sel)] = r
+			} else if prefix, wild := strings.CutSuffix(sel, "*"); wild && (prefix == "" || strings.HasSuffix(prefix, ".")) {
+				for _, m := range methods {
+					if strings.HasPrefix(string(m.Name), prefix) {
+						out[m.Name], hit = r, true
+					}
 				}
 			}
 			switch {

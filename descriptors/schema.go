@@ -154,6 +154,9 @@ type sourceFile struct {
 	visited uint8 // by sortFiles: 1 on the way, 2 done
 }
 
+// spare reports whether the file is linked in and no file of a set needs it.
+func (f *sourceFile) spare() bool { return f.linked != nil && !f.wanted }
+
 func (c *compiler) fault(format string, args ...any) {
 	c.faults = append(c.faults, fmt.Errorf(format, args...))
 }
@@ -270,7 +273,14 @@ func (c *compiler) checkSymbols() {
 				owner[name] = f
 				return
 			}
-			if first == f || told[pair{first, f}] {
+			switch {
+			case first == f || told[pair{first, f}]:
+				return
+			case first.spare(): // a set has the linked-in file under a path of its own
+				first.failed, owner[name] = true, f
+				return
+			case f.spare():
+				f.failed = true
 				return
 			}
 			told[pair{first, f}] = true

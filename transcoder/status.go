@@ -143,21 +143,25 @@ const (
 // never fails: a detail of a type that the schema does not know, or that its type cannot read, is kept as
 // {"@type":…,"value":"<base64>"}. A nil p knows no types and has the default shape.
 func (p *Plans) AppendStatus(dst []byte, st *status.Status, httpStatus int) []byte {
-	ps := st.Proto()
-	shape := ErrorStatus
-	if p != nil {
-		shape = p.options.ErrorShape
+	if !p.aip193() {
+		return p.appendError(dst, st, httpStatus)
 	}
-	if shape == ErrorAIP193 {
-		dst = append(dst, `{"error":{"code":`...)
+	return append(p.appendError(append(dst, `{"error":`...), st, httpStatus), '}')
+}
+
+func (p *Plans) aip193() bool { return p != nil && p.options.ErrorShape == ErrorAIP193 }
+
+// appendError appends the object of an error, without what AIP-193 puts around it.
+func (p *Plans) appendError(dst []byte, st *status.Status, httpStatus int) []byte {
+	ps := st.Proto()
+	dst = append(dst, `{"code":`...)
+	if p.aip193() {
 		dst = strconv.AppendInt(dst, int64(httpStatus), 10)
 	} else {
-		dst = append(dst, `{"code":`...)
 		dst = appendUint(dst, uint64(defined(st.Code())))
 	}
-	dst = append(dst, `,"message":`...)
-	dst = appendString(dst, ps.GetMessage())
-	if shape == ErrorAIP193 {
+	dst = appendString(append(dst, `,"message":`...), ps.GetMessage())
+	if p.aip193() {
 		dst = append(dst, `,"status":"`...)
 		dst = append(append(dst, CodeName(st.Code())...), '"')
 	}
@@ -168,11 +172,7 @@ func (p *Plans) AppendStatus(dst []byte, st *status.Status, httpStatus int) []by
 		}
 		dst = p.appendDetail(dst, d)
 	}
-	dst = append(dst, "]}"...)
-	if shape == ErrorAIP193 {
-		dst = append(dst, '}')
-	}
-	return dst
+	return append(dst, "]}"...)
 }
 
 // appendDetail appends one error detail as the JSON of an Any.

@@ -29,8 +29,12 @@ type restStream struct {
 	// What the request body and the response are.
 	up   upload
 	down download
-	in   jsonStream
-	recv int // messages received
+	// format is that of a downloadStream.
+	format transcoder.StreamFormat
+	fields *transcoder.Fields // what the client wants of each answer; nil for all
+	pretty bool
+	in     jsonStream
+	recv   int // messages received
 	// out is the response body: for a unary call all of it, for a stream what is not yet written.
 	out       *[]byte
 	raw       rpc.Message // the answer whose HttpBody data is the response body
@@ -57,14 +61,14 @@ type download uint8
 const (
 	downloadOne      download = iota // one JSON document
 	downloadRaw                      // the data of one HttpBody
-	downloadNDJSON                   // a line each
-	downloadSSE                      // a Server-Sent Event each
-	downloadArray                    // the elements of one array
+	downloadStream                   // a stream of JSON in the format that was negotiated
 	downloadHTTPBody                 // the data of a stream of HttpBody, byte for byte
 )
 
-var downloadTypes = [...][]string{
-	downloadOne: jsonType, downloadNDJSON: {"application/x-ndjson"}, downloadSSE: {"text/event-stream"}, downloadArray: jsonType,
+var streamTypes = [...][]string{
+	transcoder.StreamNDJSON: {transcoder.StreamNDJSON.ContentType()},
+	transcoder.StreamSSE:    {transcoder.StreamSSE.ContentType()},
+	transcoder.StreamArray:  {transcoder.StreamArray.ContentType()},
 }
 
 // restBuffers hold request and response bodies.
@@ -145,13 +149,18 @@ func (s *restStream) negotiate(b *descriptors.Binding) error {
 			}
 		}
 	}
-	switch accept := r.Header.Get("Accept"); {
+	switch {
 	case raw.Response && m.ServerStreams:
 		s.down = downloadHTTPBody
 	case raw.Response:
 		s.down = downloadRaw
 	case m.ServerStreams:
-		s.down = acceptStream(accept)
+		s.down, s.format = downloadStream, acceptStream(r.Header.Get("Accept"))
+	}
+	if r.URL.RawQuery != "" && !raw.Response {
+		if err := s.systemParams(b); err != nil {
+			return err
+		}
 	}
 	if m.ClientStreams && r.ProtoMajor == 1 {
 		// Without it net/http reads the whole request before the first byte of the answer.
@@ -164,8 +173,33 @@ func unsupported(msg string) error {
 	return transcoder.HTTPError(http.StatusUnsupportedMediaType, codes.InvalidArgument, msg)
 }
 
+// systemParams obeys the system parameters of the query that say how the answer is written.
+func (s *restStream) systemParams(b *descriptors.Binding) error {
+	sys, err := s.route.Plan.System(s.Request.URL.RawQuery)
+	if err != nil {
+		return err
+	}
+	switch {
+	case sys.Alt == "":
+	case sys.Alt == "json" && s.down == downloadOne:
+	case s.down == downloadStream && sys.Alt == "json":
+		s.format = transcoder.StreamArray
+	case s.down == downloadStream && sys.Alt == "ndjson":
+		s.format = transcoder.StreamNDJSON
+	case s.down == downloadStream && sys.Alt == "sse":
+		s.format = transcoder.StreamSSE
+	default:
+		return status.Errorf(codes.InvalidArgument, "query parameter \"$alt\": this answer cannot be written as %q", sys.Alt)
+	}
+	s.pretty = sys.PrettyPrint && s.down == downloadOne
+	if sys.Fields != "" {
+		s.fields, err = s.route.Plan.Fields(b, sys.Fields)
+	}
+	return err
+}
+
 // acceptStream picks the framing of a server stream by the first of the three that Accept names; NDJSON if none.
-func acceptStream(accept string) download {
+func acceptStream(accept string) transcoder.StreamFormat {
 	for part := range strings.SplitSeq(accept, ",") {
 		mt, params, _ := strings.Cut(part, ";")
 		if q := strings.TrimSpace(params); q == "q=0" || strings.HasPrefix(q, "q=0.0") {
@@ -173,14 +207,14 @@ func acceptStream(accept string) download {
 		}
 		switch strings.ToLower(strings.TrimSpace(mt)) {
 		case "text/event-stream":
-			return downloadSSE
+			return transcoder.StreamSSE
 		case "application/json":
-			return downloadArray
+			return transcoder.StreamArray
 		case "application/x-ndjson", "application/jsonl", "application/json-lines", "application/json-seq":
-			return downloadNDJSON
+			return transcoder.StreamNDJSON
 		}
 	}
-	return downloadNDJSON
+	return transcoder.StreamNDJSON
 }
 
 // Recv implements rpc.Stream.
@@ -415,7 +449,7 @@ func (s *restStream) SetTrailer(md metadata.MD) { s.trailer = md }
 
 // Send implements rpc.Stream.
 func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
-	if s.down >= downloadNDJSON {
+	if s.down >= downloadStream {
 		if err := s.guard.bindWrite(ctx, s.w); err != nil {
 			m.Release()
 			return err
@@ -429,48 +463,46 @@ func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
 	switch s.down {
 	case downloadOne:
 		defer m.Release()
-		var err error
-		*s.out, err = s.route.Plan.AppendResponse(*s.out, s.match.Binding, m.Bytes())
-		return err
+		return s.appendJSON(m.Bytes())
 	case downloadRaw:
 		s.raw = m
 		return nil
 	case downloadHTTPBody:
 		return s.sendChunk(ctx, m)
 	}
-	err := s.appendEvent(m.Bytes())
+	before := len(*s.out)
+	*s.out = s.format.AppendBefore(*s.out, int64(s.sent-1))
+	err := s.appendJSON(m.Bytes())
 	m.Release()
 	if err != nil {
+		*s.out = (*s.out)[:before]
+		s.sent--
+		s.info.MessagesOut--
 		return err
 	}
+	*s.out = s.format.AppendAfter(*s.out)
 	if len(*s.out) >= writeBufferLen {
 		return s.writeOut(ctx)
 	}
 	return nil
 }
 
-// appendEvent appends one message of a stream in its framing.
-func (s *restStream) appendEvent(wire []byte) error {
-	b := *s.out
-	switch s.down {
-	case downloadSSE:
-		b = append(b, "data: "...)
-	case downloadArray:
-		if s.sent == 1 {
-			b = append(b, '[')
-		} else {
-			b = append(b, ',')
-		}
-	}
-	b, err := s.route.Plan.AppendResponse(b, s.match.Binding, wire)
+// appendJSON appends what the client wants of one answer. On error s.out is as before.
+func (s *restStream) appendJSON(wire []byte) error {
+	start := len(*s.out)
+	b, err := s.route.Plan.AppendResponse(*s.out, s.match.Binding, wire)
 	if err != nil {
 		return err
 	}
-	switch s.down {
-	case downloadSSE:
-		b = append(b, "\n\n"...)
-	case downloadNDJSON, downloadArray:
-		b = append(b, '\n')
+	if s.fields != nil {
+		b = b[:start+len(s.fields.Keep(b[start:]))]
+	}
+	if s.pretty {
+		indented, err := transcoder.AppendIndented(nil, b[start:])
+		if err != nil {
+			return err
+		}
+		b = append(b[:start], indented...)
 	}
 	*s.out = b
 	return nil
@@ -499,7 +531,7 @@ func (s *restStream) commit(code int, contentType []string) {
 	h := s.w.Header()
 	writeMetadata(h, "", s.header, false)
 	h["Content-Type"] = contentType
-	if s.down == downloadSSE || s.down == downloadNDJSON {
+	if s.down == downloadStream && s.format != transcoder.StreamArray {
 		h["Cache-Control"] = []string{"no-cache"}
 	}
 	h["X-Content-Type-Options"] = nosniff
@@ -509,7 +541,7 @@ func (s *restStream) commit(code int, contentType []string) {
 // writeOut hands the gathered stream to net/http.
 func (s *restStream) writeOut(ctx context.Context) error {
 	if !s.committed {
-		s.commit(http.StatusOK, downloadTypes[s.down])
+		s.commit(http.StatusOK, streamTypes[s.format])
 	}
 	if len(*s.out) == 0 {
 		return nil
@@ -597,19 +629,11 @@ func (s *restStream) finishOK() error {
 	if s.out == nil {
 		s.out = getBuffer()
 	}
-	switch s.down {
-	case downloadArray:
-		if s.sent == 0 {
-			*s.out = append(*s.out, '[')
-		}
-		*s.out = append(*s.out, ']', '\n')
-	case downloadSSE:
-		*s.out = append(*s.out, "event: end\ndata: {}\n\n"...)
-	}
+	*s.out = s.format.AppendEnd(*s.out, int64(s.sent))
 	if s.committed {
 		return s.writeOut(s.Request.Context())
 	}
-	s.writeBody(http.StatusOK, downloadTypes[s.down], *s.out)
+	s.writeBody(http.StatusOK, streamTypes[s.format], *s.out)
 	return nil
 }
 
@@ -627,7 +651,7 @@ func (s *restStream) writeBody(code int, contentType []string, body []byte) {
 
 // finishError writes the error body, or, once the answer has begun, the framing's own form of a late error.
 func (s *restStream) finishError(err error, st *status.Status) int {
-	if s.committed || s.sent > 0 && s.down >= downloadNDJSON {
+	if s.committed || s.sent > 0 && s.down >= downloadStream {
 		s.lateError(err, st)
 		return http.StatusOK
 	}
@@ -653,25 +677,14 @@ func (s *restStream) lateError(err error, st *status.Status) {
 	if s.out == nil {
 		s.out = getBuffer()
 	}
-	switch s.down {
-	case downloadNDJSON:
-		*s.out = append(*s.out, `{"error":`...)
-		*s.out = s.plans.AppendStatus(*s.out, st, transcoder.HTTPStatusOf(err))
-		*s.out = append(*s.out, "}\n"...)
-	case downloadSSE:
-		*s.out = append(*s.out, "event: error\ndata: "...)
-		*s.out = s.plans.AppendStatus(*s.out, st, transcoder.HTTPStatusOf(err))
-		*s.out = append(*s.out, "\n\n"...)
-	case downloadArray:
-		*s.out = append(*s.out, `,{"error":`...)
-		*s.out = s.plans.AppendStatus(*s.out, st, transcoder.HTTPStatusOf(err))
-		*s.out = append(*s.out, "}\n"...)
+	if s.down == downloadStream {
+		*s.out = s.plans.AppendStreamError(*s.out, s.format, int64(s.sent), st, transcoder.HTTPStatusOf(err))
 	}
 	h := s.w.Header()
 	writeMetadata(h, http.TrailerPrefix, s.trailer, false)
 	writeGRPCStatus(h, http.TrailerPrefix, st)
 	_ = s.writeOut(s.Request.Context())
-	if s.down == downloadHTTPBody || s.down == downloadArray {
+	if s.down == downloadHTTPBody || s.format == transcoder.StreamArray {
 		_ = s.guard.flush(s.w)
 		s.abort = true
 	}

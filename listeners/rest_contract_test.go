@@ -187,8 +187,10 @@ func (c *restClient) Recv() ([]byte, error) {
 	if len(bytes.TrimSpace(line)) == 0 {
 		return nil, err
 	}
-	if bytes.HasPrefix(line, []byte(`{"error":`)) {
-		var late struct{ Error json.RawMessage }
+	if bytes.HasPrefix(line, []byte(`{"@error":`)) {
+		var late struct {
+			Error json.RawMessage `json:"@error"`
+		}
 		if err := json.Unmarshal(line, &late); err != nil {
 			return nil, err
 		}

@@ -81,8 +81,8 @@ func (b *binding) appendHTTPBody(dst []byte, contentType string, data []byte) []
 }
 
 // SplitHTTPBody returns the content type and the bytes of a response message where HTTPBody(b).Response is set; data lies
-// in wire. An absent content type is "" (application/octet-stream on a first message); one that would break a header
-// line, or a message that is not one, is Internal.
+// in wire. An absent content type is application/octet-stream; one that would break a header line, or a message that is
+// not one, is Internal. Of a stream only the first message's content type counts.
 func (p *Plan) SplitHTTPBody(b *descriptors.Binding, wire []byte) (contentType string, data []byte, err error) {
 	var ct []byte
 	if f := b.ResponseField; f != nil {
@@ -102,6 +102,9 @@ func (p *Plan) SplitHTTPBody(b *descriptors.Binding, wire []byte) (contentType s
 		if c < 0x20 && c != '\t' || c == 0x7F {
 			return "", nil, status.Error(codes.Internal, "the response's content_type has control characters")
 		}
+	}
+	if len(ct) == 0 {
+		return "application/octet-stream", data, nil
 	}
 	return string(ct), data, nil
 }

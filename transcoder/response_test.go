@@ -112,8 +112,8 @@ func TestSplitHTTPBody(t *testing.T) {
 		code  codes.Code
 	}{
 		{"whole", upload, "\x0a\x03a/b\x12\x02hi\x1a\x00", "a/b", "hi", 0},
-		{"empty", upload, "", "", "", 0},
-		{"last wins", upload, "\x12\x01a\x12\x01b", "", "b", 0},
+		{"empty", upload, "", "application/octet-stream", "", 0},
+		{"last wins", upload, "\x12\x01a\x12\x01b", "application/octet-stream", "b", 0},
 		{"field", raws, "\x0a\x01n\x12\x09\x0a\x03a/b\x12\x02hi", "a/b", "hi", 0},
 		{"field in parts", raws, "\x12\x05\x0a\x03a/b\x12\x04\x12\x02hi", "a/b", "hi", 0},
 		{"line break in the type", upload, "\x0a\x03a\r\n", "", "", codes.Internal},

@@ -1,0 +1,149 @@
+package listeners_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/dynamicpb"
+
+	"transom/descriptors"
+	"transom/listeners"
+	"transom/rpc"
+	"transom/transcoder"
+)
+
+// itemsView serves the methods of transcoder/testdata/items.proto.
+func itemsView(t *testing.T, h rpc.Handler) *view {
+	t.Helper()
+	set, err := descriptors.FromProto(t.Context(), []string{"../transcoder/testdata"}, []string{"items.proto"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	schema, err := descriptors.Compile([]*descriptors.Set{set}, descriptors.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plans, err := transcoder.NewPlans(schema, transcoder.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &view{schema, plans, h}
+}
+
+// answer is a backend's: messages as JSON of the response type, then an error.
+type answer struct {
+	messages []string
+	err      error
+}
+
+func (a answer) handle(ctx context.Context, call *rpc.Call) error {
+	if _, err := rpc.RecvOne(ctx, call.Stream); err != nil {
+		return err
+	}
+	for i, text := range a.messages {
+		if i == 0 {
+			if err := call.Stream.SendHeader(metadata.MD{"x-a": {"1"}}); err != nil {
+				return err
+			}
+		}
+		m := dynamicpb.NewMessage(call.Method.Desc.Output())
+		wire := []byte("\x0a\x01\xFF") // a message without a JSON form
+		if text != "" {
+			if err := protojson.Unmarshal([]byte(text), m); err != nil {
+				return err
+			}
+			var err error
+			if wire, err = proto.Marshal(m); err != nil {
+				return err
+			}
+		}
+		if err := call.Stream.Send(ctx, rpc.NewMessage(wire)); err != nil {
+			return err
+		}
+	}
+	return a.err
+}
+
+// TestRESTAnswers holds what a client reads for what a backend sends. Numbers are cases of docs/transcoding.md.
+func TestRESTAnswers(t *testing.T) {
+	gone := status.Error(codes.Unavailable, "gone")
+	for _, c := range []struct {
+		name, path, accept string
+		answer             answer
+		code               int
+		ctype              string
+		body               string
+		cut                bool // the body must be seen to be cut off
+	}{
+		{name: "unary", path: "/v1/items/a", answer: answer{messages: []string{`{"id":"a","bool":true}`}},
+			code: 200, ctype: "application/json", body: `{"id":"a","bool":true}`},
+		{name: "fields", path: "/v1/items/a?$fields=id,owner(name)", answer: answer{messages: []string{`{"id":"a","bool":true,"owner":{"name":"x","age":3}}`}},
+			code: 200, ctype: "application/json", body: `{"id":"a","owner":{"name":"x"}}`},
+		{name: "unknown field", path: "/v1/items/a?fields=nope", answer: answer{messages: []string{`{}`}},
+			code: 400, ctype: "application/json", body: `items.v1.Item has no field \"nope\"`},
+		{name: "pretty", path: "/v1/items/a?$prettyPrint=true&fields=id", answer: answer{messages: []string{`{"id":"a","bool":true}`}},
+			code: 200, ctype: "application/json", body: "{\n  \"id\": \"a\"\n}\n"},
+		{name: "alt that is none", path: "/v1/items/a?$alt=xml", code: 400, ctype: "application/json", body: `cannot be written as \"xml\"`},
+		{name: "63 no JSON form", path: "/v1/items/a", answer: answer{messages: []string{""}}, code: 500, ctype: "application/json", body: `"code":13`},
+		{name: "87 message and error", path: "/v1/items/a", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
+			code: 503, ctype: "application/json", body: `{"code":14,"message":"gone","details":[]}`},
+		{name: "93 error first", path: "/v1/watch", answer: answer{err: gone}, code: 503, ctype: "application/json", body: `{"code":14,"message":"gone","details":[]}`},
+		{name: "63 first message has no JSON form", path: "/v1/watch", answer: answer{messages: []string{""}}, code: 500, ctype: "application/json", body: `"code":13`},
+		{name: "63 second message has no JSON form", path: "/v1/watch?alt=json", answer: answer{messages: []string{`{"id":"a"}`, ""}},
+			code: 200, ctype: "application/json", body: "[{\"id\":\"a\"}\n,{\"@error\":{\"code\":13", cut: true},
+		{name: "95 empty NDJSON", path: "/v1/watch", code: 200, ctype: "application/x-ndjson", body: ""},
+		{name: "95 empty array", path: "/v1/watch", accept: "application/json", code: 200, ctype: "application/json", body: "[]\n"},
+		{name: "95 empty SSE", path: "/v1/watch", accept: "text/event-stream", code: 200, ctype: "text/event-stream", body: "event: end\ndata: {}\n\n"},
+		{name: "NDJSON", path: "/v1/watch?fields=id", answer: answer{messages: []string{`{"id":"a","bool":true}`, `{"bool":true}`}},
+			code: 200, ctype: "application/x-ndjson", body: "{\"id\":\"a\"}\n{}\n"},
+		{name: "94 NDJSON", path: "/v1/watch", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
+			code: 200, ctype: "application/x-ndjson", body: "{\"id\":\"a\"}\n{\"@error\":{\"code\":14,\"message\":\"gone\",\"details\":[]}}\n"},
+		{name: "94 SSE", path: "/v1/watch?$alt=sse", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
+			code: 200, ctype: "text/event-stream", body: "data: {\"id\":\"a\"}\n\nevent: error\ndata: {\"code\":14,\"message\":\"gone\",\"details\":[]}\n\n"},
+		{name: "94 array", path: "/v1/watch?alt=json", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
+			code: 200, ctype: "application/json", body: "[{\"id\":\"a\"}\n,{\"@error\":{\"code\":14,\"message\":\"gone\",\"details\":[]}}\n", cut: true},
+		{name: "78 download", path: "/v1/download", answer: answer{messages: []string{`{"contentType":"a/b","data":"aGk="}`, `{"contentType":"c/d","data":"IQ=="}`}},
+			code: 200, ctype: "a/b", body: "hi!"},
+		{name: "78 download without a type", path: "/v1/download", answer: answer{messages: []string{`{"data":"aGk="}`}},
+			code: 200, ctype: "application/octet-stream", body: "hi"},
+		{name: "79 download that fails", path: "/v1/download", answer: answer{messages: []string{`{"contentType":"a/b","data":"aGk="}`}, err: gone},
+			code: 200, ctype: "a/b", body: "hi", cut: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			front := listeners.NewFront(listeners.FrontConfig{}, itemsView(t, c.answer.handle), slog.New(slog.DiscardHandler))
+			srv := httptest.NewServer(front)
+			defer srv.Close()
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+c.path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Accept", c.accept)
+			resp, err := srv.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if (err != nil) != c.cut {
+				t.Errorf("reading the body: %v, want it cut off: %v", err, c.cut)
+			}
+			if resp.StatusCode != c.code || resp.Header.Get("Content-Type") != c.ctype {
+				t.Errorf("got %d %s, want %d %s", resp.StatusCode, resp.Header.Get("Content-Type"), c.code, c.ctype)
+			}
+			whole := c.code == 200 && !strings.Contains(c.body, `"code":13`)
+			if got := string(body); whole && got != c.body || !strings.Contains(got, c.body) {
+				t.Errorf("got %q, want %q", got, c.body)
+			}
+		})
+	}
+}

@@ -113,13 +113,13 @@ func (f *frameReader) done() {
 	}
 }
 
-// frameWriter gathers length-prefixed messages and hands them to net/http in large pieces.
+// frameWriter gathers length-prefixed messages and hands them on in large pieces.
 type frameWriter struct {
 	buf *[]byte
 }
 
-// add appends one frame, writing through out when the buffer is full. It consumes m's reference.
-func (f *frameWriter) add(flags byte, m rpc.Message, out func([]byte) error) error {
+// add appends one frame, writing to w when the buffer is full. It consumes m's reference.
+func (f *frameWriter) add(flags byte, m rpc.Message, w io.Writer) error {
 	defer m.Release()
 	if f.buf == nil {
 		f.buf, _ = writeBuffers.Get().(*[]byte)
@@ -128,10 +128,10 @@ func (f *frameWriter) add(flags byte, m rpc.Message, out func([]byte) error) err
 	for _, part := range m.Buffers() {
 		data := part.ReadOnlyData()
 		if len(data) >= directWriteLen {
-			if err := f.flush(out); err != nil {
+			if err := f.flush(w); err != nil {
 				return err
 			}
-			if err := out(data); err != nil {
+			if _, err := w.Write(data); err != nil {
 				return err
 			}
 			continue
@@ -139,17 +139,30 @@ func (f *frameWriter) add(flags byte, m rpc.Message, out func([]byte) error) err
 		*f.buf = append(*f.buf, data...)
 	}
 	if len(*f.buf) >= writeBufferLen-directWriteLen {
-		return f.flush(out)
+		return f.flush(w)
 	}
 	return nil
 }
 
-// flush hands what is gathered to out.
-func (f *frameWriter) flush(out func([]byte) error) error {
+// end appends the last frame of a response, whose payload render appends, and writes what is gathered.
+func (f *frameWriter) end(flags byte, w io.Writer, render func(dst []byte) []byte) error {
+	if f.buf == nil {
+		f.buf, _ = writeBuffers.Get().(*[]byte)
+	}
+	b := *f.buf
+	start := len(b)
+	b = render(append(b, 0, 0, 0, 0, 0))
+	transcoder.PutFrameHeader(b[start:], flags)
+	*f.buf = b
+	return f.flush(w)
+}
+
+// flush writes what is gathered.
+func (f *frameWriter) flush(w io.Writer) error {
 	if f.buf == nil || len(*f.buf) == 0 {
 		return nil
 	}
-	err := out(*f.buf)
+	_, err := w.Write(*f.buf)
 	*f.buf = (*f.buf)[:0]
 	return err
 }

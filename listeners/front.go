@@ -66,7 +66,15 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case isWebSocket(r):
 		f.serveWebSocket(w, r, v)
 	case hasPrefixFold(ct, "application/grpc"):
-		f.serveGRPC(w, r, v)
+		if isGRPCWeb(ct) {
+			f.serveGRPCWeb(w, r, v)
+		} else {
+			f.serveGRPC(w, r, v)
+		}
+	case hasPrefixFold(ct, connectStreamPrefix):
+		f.serveConnectStream(w, r, v)
+	case isConnectUnary(r, ct, v):
+		f.serveConnectUnary(w, r, v)
 	default:
 		f.serveREST(w, r, v)
 	}
@@ -184,9 +192,10 @@ func hasPrefixFold(s, prefix string) bool {
 
 // Header values that are set often; shared, never changed.
 var (
-	textPlain = []string{"text/plain; charset=utf-8"}
-	grpcType  = []string{"application/grpc"}
-	jsonType  = []string{"application/json"}
-	noStore   = []string{"no-store"}
-	nosniff   = []string{"nosniff"}
+	textPlain    = []string{"text/plain; charset=utf-8"}
+	grpcType     = []string{"application/grpc"}
+	grpcJSONType = []string{"application/grpc+json"}
+	jsonType     = []string{"application/json"}
+	noStore      = []string{"no-store"}
+	nosniff      = []string{"nosniff"}
 )

@@ -54,13 +54,14 @@ func (f *Front) restMetadata(h http.Header) (metadata.MD, error) {
 	return transcoder.RequestMetadata(picked)
 }
 
-// writeMetadata sets md as headers, each name behind prefix. loadReport keeps ORCA load reports, which only native gRPC
+// loadReportKey is the trailer in which backends report their load (ORCA, gRFC A51).
+const loadReportKey = "endpoint-load-metrics-bin"
+
+// writeMetadata sets md, which it may change, as headers, each name behind prefix. loadReport keeps ORCA load reports, which only native gRPC
 // clients may see.
 func writeMetadata(h http.Header, prefix string, md metadata.MD, loadReport bool) {
-	const report = "endpoint-load-metrics-bin"
-	if _, ok := md[report]; ok && !loadReport {
-		md = md.Copy()
-		delete(md, report)
+	if !loadReport {
+		delete(md, loadReportKey)
 	}
 	transcoder.AddHeader(h, md, prefix)
 }

@@ -105,6 +105,9 @@ func (s *restStream) serve(v View) error {
 	var err error
 	if s.match, err = v.MatchHTTP(r.Method, r.URL.EscapedPath()); err != nil {
 		s.info.Fail(rpc.SourceClient)
+		if fault := pathFault(r, v); fault != nil {
+			return fault
+		}
 		return routeFault(r.Method, err)
 	}
 	b := s.match.Binding
@@ -282,8 +285,21 @@ func (s *restStream) readBody(ctx context.Context, dst *[]byte) error {
 	if err != nil {
 		return err
 	}
+	over, err := readAll(body, dst, r.ContentLength, limit)
+	switch {
+	case err != nil:
+		return s.recvError(ctx, err)
+	case over:
+		return s.tooLarge()
+	}
+	return nil
+}
+
+// readAll appends all of body to dst and reports whether it is over limit bytes; then it stops reading. size is its length
+// in bytes if known, else negative.
+func readAll(body io.Reader, dst *[]byte, size int64, limit int) (over bool, err error) {
 	b := *dst
-	if n := int(r.ContentLength); n > cap(b) {
+	if n := int(size); n > cap(b) {
 		b = make([]byte, 0, n+1) // room for the read that sees the end
 	}
 	for {
@@ -294,13 +310,13 @@ func (s *restStream) readBody(ctx context.Context, dst *[]byte) error {
 		b = b[:len(b)+n]
 		*dst = b
 		if len(b) > limit {
-			return s.tooLarge()
+			return true, nil
 		}
 		if err == io.EOF {
-			return nil
+			return false, nil
 		}
 		if err != nil {
-			return s.recvError(ctx, err)
+			return false, err
 		}
 	}
 }

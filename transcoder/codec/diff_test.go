@@ -139,11 +139,11 @@ func TestDiffJSON(t *testing.T) {
 		got, gotErr := s.types.Message(md).AppendJSON(nil, wire, o)
 		switch {
 		case (wantErr == nil) != (gotErr == nil):
-			t.Fatalf("case %d: %s %+v\nwire %x\ngot  %s %v\nwant %s %v", n, md.FullName(), o, wire, got, gotErr, want, wantErr)
+			t.Fatalf("case %d: %s %+v\nwire %.1000x\ngot  %.3000s %v\nwant %.3000s %v", n, md.FullName(), o, wire, got, gotErr, want, wantErr)
 		case wantErr != nil:
 			rejected++
 		case !bytes.Equal(got, want):
-			t.Fatalf("case %d: %s %+v\nwire %x\ngot  %s\nwant %s", n, md.FullName(), o, wire, got, want)
+			t.Fatalf("case %d: %s %+v\nwire %.1000x\ngot  %.3000s\nwant %.3000s", n, md.FullName(), o, wire, got, want)
 		default:
 			same++
 		}
@@ -196,7 +196,7 @@ func TestDiffWire(t *testing.T) {
 				deviations++ // protojson takes 1e and 1e+ for numbers
 				continue
 			}
-			t.Fatalf("case %d: %s %+v\ntext %s\ngot  %x %v\nwant %x %v", n, md.FullName(), o, text, got, gotErr, want, wantErr)
+			t.Fatalf("case %d: %s %+v\ntext %.3000s\ngot  %.1000x %v\nwant %.1000x %v", n, md.FullName(), o, text, got, gotErr, want, wantErr)
 		}
 		if wantErr != nil {
 			rejected++
@@ -205,7 +205,7 @@ func TestDiffWire(t *testing.T) {
 		a, errA := oracleJSON(s, md, got, &Options{})
 		b, errB := oracleJSON(s, md, want, &Options{})
 		if (errA == nil) != (errB == nil) || !bytes.Equal(a, b) {
-			t.Fatalf("case %d: %s %+v\ntext %s\ngot  %x %s %v\nwant %x %s %v", n, md.FullName(), o, text, got, a, errA, want, b, errB)
+			t.Fatalf("case %d: %s %+v\ntext %.3000s\ngot  %.1000x %.3000s %v\nwant %.1000x %.3000s %v", n, md.FullName(), o, text, got, a, errA, want, b, errB)
 		}
 		same++
 		progress(t, "JSON to wire", n+1, total, same, rejected, &last)

@@ -596,7 +596,7 @@ func (r *reader) list(dst []byte, f *field, i int) ([]byte, int) {
 				putLength(dst[at-width:], n)
 			} else {
 				dst = r.close(dst, at, width, extra)
-				width = need
+				width = min(need, 2) // a shorter one than left is moved back, which must not hit a fix inside
 			}
 		default:
 			dst, i = r.single(dst, f, i)

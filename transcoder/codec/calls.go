@@ -310,7 +310,7 @@ func appendTextValue(dst []byte, g *field, s string) (out []byte, fault string) 
 	case len(in) > 0 && in[0] == '"':
 		r.expected(0, "a plain value")
 	case g.kind == kindEnum && in != nil && len(in) > 0 && in[0]-'0' >= 10 && in[0] != '-':
-		n, ok := g.enum.names[s]
+		n, ok := g.enum.number(in)
 		if !ok {
 			return dst, strconv.Quote(s) + " is not a value of enum " + string(g.enum.desc.FullName())
 		}

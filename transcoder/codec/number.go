@@ -72,6 +72,22 @@ func value8(w uint64) uint64 {
 	return ((w&0xff000000ff)*(100+1000000<<32) + (w>>16&0xff000000ff)*(1+10000<<32)) >> 32
 }
 
+// digitRun returns how many of the eight bytes of w, from the lowest on, are digits, and the number they write.
+func digitRun(w uint64) (n int, v uint64) {
+	t := w ^ ascii0 // digits become 0 to 9
+	m := (t + 0x7676767676767676 | t) & each80
+	if m == 0 {
+		return 8, value8(w)
+	}
+	z := uint(bits.TrailingZeros64(m)) &^ 7
+	t <<= 64 - z // leading zeros; nothing is left of no digits, as shifts by 64 give 0
+	t = t*10 + t>>8
+	return int(z >> 3), ((t&0xff000000ff)*(100+1000000<<32) + (t>>16&0xff000000ff)*(1+10000<<32)) >> 32
+}
+
+// tens holds the powers of ten of a digit run.
+var tens = [9]uint64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8}
+
 // decimal is a JSON number taken apart: ±digits·10^exp, where only 19 digits are kept.
 type decimal struct {
 	digits uint64
@@ -90,6 +106,27 @@ func scanNumber(in []byte, i int, n *decimal) int {
 	}
 	start := i
 	var d uint64
+	if i+17 <= len(in) { // up to seven digits, and as many behind a point: most numbers
+		k, v := digitRun(binary.LittleEndian.Uint64(in[i:]))
+		if k == 0 || in[i] == '0' && k > 1 {
+			return -1
+		}
+		if k < 8 {
+			i += k
+			switch c := in[i]; {
+			case c == '.':
+				k, f := digitRun(binary.LittleEndian.Uint64(in[i+1:]))
+				if next := in[i+1+k]; k > 0 && k < 8 && next|0x20 != 'e' {
+					n.digits, n.exp = v*tens[k]+f, -k
+					return i + 1 + k
+				}
+			case c|0x20 != 'e':
+				n.digits, n.whole = v, true
+				return i
+			}
+			i = start
+		}
+	}
 	for i+8 <= len(in) {
 		w := binary.LittleEndian.Uint64(in[i:])
 		if !allDigits(w) || i-start >= 16 {

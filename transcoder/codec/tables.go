@@ -127,11 +127,12 @@ type message struct {
 
 // enum is a compiled enum type.
 type enum struct {
-	null   bool // google.protobuf.NullValue
-	dense  []string
-	sparse map[int32]string // quoted names
-	names  map[string]int32
-	desc   protoreflect.EnumDescriptor
+	null    bool // google.protobuf.NullValue
+	dense   []string
+	sparse  map[int32]string // quoted names
+	names   nameTable        // index into numbers
+	numbers []int32
+	desc    protoreflect.EnumDescriptor
 }
 
 // quoted returns the JSON string of a value's name, or "" when the number has none.
@@ -140,6 +141,14 @@ func (e *enum) quoted(n int32) string {
 		return e.dense[n]
 	}
 	return e.sparse[n]
+}
+
+// number returns the number of a value's name.
+func (e *enum) number(name []byte) (int32, bool) {
+	if x := e.names.find(name); x >= 0 {
+		return e.numbers[x], true
+	}
+	return 0, false
 }
 
 const maxOneofs = 62 // more are not tracked in a word
@@ -365,7 +374,7 @@ func (t *Types) compileEnum(ed protoreflect.EnumDescriptor) *enum {
 	if e := t.enums[ed]; e != nil {
 		return e
 	}
-	e := &enum{null: ed.FullName() == "google.protobuf.NullValue", names: map[string]int32{}, sparse: map[int32]string{}, desc: ed}
+	e := &enum{null: ed.FullName() == "google.protobuf.NullValue", sparse: map[int32]string{}, desc: ed}
 	t.enums[ed] = e
 	vals := ed.Values()
 	top := int32(-1)
@@ -375,11 +384,13 @@ func (t *Types) compileEnum(ed protoreflect.EnumDescriptor) *enum {
 		if _, ok := e.sparse[n]; !ok {
 			e.sparse[n] = `"` + string(v.Name()) + `"`
 		}
-		e.names[string(v.Name())] = n
+		e.names.add(string(v.Name()), i)
+		e.numbers = append(e.numbers, n)
 		if n <= maxDense {
 			top = max(top, n)
 		}
 	}
+	e.names.build()
 	e.dense = make([]string, top+1)
 	for n, s := range e.sparse {
 		if n >= 0 && n <= top {
@@ -453,7 +464,7 @@ func (t *Types) alone(f *field, keyed bool) *message {
 type nameTable struct {
 	slots []nameSlot
 	shift uint
-	all   []nameSlot
+	all   map[string]int32 // while it is being built
 }
 
 type nameSlot struct {
@@ -462,12 +473,12 @@ type nameSlot struct {
 }
 
 func (t *nameTable) add(name string, idx int) {
-	for _, s := range t.all {
-		if s.name == name {
-			return // the first wins
-		}
+	if t.all == nil {
+		t.all = map[string]int32{}
 	}
-	t.all = append(t.all, nameSlot{name, int32(idx)})
+	if _, ok := t.all[name]; !ok { // the first wins
+		t.all[name] = int32(idx)
+	}
 }
 
 func (t *nameTable) build() {
@@ -480,12 +491,12 @@ func (t *nameTable) build() {
 	for i := range t.slots {
 		t.slots[i].idx = -1
 	}
-	for _, s := range t.all {
-		h := hashName([]byte(s.name)) >> t.shift
+	for name, idx := range t.all {
+		h := hashName([]byte(name)) >> t.shift
 		for t.slots[h].idx >= 0 {
 			h = (h + 1) & uint64(len(t.slots)-1)
 		}
-		t.slots[h] = s
+		t.slots[h] = nameSlot{name, idx}
 	}
 	t.all = nil
 }

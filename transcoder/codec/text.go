@@ -50,15 +50,7 @@ func appendQuoted(dst, s []byte) ([]byte, bool) {
 		binary.LittleEndian.PutUint64(out[1+i:], w)
 	}
 	if i < len(s) {
-		var w uint64
-		switch rest := len(s) - i; {
-		case len(s) >= 8:
-			w = binary.LittleEndian.Uint64(s[len(s)-8:]) >> ((8 - rest) * 8)
-		case rest >= 4:
-			w = uint64(binary.LittleEndian.Uint32(s)) | uint64(binary.LittleEndian.Uint32(s[rest-4:]))<<((rest-4)*8)
-		default:
-			w = uint64(s[0]) | uint64(s[rest/2])<<(rest/2*8) | uint64(s[rest-1])<<((rest-1)*8)
-		}
+		w := tailWord(s, i)
 		// Spaces fill the word up, they are never special.
 		if mustEscape(w|0x2020202020202020<<((len(s)-i)*8)) != 0 {
 			return appendEscaped(dst, s, i, high)
@@ -121,59 +113,61 @@ func appendEscape(dst []byte, c byte) []byte {
 	return append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
 }
 
-// validUTF8 is utf8.Valid, faster on text that mixes scripts of two and three bytes with ASCII.
+// validUTF8 is utf8.Valid, faster on text of two- and three-byte characters: eight bytes at a time it compares where
+// continuation bytes are with where the lead bytes want them. Lead bytes that need more care (E0, ED, F0 and above)
+// leave the rest to utf8.Valid.
 func validUTF8(s []byte) bool {
-	for i := 0; i < len(s); {
+	var due uint64 // continuation bytes due in the next word
+	for i := 0; i < len(s); i += 8 {
+		var w uint64
 		if i+8 <= len(s) {
-			w := binary.LittleEndian.Uint64(s[i:])
-			if w&each80 == 0 {
-				i += 8
-				continue
-			}
-			i += bits.TrailingZeros64(w&each80) >> 3
-			// Runs of two-byte characters (110xxxxx 10xxxxxx) four at a time, and of three-byte ones two at a time.
-			for i+8 <= len(s) {
-				w = binary.LittleEndian.Uint64(s[i:])
-				if w&0xc0e0c0e0c0e0c0e0 == 0x80c080c080c080c0 && w&0x1e<<0 != 0 && w&(0x1e<<16) != 0 &&
-					w&(0x1e<<32) != 0 && w&(0x1e<<48) != 0 {
-					i += 8
-					continue
-				}
-				if w&0x0000c0c0f0c0c0f0 == 0x00008080e08080e0 && plain3(uint32(w)) && plain3(uint32(w>>24)) {
-					i += 6
-					continue
-				}
-				break
-			}
-			if i >= len(s) {
-				return true
-			}
-			if s[i] < 0x80 {
-				continue
-			}
+			w = binary.LittleEndian.Uint64(s[i:])
+		} else {
+			w = tailWord(s, i)
 		}
-		c := s[i]
-		if c < 0x80 {
-			i++
+		high := w & each80
+		if high|due == 0 {
 			continue
 		}
-		if c >= 0xc2 && c < 0xe0 && i+1 < len(s) && s[i+1]&0xc0 == 0x80 {
-			i += 2
-			continue
+		lead := high & (w << 1)
+		cont := high &^ lead
+		lead3 := lead & (w << 2)
+		low := w & (0x0f * each01)
+		odd := lead3 &^ ((low + 0x7f*each01) & ((low ^ 0x0d*each01) + 0x7f*each01)) // E0, ED
+		odd |= lead3 & (w << 3)                                                     // F0 and above
+		odd |= lead &^ lead3 &^ ((w & (0x1e * each01)) + 0x7e*each01)               // C0, C1
+		if odd != 0 {
+			return validUTF8From(s, i)
 		}
-		r, n := utf8.DecodeRune(s[i:])
-		if r == utf8.RuneError && n == 1 {
+		if cont != due|lead<<8|lead3<<16 {
 			return false
 		}
-		i += n
+		due = lead>>56 | lead3>>48
 	}
-	return true
+	return due == 0
 }
 
-// plain3 reports whether the three-byte sequence in the low bytes of w is neither overlong (e0 80-9f) nor a surrogate
-// (ed a0-bf).
-func plain3(w uint32) bool {
-	return w&0x200f != 0 && w&0x200f != 0x200d
+// validUTF8From leaves the text from the character before s[i:] on to utf8.Valid.
+func validUTF8From(s []byte, i int) bool {
+	for i > 0 {
+		i--
+		if s[i]&0xc0 != 0x80 {
+			break
+		}
+	}
+	return utf8.Valid(s[i:])
+}
+
+// tailWord returns the last bytes of s, from i on and fewer than eight, with zeros above them.
+func tailWord(s []byte, i int) uint64 {
+	switch rest := len(s) - i; {
+	case len(s) >= 8:
+		return binary.LittleEndian.Uint64(s[len(s)-8:]) >> ((8 - rest) * 8)
+	case rest >= 4:
+		return uint64(binary.LittleEndian.Uint32(s[i:])) | uint64(binary.LittleEndian.Uint32(s[len(s)-4:]))<<((rest-4)*8)
+	default:
+		return uint64(s[i]) | uint64(s[i+rest/2])<<(rest/2*8) | uint64(s[i+rest-1])<<((rest-1)*8)
+	}
 }
 
 // scanString looks for the end of a JSON string whose first character is in[i]. It returns the index of the closing

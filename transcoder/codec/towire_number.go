@@ -40,11 +40,16 @@ func (r *reader) number(f *field, i int) (uint64, int) {
 	first := i
 	var v uint64
 	for i+8 <= len(in) && i-first < 16 {
-		w := binary.LittleEndian.Uint64(in[i:])
-		if !allDigits(w) {
+		k, x := digitRun(binary.LittleEndian.Uint64(in[i:]))
+		if k < 8 {
+			if i+k-first > 19 {
+				break
+			}
+			v = v*tens[k] + x
+			i += k
 			break
 		}
-		v = v*1e8 + value8(w)
+		v = v*1e8 + x
 		i += 8
 	}
 	for uint(i) < uint(len(in)) && in[i]-'0' < 10 && i-first < 19 {
@@ -220,7 +225,6 @@ func wholeNumber(s []byte) (v uint64, neg, ok bool) {
 
 // float reads a double or float: a number, a number in a string, or one of the names of what is not finite.
 func (r *reader) float(f *field, i int) (uint64, int) {
-	in := r.in
 	if r.at(i) != '"' {
 		return r.floatNumber(f, i)
 	}
@@ -248,7 +252,6 @@ func (r *reader) float(f *field, i int) (uint64, int) {
 		}
 		return bits, end
 	}
-	_ = in
 	if f.kind == kindFloat {
 		return uint64(math.Float32bits(float32(v))), end
 	}
@@ -308,7 +311,7 @@ func (r *reader) enumValue(f *field, i int) (uint64, int) {
 				return 0, r.badString(i)
 			}
 		}
-		if n, ok := f.enum.names[string(s)]; ok {
+		if n, ok := f.enum.number(s); ok {
 			return uint64(int64(n)), end
 		}
 		if r.discard {

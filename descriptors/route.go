@@ -96,15 +96,46 @@ func clip(s string) string {
 // At each segment a literal is tried first, then "*", then "**", and a leaf that lacks the HTTP method does not end the
 // search. If the path ends in ":verb" and some template has that verb, templates with it are searched first.
 type router struct {
-	root  node
-	verbs map[string]bool // custom verbs of any template
-	depth int             // segments before "**", most of any template
-	tail  int             // literals after "**", most of any template
+	root    node
+	verbs   map[string]bool // custom verbs of any template
+	depth   int             // segments before "**", most of any template
+	tail    int             // literals after "**", most of any template
+	longest int             // bytes of the longest literal of any template
+}
+
+// literals are the children of a node by decoded literal. Most nodes have one, which is found without the map.
+type literals[N any] struct {
+	text string
+	next *N
+	more map[string]*N
+}
+
+// find returns the child for a literal, or nil.
+func (l *literals[N]) find(text string) *N {
+	if l.next == nil || l.text == text {
+		return l.next
+	}
+	return l.more[text]
+}
+
+// at returns the child for a literal, which it makes if there is none.
+func (l *literals[N]) at(text string) *N {
+	switch n := l.find(text); {
+	case n != nil:
+		return n
+	case l.next == nil:
+		l.text, l.next = text, new(N)
+		return l.next
+	case l.more == nil:
+		l.more = map[string]*N{}
+	}
+	l.more[text] = new(N)
+	return l.more[text]
 }
 
 // node stands for a sequence of template segments.
 type node struct {
-	literals map[string]*node // by decoded text
+	literals literals[node]
 	star     *node
 	deep     *suffix // templates that go on with "**"
 	leaves   []leaf  // templates that end here
@@ -112,7 +143,7 @@ type node struct {
 
 // suffix stands for literals after a "**", read from the end of the path backwards.
 type suffix struct {
-	literals map[string]*suffix
+	literals literals[suffix]
 	leaves   []leaf
 }
 
@@ -159,6 +190,9 @@ func (r *router) add(t *template, b *Binding) (taken *Binding) {
 	var leaves *[]leaf
 	n := &r.root
 	deep := t.deep()
+	for _, s := range t.segments {
+		r.longest = max(r.longest, len(s.text))
+	}
 	for i, s := range t.segments {
 		if i == deep {
 			break
@@ -170,15 +204,7 @@ func (r *router) add(t *template, b *Binding) (taken *Binding) {
 			n = n.star
 			continue
 		}
-		next := n.literals[s.text]
-		if next == nil {
-			next = &node{}
-			if n.literals == nil {
-				n.literals = map[string]*node{}
-			}
-			n.literals[s.text] = next
-		}
-		n = next
+		n = n.literals.at(s.text)
 	}
 	leaves = &n.leaves
 	if deep >= 0 {
@@ -187,15 +213,7 @@ func (r *router) add(t *template, b *Binding) (taken *Binding) {
 		}
 		sn := n.deep
 		for i := len(t.segments) - 1; i > deep; i-- {
-			next := sn.literals[t.segments[i].text]
-			if next == nil {
-				next = &suffix{}
-				if sn.literals == nil {
-					sn.literals = map[string]*suffix{}
-				}
-				sn.literals[t.segments[i].text] = next
-			}
-			sn = next
+			sn = sn.literals.at(t.segments[i].text)
 		}
 		leaves = &sn.leaves
 		r.depth, r.tail = max(r.depth, deep), max(r.tail, len(t.segments)-deep-1)
@@ -225,9 +243,11 @@ func (r *router) add(t *template, b *Binding) (taken *Binding) {
 
 // search is one walk of the trie.
 type search struct {
-	method string
-	path   string // without the custom verb
-	verb   string
+	method  string
+	path    string // without the custom verb
+	verb    string
+	escaped bool // the path has escapes
+	longest int  // bytes of the longest literal
 	// slashes[i] is the offset of the slash before segment i, or len(path) where the path has ended.
 	slashes []int32
 	// backSlashes[i] is the offset of the slash before the segment i+1 from the end, as far as literals matched there.
@@ -239,7 +259,8 @@ type search struct {
 
 // match finds the binding for method and path.
 func (r *router) match(method, path string) (Match, error) {
-	if err := checkPath(path); err != nil {
+	escaped, err := checkPath(path)
+	if err != nil {
 		return Match{}, err
 	}
 	if len(path) == 0 || path[0] != '/' {
@@ -247,7 +268,7 @@ func (r *router) match(method, path string) (Match, error) {
 	}
 	var front [16]int32
 	var back [8]int32
-	s := search{method: method, slashes: front[:], backSlashes: back[:]}
+	s := search{method: method, escaped: escaped, longest: r.longest, slashes: front[:], backSlashes: back[:]}
 	if r.depth+1 > len(front) {
 		s.slashes = make([]int32, r.depth+1)
 	}
@@ -331,13 +352,13 @@ func (s *search) node(n *node, depth, p int) bool {
 		if s.leaf(n.leaves) {
 			return true
 		}
-	} else if n.literals != nil || n.star != nil {
+	} else if n.literals.next != nil || n.star != nil {
 		end := len(s.path)
 		if i := strings.IndexByte(s.path[p+1:], '/'); i >= 0 {
 			end = p + 1 + i
 		}
 		if seg := s.path[p+1 : end]; seg != "" {
-			if next := lookup(n.literals, seg); next != nil && s.node(next, depth+1, end) {
+			if next := lookup(s, &n.literals, seg); next != nil && s.node(next, depth+1, end) {
 				return true
 			}
 			if n.star != nil && s.node(n.star, depth+1, end) {
@@ -354,9 +375,9 @@ func (s *search) node(n *node, depth, p int) bool {
 // suffix searches below n for the longest run of literals that ends the path, where "**" may begin at p and end, the end
 // of what is not yet consumed, is where it would end now.
 func (s *search) suffix(n *suffix, depth, p, end int) bool {
-	if n.literals != nil && end > p {
+	if n.literals.next != nil && end > p {
 		slash := strings.LastIndexByte(s.path[p:end], '/') + p
-		if next := lookup(n.literals, s.path[slash+1:end]); next != nil {
+		if next := lookup(s, &n.literals, s.path[slash+1:end]); next != nil {
 			s.backSlashes[depth] = int32(slash)
 			if s.suffix(next, depth+1, p, slash) {
 				return true
@@ -366,13 +387,20 @@ func (s *search) suffix(n *suffix, depth, p, end int) bool {
 	return s.leaf(n.leaves)
 }
 
-// lookup finds a path segment among literals, decoded only if it has escapes.
-func lookup[N any](literals map[string]*N, seg string) *N {
-	if strings.IndexByte(seg, '%') < 0 {
-		return literals[seg]
+// lookup finds a path segment among literals, decoded only if it may have escapes.
+func lookup[N any](s *search, l *literals[N], seg string) *N {
+	if !s.escaped {
+		return l.find(seg)
 	}
-	var buf [64]byte
-	return literals[string(appendUnescaped(buf[:0], seg, false))]
+	if len(seg) > len("%XX")*s.longest {
+		return nil // longer than any literal, however it is escaped
+	}
+	var buf [128]byte
+	decoded := appendUnescaped(buf[:0], seg, false)
+	if l.next == nil || l.text == string(decoded) {
+		return l.next
+	}
+	return l.more[string(decoded)] // converted here, where it costs no allocation
 }
 
 // leaf looks for the verb and the HTTP method: its own first, for HEAD then GET's, then "*".
@@ -415,33 +443,33 @@ func (s *search) leaf(leaves []leaf) bool {
 	return false
 }
 
-// checkPath reports malformed escapes and a path that does not decode to UTF-8.
-func checkPath(path string) error {
+// checkPath reports whether a path has escapes, and malformed ones and a path that does not decode to UTF-8 as errors.
+func checkPath(path string) (escaped bool, err error) {
 	if len(path) > math.MaxInt32 {
-		return &BadPathError{Path: path, Reason: "too long"}
+		return false, &BadPathError{Path: path, Reason: "too long"}
 	}
 	escape := strings.IndexByte(path, '%')
 	if escape < 0 {
 		if utf8.ValidString(path) {
-			return nil
+			return false, nil
 		}
-		return notUTF8(path, []byte(path))
+		return false, notUTF8(path, []byte(path))
 	}
 	for i := escape; i < len(path); i++ {
 		if path[i] != '%' {
 			continue
 		}
 		if _, ok := unhex(path, i); !ok {
-			return &BadPathError{Path: path, Offset: i, Reason: fmt.Sprintf("malformed escape %q", strings.ToValidUTF8(path[i:min(i+3, len(path))], "\uFFFD"))}
+			return true, &BadPathError{Path: path, Offset: i, Reason: fmt.Sprintf("malformed escape %q", strings.ToValidUTF8(path[i:min(i+3, len(path))], "\uFFFD"))}
 		}
 		i += 2
 	}
 	var buf [256]byte
 	decoded := appendUnescaped(buf[:0], path, false)
 	if utf8.Valid(decoded) {
-		return nil
+		return true, nil
 	}
-	return notUTF8(path, decoded)
+	return true, notUTF8(path, decoded)
 }
 
 // notUTF8 says where path, which decodes to decoded, is not UTF-8.

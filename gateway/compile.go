@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc/health"
@@ -53,12 +52,9 @@ func frontConfig(cfg *configv1.Config, l *configv1.Listener, ready func() bool) 
 			fc.HealthPath = defaultHealthPath
 		}
 	}
-	for _, o := range l.GetCors().GetAllowOrigins() {
-		if _, host, ok := strings.Cut(o, "://"); ok {
-			o = host
-		}
-		fc.Origins = append(fc.Origins, o)
-	}
+	fc.Origins = l.GetCors().GetAllowOrigins()
+	lim := limitsOf(cfg, l)
+	fc.WebSocket = listeners.WebSocketConfig{MaxMessageBytes: int(lim.GetWebsocketMessageBytes()), MaxCalls: int(lim.GetStreams())}
 	return fc
 }
 

@@ -29,8 +29,10 @@ type FrontConfig struct {
 	Ready func() bool
 	// IdleBody is how long a request body may make no progress; 0 is 30 s.
 	IdleBody time.Duration
-	// Origins are the origins, as host patterns, that may open a WebSocket besides the request's own host.
-	Origins []string
+	// Origins are the origins of pages that may open a WebSocket besides those of the request's own host:
+	// "https://app.example", "https://*.example" or "*".
+	Origins   []string
+	WebSocket WebSocketConfig
 	// Observer may be nil.
 	Observer Observer
 }
@@ -50,6 +52,7 @@ func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
 	if cfg.IdleBody == 0 {
 		cfg.IdleBody = 30 * time.Second
 	}
+	cfg.WebSocket.setDefaults()
 	return &Front{cfg: cfg, source: source, log: log, forward: cfg.Metadata.compile()}
 }
 
@@ -59,12 +62,14 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.serveHealth(w)
 		return
 	}
+	if isWebSocket(r) {
+		f.serveWebSocket(w, r)
+		return
+	}
 	v := f.source.Acquire()
 	defer v.Release()
 	ct := r.Header.Get("Content-Type")
 	switch {
-	case isWebSocket(r):
-		f.serveWebSocket(w, r, v)
 	case hasPrefixFold(ct, "application/grpc"):
 		if isGRPCWeb(ct) {
 			f.serveGRPCWeb(w, r, v)

@@ -210,12 +210,14 @@ func (s *Server) Drain(ctx context.Context) error {
 	if s.h3 != nil {
 		wg.Go(func() { errUDP = s.h3.Shutdown(ctx) })
 	}
+	s.front.sockets.goAway()
 	wg.Go(func() { errWS = s.front.sockets.wait(ctx) })
 	errTCP = s.h1.Shutdown(ctx)
 	wg.Wait()
 	err := errors.Join(errTCP, errUDP, errWS)
 	if err != nil {
 		s.cut(errDrained)
+		s.front.sockets.cutOff(errDrained)
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), cutGrace)
 		defer cancel()
 		_ = s.h1.Shutdown(grace)

@@ -3,14 +3,16 @@ package listeners
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"net/http"
-	"strings"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
-	"github.com/coder/websocket"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -23,96 +25,414 @@ import (
 // wsStream is a bare WebSocket: the socket is one call. A text frame is one JSON message, a binary frame one protobuf
 // message, an empty text frame the half-close, the close code the status (docs/websocket.md).
 type wsStream struct {
+	wsCall
+	route    *Route
+	requests wsRequests
+	binary   atomic.Bool // the first data frame of the client is binary, and so are the answers
+	trailer  metadata.MD
+}
+
+// serveWebSocket answers a request to become a WebSocket. It returns when the connection is no longer net/http's: what
+// goes on then is a goroutine of the socket's own, so that an idle socket does not hold what net/http has for a request.
+// What fails before is answered as plain HTTP.
+func (f *Front) serveWebSocket(w http.ResponseWriter, r *http.Request) {
+	u, err := f.newUpgrade(r)
+	switch {
+	case err != nil:
+		v := f.source.Acquire()
+		defer v.Release()
+		x := &exchange{}
+		x.begin(f, w, r, rpc.ProtocolWebSocket)
+		x.refuseUpgrade(v, err)
+	default:
+		s := &wsStream{}
+		s.serve(f, w, r, u, s)
+	}
+}
+
+// refuseUpgrade answers as plain HTTP.
+func (x *exchange) refuseUpgrade(v View, err error) {
+	x.info.Fail(rpc.SourceClient)
+	st, code := rpc.StatusOf(err), transcoder.HTTPStatusOf(err)
+	h := x.w.Header()
+	if e, ok := errors.AsType[*withHeader](err); ok {
+		maps.Copy(h, e.header)
+	}
+	h["Content-Type"], h["Cache-Control"] = jsonType, noStore
+	x.w.WriteHeader(code)
+	_, _ = x.w.Write(v.Plans().AppendStatus(nil, st, code))
+	x.end(err, st, code)
+}
+
+// socketCall is a protocol in which a WebSocket is one call.
+type socketCall interface {
+	rpc.Stream
+	// open finds the method and prepares the call. It returns the client's timeout, negative for none.
+	open(v View) (*Route, time.Duration, error)
+	// ended sends what tells the client how the call ended, and returns the close frame that is to follow.
+	ended(err error, st *status.Status) (code int, reason string)
+	// isEnd reports whether m is the client's half-close.
+	isEnd(m wsMessage) bool
+}
+
+// wsCall is what the protocols in which a WebSocket is one call have in common. The upgrade is granted when the handler
+// first uses the stream, so that a policy which refuses the call before is answered as plain HTTP.
+type wsCall struct {
 	exchange
-	conn  *websocket.Conn
-	route *Route
-	match descriptors.Match // Binding is nil for a call by RPC path
-	// immediate: path and query are the whole request, no frame is waited for.
-	immediate bool
-	recv      int
-	frames    chan wsFrame
-	stop      context.CancelFunc
-	reader    sync.WaitGroup
-	// The client's first data frame decides the form of answers; text until then.
-	mu      sync.Mutex
-	binary  bool
-	out     *[]byte
-	trailer metadata.MD
-	sent    bool
+	upgrade upgrade
+	socket  socketCall
+	view    View
+	cut     context.CancelCauseFunc
+	// left is closed when ServeHTTP may return: the connection is ours, or the request is answered.
+	left     chan struct{}
+	unfollow func() bool // stops the end of the HTTP request from ending the call
+
+	once      sync.Once
+	granted   bool
+	acceptErr error
+	conn      *wsConn
+	max       int
+
+	// Of the receiving side.
+	recvDone   <-chan struct{} // of the context that interrupts reading
+	recvStop   func() bool
+	sendDone   <-chan struct{} // of the context that hurries writing
+	sendStop   func() bool
+	committed  bool
+	readerWork sync.WaitGroup
+
+	mu      sync.Mutex // guards what follows
+	reading bool       // Recv is reading the socket
+	ahead   chan wsRead
+	over    bool // the handler has returned
+	drained bool // the client may send no further message
+	halved  bool // its half-close has come
+	fault   error
+	timer   *time.Timer
 }
 
-// wsFrame is what the reader goroutine hands over: one message, or the error that ended the reading.
-type wsFrame struct {
-	typ  websocket.MessageType
-	data []byte
-	err  error
+// wsRead is what reading ahead brought.
+type wsRead struct {
+	m   wsMessage
+	err error
 }
 
-// isWebSocket reports whether r asks for an upgrade to WebSocket (RFC 6455 section 4.2.1).
-func isWebSocket(r *http.Request) bool {
-	return r.ProtoMajor == 1 && r.Method == http.MethodGet && r.Header["Upgrade"] != nil &&
-		strings.EqualFold(r.Header.Get("Upgrade"), "websocket")
-}
+// readAheadAfter is how long nobody may receive before the socket is read all the same, one message ahead, so that pings
+// are answered and the client's leaving is seen.
+const readAheadAfter = 200 * time.Millisecond
 
-// serveWebSocket runs a WebSocket. What fails before the upgrade is answered as plain HTTP.
-func (f *Front) serveWebSocket(w http.ResponseWriter, r *http.Request, v View) {
-	s := &wsStream{}
-	s.begin(f, w, r, rpc.ProtocolWebSocket)
-	timeout, err := s.open(v)
+// serve starts the call and returns when the connection is taken over, or the request answered.
+func (c *wsCall) serve(f *Front, w http.ResponseWriter, r *http.Request, u upgrade, s socketCall) {
+	c.begin(f, w, r, rpc.ProtocolWebSocket)
+	c.upgrade, c.socket = u, s
+	c.view = f.source.Acquire()
+	route, timeout, err := s.open(c.view)
 	if err != nil {
-		s.info.Fail(rpc.SourceClient)
-		st, code := rpc.StatusOf(err), transcoder.HTTPStatusOf(err)
-		w.Header()["Content-Type"] = jsonType
-		w.WriteHeader(code)
-		_, _ = w.Write(v.Plans().AppendStatus(nil, st, code))
-		s.end(err, st, code)
+		c.refuseUpgrade(c.view, err)
+		c.view.Release()
 		return
 	}
-	s.conn, err = websocket.Accept(w, r, &websocket.AcceptOptions{OriginPatterns: f.cfg.Origins, CompressionMode: websocket.CompressionDisabled})
-	if err != nil { // Accept has answered
-		s.info.Fail(rpc.SourceClient)
-		s.end(err, status.New(codes.InvalidArgument, err.Error()), http.StatusBadRequest)
-		return
-	}
-	defer f.sockets.add()()
-	s.conn.SetReadLimit(int64(s.route.MaxMessageBytes))
-	s.read()
-	err = s.run(s.route, timeout)
-	s.finish(err)
+	c.max = min(route.MaxMessageBytes, f.cfg.WebSocket.MaxMessageBytes)
+	c.call.Peer = peerOf(r)
+	c.call.Stream = s
+	request := c.Request.Context()
+	var ctx context.Context
+	ctx, c.cut = context.WithCancelCause(context.WithoutCancel(request))
+	c.unfollow = context.AfterFunc(request, func() {
+		if cause := context.Cause(request); rpc.Known(cause) && !errors.Is(cause, context.Canceled) {
+			c.cut(cause)
+			return
+		}
+		c.cut(rpc.ErrClientGone)
+	})
+	c.Request = c.Request.WithContext(ctx)
+	c.left = make(chan struct{})
+	leave := f.sockets.add(c)
+	go func() {
+		defer leave()
+		defer c.view.Release()
+		c.finish(c.runSafely(route, timeout))
+	}()
+	<-c.left
 }
 
-// open finds the method and prepares the call.
-func (s *wsStream) open(v View) (time.Duration, error) {
+// runSafely runs the call. A panic ends it, as it does under net/http, and not the process.
+func (c *wsCall) runSafely(route *Route, timeout time.Duration) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = panicked(c.front, p)
+		}
+	}()
+	own := *route
+	own.Handler = func(ctx context.Context, call *rpc.Call) error {
+		defer c.disarm() // before ctx is cancelled, whose only meaning is then that the call is over
+		return route.Handler(ctx, call)
+	}
+	return c.run(&own, timeout)
+}
+
+// disarm lets the end of a context release nothing any more.
+func (c *wsCall) disarm() {
+	c.mu.Lock()
+	c.over = true
+	c.mu.Unlock()
+	for _, stop := range []func() bool{c.recvStop, c.sendStop} {
+		if stop != nil {
+			stop()
+		}
+	}
+}
+
+// unlessOver makes f a func that does nothing once the call is over.
+func (c *wsCall) unlessOver(f func()) func() {
+	return func() {
+		c.mu.Lock()
+		over := c.over
+		c.mu.Unlock()
+		if !over {
+			f()
+		}
+	}
+}
+
+// panicked logs a panic of a call's own goroutine and makes it an error.
+func panicked(f *Front, p any) error {
+	f.log.LogAttrs(context.Background(), slog.LevelError, "panic while serving a call", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+	return fmt.Errorf("panic: %v", p)
+}
+
+// goAway implements member: the one call may finish.
+func (c *wsCall) goAway() {}
+
+// cutOff implements member.
+func (c *wsCall) cutOff(err error) { c.cut(err) }
+
+// accept grants the upgrade, once.
+func (c *wsCall) accept() error {
+	c.once.Do(func() {
+		if !c.unfollow() { // the client left, or the drain is over
+			c.acceptErr = rpc.ErrClientGone
+			return
+		}
+		c.conn, c.acceptErr = c.upgrade.grant(c.w, &c.front.cfg.WebSocket, c.max)
+		if c.acceptErr != nil {
+			c.acceptErr = rpc.ErrClientGone
+		}
+		c.granted = true
+		c.w = nil
+		close(c.left)
+		if c.acceptErr == nil {
+			c.mu.Lock()
+			c.timer = time.AfterFunc(readAheadAfter, c.readAhead)
+			c.mu.Unlock()
+		}
+	})
+	return c.acceptErr
+}
+
+// readAhead starts a goroutine that reads one message, unless somebody reads already.
+func (c *wsCall) readAhead() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reading || c.ahead != nil || c.over || c.fault != nil {
+		return
+	}
+	ahead := make(chan wsRead, 1)
+	c.ahead = ahead
+	c.readerWork.Go(func() {
+		m, err := c.read()
+		ahead <- wsRead{m, err}
+	})
+}
+
+// read reads one message and, when there may be none, makes it a fault. A fault ends the call.
+func (c *wsCall) read() (wsMessage, error) {
+	for {
+		m, err := c.conn.next()
+		if err == nil {
+			c.mu.Lock()
+			drained, halved := c.drained, c.halved
+			c.halved = halved || drained
+			c.mu.Unlock()
+			if !drained {
+				return m, nil
+			}
+			end := c.socket.isEnd(m)
+			m.release()
+			if end && !halved {
+				continue
+			}
+			err = &wsFault{closePolicy, codes.InvalidArgument, "a message came after the last one that the method takes, or after the half-close"}
+		}
+		if err != errInterrupted {
+			c.mu.Lock()
+			c.fault = err
+			c.mu.Unlock()
+			c.cut(err)
+		}
+		return wsMessage{}, err
+	}
+}
+
+// next is the next message from the client.
+func (c *wsCall) next(ctx context.Context) (wsMessage, error) {
+	if err := c.accept(); err != nil {
+		return wsMessage{}, err
+	}
+	if done := ctx.Done(); done != c.recvDone {
+		if c.recvStop != nil {
+			c.recvStop()
+		}
+		c.recvDone = done
+		c.recvStop = context.AfterFunc(ctx, c.unlessOver(c.conn.interrupt))
+	}
+	c.mu.Lock()
+	c.timer.Stop()
+	if c.fault != nil {
+		err := c.fault
+		c.mu.Unlock()
+		return wsMessage{}, c.recvFault(ctx, err)
+	}
+	ahead := c.ahead
+	c.reading = ahead == nil
+	c.mu.Unlock()
+	var got wsRead
+	if ahead == nil {
+		got.m, got.err = c.read()
+	} else {
+		select {
+		case got = <-ahead:
+		case <-ctx.Done():
+			return wsMessage{}, rpc.CauseOf(ctx)
+		}
+	}
+	c.mu.Lock()
+	c.reading, c.ahead = false, nil
+	c.timer.Reset(readAheadAfter)
+	c.mu.Unlock()
+	if got.err != nil {
+		return wsMessage{}, c.recvFault(ctx, got.err)
+	}
+	return got.m, nil
+}
+
+// recvFault says what a failed read means to the call.
+func (c *wsCall) recvFault(ctx context.Context, err error) error {
+	if err == errInterrupted {
+		return rpc.CauseOf(ctx)
+	}
+	c.info.Fail(rpc.SourceClient)
+	return err
+}
+
+// lastMessage says that the client has sent all that it may. halved: its half-close was seen.
+func (c *wsCall) lastMessage(halved bool) {
+	c.mu.Lock()
+	c.drained, c.halved = true, c.halved || halved
+	c.mu.Unlock()
+}
+
+// commit is the first of SendHeader and Send.
+func (c *wsCall) commit(ctx context.Context) error {
+	if err := c.accept(); err != nil {
+		return err
+	}
+	if ctx == nil {
+		return nil
+	}
+	if done := ctx.Done(); done != c.sendDone {
+		if c.sendStop != nil {
+			c.sendStop()
+		}
+		c.sendDone = done
+		c.sendStop = context.AfterFunc(ctx, c.unlessOver(c.conn.hurry))
+	}
+	return nil
+}
+
+// write queues one message.
+func (c *wsCall) write(ctx context.Context, op wsOp, parts ...[]byte) error {
+	if err := c.conn.send(ctx.Done(), op, parts...); err != nil {
+		return c.sendError(ctx)
+	}
+	return nil
+}
+
+// Flush implements rpc.Stream.
+func (c *wsCall) Flush() error {
+	if !c.committed {
+		return nil
+	}
+	return c.conn.flush()
+}
+
+// finish closes the socket with the status, or answers the request as plain HTTP if it was never granted.
+func (c *wsCall) finish(err error) {
+	c.once.Do(func() { c.unfollow() })
+	c.cut(nil)
+	if !c.granted {
+		if err == nil {
+			err = status.Error(codes.Internal, "the call ended before it began")
+		}
+		c.refuseUpgrade(c.view, err)
+		close(c.left)
+		return
+	}
+	st := rpc.StatusOf(err)
+	if c.conn != nil {
+		c.closeSocket(err, st)
+	}
+	c.end(err, st, http.StatusSwitchingProtocols)
+}
+
+// closeSocket ends the reading and closes.
+func (c *wsCall) closeSocket(err error, st *status.Status) {
+	c.mu.Lock()
+	c.timer.Stop()
+	fault := c.fault
+	c.mu.Unlock()
+	c.conn.interrupt()
+	code, reason := c.socket.ended(err, st)
+	if f, ok := errors.AsType[*wsFault](fault); ok && err != nil {
+		code, reason = f.close, f.reason
+	} else if errors.Is(err, errDrained) {
+		code = closeGoingAway
+	}
+	c.readerWork.Wait()
+	c.conn.close(code, reason)
+	if c.ahead != nil {
+		(<-c.ahead).m.release()
+	}
+}
+
+// open implements socketCall.
+func (s *wsStream) open(v View) (*Route, time.Duration, error) {
 	r := s.Request
 	m, ok := v.Method(r.URL.Path)
 	if !ok {
-		var err error
-		if s.match, err = matchAnyVerb(v, r.URL.EscapedPath()); err != nil {
-			return 0, routeFault(r.Method, err)
+		match, err := matchAnyVerb(v, r.URL.EscapedPath())
+		if err != nil {
+			return nil, 0, routeFault(r.Method, err)
 		}
-		b := s.match.Binding
-		m = b.Method
-		s.info.Binding = b
-		s.immediate = b.Body == descriptors.BodyNone && !m.ClientStreams
+		m = match.Binding.Method
+		s.info.Binding = match.Binding
+		s.requests = newRequests(v, match, r.URL.RawQuery)
 	}
 	s.call.Method = m
 	s.route = v.Route(m)
 	if s.route.Plan == nil {
-		return 0, transcoder.HTTPError(http.StatusNotFound, codes.Unimplemented, "a method without a schema cannot be called by WebSocket")
+		return nil, 0, transcoder.HTTPError(http.StatusNotFound, codes.Unimplemented, "a method without a schema cannot be called by WebSocket")
 	}
+	s.requests.plan = s.route.Plan
 	timeout := time.Duration(-1)
 	var err error
 	if t := r.Header.Get("Grpc-Timeout"); t != "" {
 		if timeout, err = transcoder.ParseTimeout(t); err != nil {
-			return 0, err
+			return nil, 0, err
 		}
 	}
-	if s.call.Header, err = s.front.restMetadata(r.Header); err != nil {
-		return 0, err
-	}
-	s.call.Peer = peerOf(r)
-	s.call.Stream = s
-	return timeout, nil
+	s.call.Header, err = s.front.restMetadata(s.upgrade.authorize(r.Header))
+	return s.route, timeout, err
 }
 
 // matchAnyVerb finds the rule of a path opened as WebSocket, whose own verb is always GET: the rule for GET, else for the
@@ -125,100 +445,55 @@ func matchAnyVerb(v View, path string) (descriptors.Match, error) {
 	return m, err
 }
 
-// read starts the reader. Its context is its own: cancelling a read would close the socket and lose the final status.
-func (s *wsStream) read() {
-	s.frames = make(chan wsFrame)
-	ctx, stop := context.WithCancel(context.WithoutCancel(s.Request.Context()))
-	call, cut := context.WithCancelCause(s.Request.Context())
-	s.Request = s.Request.WithContext(call)
-	s.stop = stop
-	s.reader.Go(func() {
-		for {
-			typ, data, err := s.conn.Read(ctx)
-			if err != nil {
-				// The client is gone; end the call even if it is not receiving.
-				cut(rpc.ErrClientGone)
-			}
-			select {
-			case s.frames <- wsFrame{typ, data, err}:
-			case <-ctx.Done():
-				return
-			}
-			if err != nil {
-				return
-			}
-		}
-	})
-}
+// isEnd implements socketCall.
+func (s *wsStream) isEnd(m wsMessage) bool { return m.op == opText && len(m.data) == 0 }
 
 // Recv implements rpc.Stream.
 func (s *wsStream) Recv(ctx context.Context) (rpc.Message, error) {
-	if s.immediate {
-		if s.recv > 0 {
-			return rpc.Message{}, io.EOF
+	if s.requests.immediate && s.requests.n == 0 {
+		if err := s.accept(); err != nil {
+			return rpc.Message{}, err
 		}
-		return s.message(websocket.MessageText, nil)
+		return s.received(wsMessage{op: opText})
 	}
-	if s.recv < 0 || s.recv > 0 && !s.call.Method.ClientStreams {
+	if s.requests.over || s.requests.n > 0 && !s.call.Method.ClientStreams {
+		s.lastMessage(false)
 		return rpc.Message{}, io.EOF
 	}
-	select {
-	case f := <-s.frames:
-		switch {
-		case f.err != nil:
-			s.info.Fail(rpc.SourceClient)
-			if errors.Is(f.err, websocket.ErrMessageTooBig) {
-				return rpc.Message{}, status.Errorf(codes.ResourceExhausted, "message is larger than the limit of %d bytes", s.route.MaxMessageBytes)
-			}
-			return rpc.Message{}, rpc.ErrClientGone
-		case f.typ == websocket.MessageText && len(f.data) == 0:
-			s.recv = -1
-			return rpc.Message{}, io.EOF
-		}
-		return s.message(f.typ, f.data)
-	case <-ctx.Done():
-		return rpc.Message{}, rpc.CauseOf(ctx)
-	}
-}
-
-// message turns one frame into a request message.
-func (s *wsStream) message(typ websocket.MessageType, data []byte) (rpc.Message, error) {
-	plan := s.route.Plan
-	var wire []byte
-	var err error
-	if s.recv == 0 {
-		s.mu.Lock()
-		s.binary = typ == websocket.MessageBinary
-		s.mu.Unlock()
-	}
-	switch {
-	case typ == websocket.MessageBinary:
-		wire = data
-	case s.match.Binding != nil:
-		wire, err = plan.AppendBody(nil, s.match.Binding, "", data)
-	default:
-		wire, err = plan.AppendMessage(nil, data)
-	}
-	if err == nil && s.recv == 0 && s.match.Binding != nil {
-		wire, err = plan.AppendQueryAndPath(wire, &s.match, s.Request.URL.RawQuery)
-	}
+	m, err := s.next(ctx)
 	if err != nil {
-		s.info.Fail(rpc.SourceClient)
 		return rpc.Message{}, err
 	}
-	s.recv++
+	if s.isEnd(m) {
+		s.requests.over = true
+		s.lastMessage(true)
+		return rpc.Message{}, io.EOF
+	}
+	if s.requests.n == 0 {
+		s.binary.Store(m.op == opBinary)
+	}
+	return s.received(m)
+}
+
+// received turns one frame into a request message.
+func (s *wsStream) received(m wsMessage) (rpc.Message, error) {
+	s.info.BytesIn += int64(len(m.data))
+	msg, err := s.requests.message(m)
+	if err != nil {
+		s.info.Fail(rpc.SourceClient)
+		return msg, err
+	}
 	s.info.MessagesIn++
-	s.info.BytesIn += int64(len(data))
-	return rpc.NewMessage(wire), nil
+	return msg, nil
 }
 
 // SendHeader implements rpc.Stream. A bare socket has no place for response metadata.
 func (s *wsStream) SendHeader(metadata.MD) error {
-	if s.sent {
+	if s.committed {
 		return rpc.ErrHeaderSent
 	}
-	s.sent = true
-	return nil
+	s.committed = true
+	return s.commit(nil)
 }
 
 // SetTrailer implements rpc.Stream. A bare socket has no place for it.
@@ -230,94 +505,153 @@ func (s *wsStream) Send(ctx context.Context, m rpc.Message) error {
 	if err := rpc.CauseOf(ctx); err != nil {
 		return err
 	}
-	s.sent = true
-	s.mu.Lock()
-	binary := s.binary
-	s.mu.Unlock()
-	typ, data := websocket.MessageBinary, m.Bytes()
-	if !binary {
-		typ = websocket.MessageText
-		b := getBuffer()
-		defer putBuffer(b)
-		var err error
-		if *b, err = s.route.Plan.AppendResponse(*b, s.match.Binding, data); err != nil {
-			return err
-		}
-		data = *b
+	s.committed = true
+	if err := s.commit(ctx); err != nil {
+		return err
 	}
 	s.info.MessagesOut++
-	s.info.BytesOut += int64(len(data))
-	// A write that its context cuts short would close the socket; the close frame must still get out.
-	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeStall)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(writeGrace, cancel) })
-	defer stop()
-	if err := s.conn.Write(wctx, typ, data); err != nil {
-		return s.sendError(ctx)
+	if s.binary.Load() {
+		s.info.BytesOut += int64(m.Len())
+		return s.write(ctx, opBinary, m.Bytes())
 	}
-	return nil
+	b := getBuffer()
+	defer putBuffer(b)
+	var err error
+	if *b, err = s.route.Plan.AppendResponse(*b, s.requests.match.Binding, m.Bytes()); err != nil {
+		return err
+	}
+	s.info.BytesOut += int64(len(*b))
+	return s.write(ctx, opText, *b)
 }
 
-// Flush implements rpc.Stream; every frame is written at once.
-func (s *wsStream) Flush() error { return nil }
+// ended implements socketCall: 1000 for OK, else 4000 + code, the message as reason.
+func (s *wsStream) ended(_ error, st *status.Status) (int, string) {
+	if st.Code() == codes.OK {
+		return closeNormal, ""
+	}
+	return closeStatus + int(st.Code()), st.Message()
+}
 
-// finish closes the socket with the status: 1000 for OK, else 4000 + code, the message as reason.
-func (s *wsStream) finish(err error) {
-	st := rpc.StatusOf(err)
-	code := websocket.StatusNormalClosure
+// wsRequests turns what a client sends on a WebSocket into the request messages of one call.
+type wsRequests struct {
+	plan     *transcoder.Plan
+	match    descriptors.Match // Binding is nil for a call by RPC path
+	rawQuery string
+	// immediate: path and query are the whole request, no message is waited for.
+	immediate bool
+	n         int
+	over      bool
+}
+
+// newRequests is for a call by the HTTP rule that matched.
+func newRequests(v View, match descriptors.Match, rawQuery string) wsRequests {
+	m := match.Binding.Method
+	return wsRequests{
+		plan: v.Route(m).Plan, match: match, rawQuery: rawQuery,
+		immediate: match.Binding.Body == descriptors.BodyNone && !m.ClientStreams,
+	}
+}
+
+// message makes a request message of one frame's payload, JSON in a text frame and protobuf in a binary one. It consumes
+// m. What path and query hold goes into the first message.
+func (q *wsRequests) message(m wsMessage) (rpc.Message, error) {
+	first := q.n == 0 && q.match.Binding != nil
+	if m.op == opBinary && !first {
+		q.n++
+		return m.take(), nil
+	}
+	defer m.release()
+	var wire []byte
+	var err error
 	switch {
-	case st.Code() != codes.OK:
-		code = websocket.StatusCode(4000 + int(st.Code())) //nolint:gosec // a code is 0 to 16
+	case m.op == opBinary:
+		wire = append(wire, m.data...)
+	case q.match.Binding != nil:
+		wire, err = q.plan.AppendBody(nil, q.match.Binding, "", m.data)
+	default:
+		wire, err = q.plan.AppendMessage(nil, m.data)
 	}
-	if errors.Is(err, errDrained) {
-		code = websocket.StatusGoingAway
+	if err == nil && first {
+		wire, err = q.plan.AppendQueryAndPath(wire, &q.match, q.rawQuery)
 	}
-	_ = s.conn.Close(code, closeReason(st.Message()))
-	s.stop()
-	s.reader.Wait()
-	s.end(err, st, http.StatusSwitchingProtocols)
+	if err != nil {
+		return rpc.Message{}, err
+	}
+	q.n++
+	return rpc.NewMessage(wire), nil
 }
 
-// closeReason cuts msg to the 123 bytes that a close frame holds (RFC 6455 section 5.5), on a character border.
-func closeReason(msg string) string {
-	const limit = 123
-	msg = strings.ToValidUTF8(msg, "\uFFFD")
-	if len(msg) <= limit {
-		return msg
-	}
-	n := limit
-	for !utf8.RuneStart(msg[n]) {
-		n--
-	}
-	return msg[:n]
+// member is an open socket, as a drain sees it.
+type member interface {
+	// goAway asks for the end: what is open may finish, nothing new may begin.
+	goAway()
+	// cutOff ends what is open with err.
+	cutOff(err error)
 }
 
-// sockets counts the open WebSockets of a Front, which net/http no longer knows of.
+// sockets are the open WebSockets of a Front, which net/http no longer knows of.
 type sockets struct {
-	mu   sync.Mutex
-	open int
-	idle chan struct{} // closed when open falls to 0; nil while nobody waits
+	mu      sync.Mutex
+	open    map[member]struct{}
+	leaving bool
+	idle    chan struct{} // closed when none is open; nil while nobody waits
 }
 
 // add counts one in; the returned func counts it out.
-func (s *sockets) add() func() {
+func (s *sockets) add(m member) func() {
 	s.mu.Lock()
-	s.open++
+	if s.open == nil {
+		s.open = map[member]struct{}{}
+	}
+	s.open[m] = struct{}{}
+	leaving := s.leaving
 	s.mu.Unlock()
+	if leaving {
+		m.goAway()
+	}
 	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if s.open--; s.open == 0 && s.idle != nil {
+		delete(s.open, m)
+		if len(s.open) == 0 && s.idle != nil {
 			close(s.idle)
 			s.idle = nil
 		}
 	}
 }
 
+// members lists who is open.
+func (s *sockets) members() []member {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]member, 0, len(s.open))
+	for m := range s.open {
+		list = append(list, m)
+	}
+	return list
+}
+
+// goAway asks all sockets, and those that come later, to end.
+func (s *sockets) goAway() {
+	s.mu.Lock()
+	s.leaving = true
+	s.mu.Unlock()
+	for _, m := range s.members() {
+		m.goAway()
+	}
+}
+
+// cutOff ends all sockets.
+func (s *sockets) cutOff(err error) {
+	for _, m := range s.members() {
+		m.cutOff(err)
+	}
+}
+
 // wait returns when no WebSocket is open, or with the error of ctx.
 func (s *sockets) wait(ctx context.Context) error {
 	s.mu.Lock()
-	if s.open == 0 {
+	if len(s.open) == 0 {
 		s.mu.Unlock()
 		return nil
 	}

@@ -42,7 +42,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), versionCommand())
+	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), demoCommand(), versionCommand())
 	return root
 }
 

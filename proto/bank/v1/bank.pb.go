@@ -2020,6 +2020,51 @@ func (x *ChatMessage) GetSequence() int64 {
 	return 0
 }
 
+// PageRequest names a file.
+type PageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PageRequest) Reset() {
+	*x = PageRequest{}
+	mi := &file_bank_v1_bank_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PageRequest) ProtoMessage() {}
+
+func (x *PageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bank_v1_bank_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PageRequest.ProtoReflect.Descriptor instead.
+func (*PageRequest) Descriptor() ([]byte, []int) {
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *PageRequest) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
 // SlowRequest says how slow to be.
 type SlowRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2030,7 +2075,7 @@ type SlowRequest struct {
 
 func (x *SlowRequest) Reset() {
 	*x = SlowRequest{}
-	mi := &file_bank_v1_bank_proto_msgTypes[31]
+	mi := &file_bank_v1_bank_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2087,7 @@ func (x *SlowRequest) String() string {
 func (*SlowRequest) ProtoMessage() {}
 
 func (x *SlowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[31]
+	mi := &file_bank_v1_bank_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2100,7 @@ func (x *SlowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlowRequest.ProtoReflect.Descriptor instead.
 func (*SlowRequest) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{31}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *SlowRequest) GetDelay() *durationpb.Duration {
@@ -2076,7 +2121,7 @@ type SlowResponse struct {
 
 func (x *SlowResponse) Reset() {
 	*x = SlowResponse{}
-	mi := &file_bank_v1_bank_proto_msgTypes[32]
+	mi := &file_bank_v1_bank_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2088,7 +2133,7 @@ func (x *SlowResponse) String() string {
 func (*SlowResponse) ProtoMessage() {}
 
 func (x *SlowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[32]
+	mi := &file_bank_v1_bank_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2101,7 +2146,7 @@ func (x *SlowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SlowResponse.ProtoReflect.Descriptor instead.
 func (*SlowResponse) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{32}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *SlowResponse) GetTook() *durationpb.Duration {
@@ -2136,7 +2181,7 @@ type FailRequest struct {
 
 func (x *FailRequest) Reset() {
 	*x = FailRequest{}
-	mi := &file_bank_v1_bank_proto_msgTypes[33]
+	mi := &file_bank_v1_bank_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2193,7 @@ func (x *FailRequest) String() string {
 func (*FailRequest) ProtoMessage() {}
 
 func (x *FailRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[33]
+	mi := &file_bank_v1_bank_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2206,7 @@ func (x *FailRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailRequest.ProtoReflect.Descriptor instead.
 func (*FailRequest) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{33}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *FailRequest) GetCode() int32 {
@@ -2209,7 +2254,7 @@ type FailResponse struct {
 
 func (x *FailResponse) Reset() {
 	*x = FailResponse{}
-	mi := &file_bank_v1_bank_proto_msgTypes[34]
+	mi := &file_bank_v1_bank_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2221,7 +2266,7 @@ func (x *FailResponse) String() string {
 func (*FailResponse) ProtoMessage() {}
 
 func (x *FailResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[34]
+	mi := &file_bank_v1_bank_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2234,7 +2279,7 @@ func (x *FailResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FailResponse.ProtoReflect.Descriptor instead.
 func (*FailResponse) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{34}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *FailResponse) GetSequence() int32 {
@@ -2255,7 +2300,7 @@ type MetadataRequest struct {
 
 func (x *MetadataRequest) Reset() {
 	*x = MetadataRequest{}
-	mi := &file_bank_v1_bank_proto_msgTypes[35]
+	mi := &file_bank_v1_bank_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2312,7 @@ func (x *MetadataRequest) String() string {
 func (*MetadataRequest) ProtoMessage() {}
 
 func (x *MetadataRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[35]
+	mi := &file_bank_v1_bank_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2325,7 @@ func (x *MetadataRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetadataRequest.ProtoReflect.Descriptor instead.
 func (*MetadataRequest) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{35}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *MetadataRequest) GetHeader() map[string]string {
@@ -2312,7 +2357,7 @@ type MetadataResponse struct {
 
 func (x *MetadataResponse) Reset() {
 	*x = MetadataResponse{}
-	mi := &file_bank_v1_bank_proto_msgTypes[36]
+	mi := &file_bank_v1_bank_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2369,7 @@ func (x *MetadataResponse) String() string {
 func (*MetadataResponse) ProtoMessage() {}
 
 func (x *MetadataResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[36]
+	mi := &file_bank_v1_bank_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2382,7 @@ func (x *MetadataResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetadataResponse.ProtoReflect.Descriptor instead.
 func (*MetadataResponse) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{36}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MetadataResponse) GetMetadata() map[string]*MetadataResponse_Values {
@@ -2379,7 +2424,7 @@ type GenerateRequest struct {
 
 func (x *GenerateRequest) Reset() {
 	*x = GenerateRequest{}
-	mi := &file_bank_v1_bank_proto_msgTypes[37]
+	mi := &file_bank_v1_bank_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2391,7 +2436,7 @@ func (x *GenerateRequest) String() string {
 func (*GenerateRequest) ProtoMessage() {}
 
 func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[37]
+	mi := &file_bank_v1_bank_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2404,7 +2449,7 @@ func (x *GenerateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateRequest.ProtoReflect.Descriptor instead.
 func (*GenerateRequest) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{37}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GenerateRequest) GetCount() int64 {
@@ -2432,7 +2477,7 @@ type GenerateResponse struct {
 
 func (x *GenerateResponse) Reset() {
 	*x = GenerateResponse{}
-	mi := &file_bank_v1_bank_proto_msgTypes[38]
+	mi := &file_bank_v1_bank_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2489,7 @@ func (x *GenerateResponse) String() string {
 func (*GenerateResponse) ProtoMessage() {}
 
 func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[38]
+	mi := &file_bank_v1_bank_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2502,7 @@ func (x *GenerateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GenerateResponse.ProtoReflect.Descriptor instead.
 func (*GenerateResponse) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{38}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GenerateResponse) GetSequence() int64 {
@@ -2545,7 +2590,7 @@ type Everything struct {
 
 func (x *Everything) Reset() {
 	*x = Everything{}
-	mi := &file_bank_v1_bank_proto_msgTypes[39]
+	mi := &file_bank_v1_bank_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2557,7 +2602,7 @@ func (x *Everything) String() string {
 func (*Everything) ProtoMessage() {}
 
 func (x *Everything) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[39]
+	mi := &file_bank_v1_bank_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2570,7 +2615,7 @@ func (x *Everything) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Everything.ProtoReflect.Descriptor instead.
 func (*Everything) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{39}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Everything) GetText() string {
@@ -3043,7 +3088,7 @@ type ListAccountsRequest_Filter struct {
 
 func (x *ListAccountsRequest_Filter) Reset() {
 	*x = ListAccountsRequest_Filter{}
-	mi := &file_bank_v1_bank_proto_msgTypes[41]
+	mi := &file_bank_v1_bank_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3055,7 +3100,7 @@ func (x *ListAccountsRequest_Filter) String() string {
 func (*ListAccountsRequest_Filter) ProtoMessage() {}
 
 func (x *ListAccountsRequest_Filter) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[41]
+	mi := &file_bank_v1_bank_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3117,7 +3162,7 @@ type TransferRequest_Iban struct {
 
 func (x *TransferRequest_Iban) Reset() {
 	*x = TransferRequest_Iban{}
-	mi := &file_bank_v1_bank_proto_msgTypes[43]
+	mi := &file_bank_v1_bank_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3129,7 +3174,7 @@ func (x *TransferRequest_Iban) String() string {
 func (*TransferRequest_Iban) ProtoMessage() {}
 
 func (x *TransferRequest_Iban) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[43]
+	mi := &file_bank_v1_bank_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3169,7 +3214,7 @@ type MetadataResponse_Values struct {
 
 func (x *MetadataResponse_Values) Reset() {
 	*x = MetadataResponse_Values{}
-	mi := &file_bank_v1_bank_proto_msgTypes[48]
+	mi := &file_bank_v1_bank_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3181,7 +3226,7 @@ func (x *MetadataResponse_Values) String() string {
 func (*MetadataResponse_Values) ProtoMessage() {}
 
 func (x *MetadataResponse_Values) ProtoReflect() protoreflect.Message {
-	mi := &file_bank_v1_bank_proto_msgTypes[48]
+	mi := &file_bank_v1_bank_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3194,7 +3239,7 @@ func (x *MetadataResponse_Values) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetadataResponse_Values.ProtoReflect.Descriptor instead.
 func (*MetadataResponse_Values) Descriptor() ([]byte, []int) {
-	return file_bank_v1_bank_proto_rawDescGZIP(), []int{36, 1}
+	return file_bank_v1_bank_proto_rawDescGZIP(), []int{37, 1}
 }
 
 func (x *MetadataResponse_Values) GetValues() []string {
@@ -3371,7 +3416,9 @@ const file_bank_v1_bank_proto_rawDesc = "" +
 	"\x06author\x18\x02 \x01(\tR\x06author\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12.\n" +
 	"\x04time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1a\n" +
-	"\bsequence\x18\x05 \x01(\x03R\bsequence\">\n" +
+	"\bsequence\x18\x05 \x01(\x03R\bsequence\"!\n" +
+	"\vPageRequest\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\">\n" +
 	"\vSlowRequest\x12/\n" +
 	"\x05delay\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05delay\"U\n" +
 	"\fSlowResponse\x12-\n" +
@@ -3533,7 +3580,9 @@ const file_bank_v1_bank_proto_rawDesc = "" +
 	"\bDownload\x12!.bank.v1.DownloadStatementRequest\x1a\x14.google.api.HttpBody\"C\x82\xd3\xe4\x93\x02:\x128/v1/{name=customers/*/accounts/*/statements/**}:download\x90\x02\x010\x01\x12u\n" +
 	"\x03Get\x12\x1c.bank.v1.GetStatementRequest\x1a\x14.google.api.HttpBody\":\x82\xd3\xe4\x93\x021\x12//v1/{name=customers/*/accounts/*}/statement.csv\x90\x02\x012\x8e\x01\n" +
 	"\aSupport\x12\x82\x01\n" +
-	"\x04Chat\x12\x14.bank.v1.ChatMessage\x1a\x14.bank.v1.ChatMessage\"J\x82\xd3\xe4\x93\x02D:\x01*Z\x12\x12\x10/v1/support/chatZ\x19\x12\x17/v1/support/{room}/chat\"\x10/v1/support/chat(\x010\x012\xa4\x06\n" +
+	"\x04Chat\x12\x14.bank.v1.ChatMessage\x1a\x14.bank.v1.ChatMessage\"J\x82\xd3\xe4\x93\x02D:\x01*Z\x12\x12\x10/v1/support/chatZ\x19\x12\x17/v1/support/{room}/chat\"\x10/v1/support/chat(\x010\x012_\n" +
+	"\aWebsite\x12T\n" +
+	"\x04Page\x12\x14.bank.v1.PageRequest\x1a\x14.google.api.HttpBody\" \x82\xd3\xe4\x93\x02\x17Z\x0e\x12\f/demo/{file}\x12\x05/demo\x90\x02\x012\xa4\x06\n" +
 	"\vDiagnostics\x12\xca\x01\n" +
 	"\x04Echo\x12\x13.bank.v1.Everything\x1a\x13.bank.v1.Everything\"\x97\x01\x82\xd3\xe4\x93\x02\x8d\x01:\x01*Z\x16\x12\x14/v1/diagnostics/echoZ4:\x06nestedb\x06nested\"\"/v1/diagnostics/echo/{text}/nestedZ$B\"\n" +
 	"\x01*\x12\x1d/v1/diagnostics/any/{text=**}\"\x14/v1/diagnostics/echo\x90\x02\x01\x12T\n" +
@@ -3557,7 +3606,7 @@ func file_bank_v1_bank_proto_rawDescGZIP() []byte {
 }
 
 var file_bank_v1_bank_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_bank_v1_bank_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_bank_v1_bank_proto_msgTypes = make([]protoimpl.MessageInfo, 56)
 var file_bank_v1_bank_proto_goTypes = []any{
 	(Account_Kind)(0),                  // 0: bank.v1.Account.Kind
 	(*Account)(nil),                    // 1: bank.v1.Account
@@ -3591,127 +3640,128 @@ var file_bank_v1_bank_proto_goTypes = []any{
 	(*DownloadStatementRequest)(nil),   // 29: bank.v1.DownloadStatementRequest
 	(*GetStatementRequest)(nil),        // 30: bank.v1.GetStatementRequest
 	(*ChatMessage)(nil),                // 31: bank.v1.ChatMessage
-	(*SlowRequest)(nil),                // 32: bank.v1.SlowRequest
-	(*SlowResponse)(nil),               // 33: bank.v1.SlowResponse
-	(*FailRequest)(nil),                // 34: bank.v1.FailRequest
-	(*FailResponse)(nil),               // 35: bank.v1.FailResponse
-	(*MetadataRequest)(nil),            // 36: bank.v1.MetadataRequest
-	(*MetadataResponse)(nil),           // 37: bank.v1.MetadataResponse
-	(*GenerateRequest)(nil),            // 38: bank.v1.GenerateRequest
-	(*GenerateResponse)(nil),           // 39: bank.v1.GenerateResponse
-	(*Everything)(nil),                 // 40: bank.v1.Everything
-	nil,                                // 41: bank.v1.Account.LabelsEntry
-	(*ListAccountsRequest_Filter)(nil), // 42: bank.v1.ListAccountsRequest.Filter
-	nil,                                // 43: bank.v1.ListAccountsRequest.Filter.LabelsEntry
-	(*TransferRequest_Iban)(nil),       // 44: bank.v1.TransferRequest.Iban
-	nil,                                // 45: bank.v1.ListRatesResponse.RatesEntry
-	nil,                                // 46: bank.v1.MetadataRequest.HeaderEntry
-	nil,                                // 47: bank.v1.MetadataRequest.TrailerEntry
-	nil,                                // 48: bank.v1.MetadataResponse.MetadataEntry
-	(*MetadataResponse_Values)(nil),    // 49: bank.v1.MetadataResponse.Values
-	nil,                                // 50: bank.v1.Everything.TextMapEntry
-	nil,                                // 51: bank.v1.Everything.Int32MapEntry
-	nil,                                // 52: bank.v1.Everything.BoolMapEntry
-	nil,                                // 53: bank.v1.Everything.MessageMapEntry
-	nil,                                // 54: bank.v1.Everything.KindMapEntry
-	nil,                                // 55: bank.v1.Everything.ValueMapEntry
-	(*timestamppb.Timestamp)(nil),      // 56: google.protobuf.Timestamp
-	(*fieldmaskpb.FieldMask)(nil),      // 57: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),        // 58: google.protobuf.Duration
-	(*httpbody.HttpBody)(nil),          // 59: google.api.HttpBody
-	(structpb.NullValue)(0),            // 60: google.protobuf.NullValue
-	(*structpb.Struct)(nil),            // 61: google.protobuf.Struct
-	(*structpb.Value)(nil),             // 62: google.protobuf.Value
-	(*structpb.ListValue)(nil),         // 63: google.protobuf.ListValue
-	(*anypb.Any)(nil),                  // 64: google.protobuf.Any
-	(*emptypb.Empty)(nil),              // 65: google.protobuf.Empty
-	(*wrapperspb.DoubleValue)(nil),     // 66: google.protobuf.DoubleValue
-	(*wrapperspb.FloatValue)(nil),      // 67: google.protobuf.FloatValue
-	(*wrapperspb.Int64Value)(nil),      // 68: google.protobuf.Int64Value
-	(*wrapperspb.UInt64Value)(nil),     // 69: google.protobuf.UInt64Value
-	(*wrapperspb.Int32Value)(nil),      // 70: google.protobuf.Int32Value
-	(*wrapperspb.UInt32Value)(nil),     // 71: google.protobuf.UInt32Value
-	(*wrapperspb.BoolValue)(nil),       // 72: google.protobuf.BoolValue
-	(*wrapperspb.StringValue)(nil),     // 73: google.protobuf.StringValue
-	(*wrapperspb.BytesValue)(nil),      // 74: google.protobuf.BytesValue
+	(*PageRequest)(nil),                // 32: bank.v1.PageRequest
+	(*SlowRequest)(nil),                // 33: bank.v1.SlowRequest
+	(*SlowResponse)(nil),               // 34: bank.v1.SlowResponse
+	(*FailRequest)(nil),                // 35: bank.v1.FailRequest
+	(*FailResponse)(nil),               // 36: bank.v1.FailResponse
+	(*MetadataRequest)(nil),            // 37: bank.v1.MetadataRequest
+	(*MetadataResponse)(nil),           // 38: bank.v1.MetadataResponse
+	(*GenerateRequest)(nil),            // 39: bank.v1.GenerateRequest
+	(*GenerateResponse)(nil),           // 40: bank.v1.GenerateResponse
+	(*Everything)(nil),                 // 41: bank.v1.Everything
+	nil,                                // 42: bank.v1.Account.LabelsEntry
+	(*ListAccountsRequest_Filter)(nil), // 43: bank.v1.ListAccountsRequest.Filter
+	nil,                                // 44: bank.v1.ListAccountsRequest.Filter.LabelsEntry
+	(*TransferRequest_Iban)(nil),       // 45: bank.v1.TransferRequest.Iban
+	nil,                                // 46: bank.v1.ListRatesResponse.RatesEntry
+	nil,                                // 47: bank.v1.MetadataRequest.HeaderEntry
+	nil,                                // 48: bank.v1.MetadataRequest.TrailerEntry
+	nil,                                // 49: bank.v1.MetadataResponse.MetadataEntry
+	(*MetadataResponse_Values)(nil),    // 50: bank.v1.MetadataResponse.Values
+	nil,                                // 51: bank.v1.Everything.TextMapEntry
+	nil,                                // 52: bank.v1.Everything.Int32MapEntry
+	nil,                                // 53: bank.v1.Everything.BoolMapEntry
+	nil,                                // 54: bank.v1.Everything.MessageMapEntry
+	nil,                                // 55: bank.v1.Everything.KindMapEntry
+	nil,                                // 56: bank.v1.Everything.ValueMapEntry
+	(*timestamppb.Timestamp)(nil),      // 57: google.protobuf.Timestamp
+	(*fieldmaskpb.FieldMask)(nil),      // 58: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),        // 59: google.protobuf.Duration
+	(*httpbody.HttpBody)(nil),          // 60: google.api.HttpBody
+	(structpb.NullValue)(0),            // 61: google.protobuf.NullValue
+	(*structpb.Struct)(nil),            // 62: google.protobuf.Struct
+	(*structpb.Value)(nil),             // 63: google.protobuf.Value
+	(*structpb.ListValue)(nil),         // 64: google.protobuf.ListValue
+	(*anypb.Any)(nil),                  // 65: google.protobuf.Any
+	(*emptypb.Empty)(nil),              // 66: google.protobuf.Empty
+	(*wrapperspb.DoubleValue)(nil),     // 67: google.protobuf.DoubleValue
+	(*wrapperspb.FloatValue)(nil),      // 68: google.protobuf.FloatValue
+	(*wrapperspb.Int64Value)(nil),      // 69: google.protobuf.Int64Value
+	(*wrapperspb.UInt64Value)(nil),     // 70: google.protobuf.UInt64Value
+	(*wrapperspb.Int32Value)(nil),      // 71: google.protobuf.Int32Value
+	(*wrapperspb.UInt32Value)(nil),     // 72: google.protobuf.UInt32Value
+	(*wrapperspb.BoolValue)(nil),       // 73: google.protobuf.BoolValue
+	(*wrapperspb.StringValue)(nil),     // 74: google.protobuf.StringValue
+	(*wrapperspb.BytesValue)(nil),      // 75: google.protobuf.BytesValue
 }
 var file_bank_v1_bank_proto_depIdxs = []int32{
 	0,   // 0: bank.v1.Account.kind:type_name -> bank.v1.Account.Kind
 	2,   // 1: bank.v1.Account.balance:type_name -> bank.v1.Money
-	56,  // 2: bank.v1.Account.open_time:type_name -> google.protobuf.Timestamp
-	41,  // 3: bank.v1.Account.labels:type_name -> bank.v1.Account.LabelsEntry
+	57,  // 2: bank.v1.Account.open_time:type_name -> google.protobuf.Timestamp
+	42,  // 3: bank.v1.Account.labels:type_name -> bank.v1.Account.LabelsEntry
 	2,   // 4: bank.v1.Account.daily_limit:type_name -> bank.v1.Money
-	57,  // 5: bank.v1.GetAccountRequest.read_mask:type_name -> google.protobuf.FieldMask
-	42,  // 6: bank.v1.ListAccountsRequest.filter:type_name -> bank.v1.ListAccountsRequest.Filter
-	57,  // 7: bank.v1.ListAccountsRequest.read_mask:type_name -> google.protobuf.FieldMask
+	58,  // 5: bank.v1.GetAccountRequest.read_mask:type_name -> google.protobuf.FieldMask
+	43,  // 6: bank.v1.ListAccountsRequest.filter:type_name -> bank.v1.ListAccountsRequest.Filter
+	58,  // 7: bank.v1.ListAccountsRequest.read_mask:type_name -> google.protobuf.FieldMask
 	1,   // 8: bank.v1.ListAccountsResponse.accounts:type_name -> bank.v1.Account
 	1,   // 9: bank.v1.BatchGetAccountsResponse.accounts:type_name -> bank.v1.Account
 	1,   // 10: bank.v1.CreateAccountRequest.account:type_name -> bank.v1.Account
 	1,   // 11: bank.v1.UpdateAccountRequest.account:type_name -> bank.v1.Account
-	57,  // 12: bank.v1.UpdateAccountRequest.update_mask:type_name -> google.protobuf.FieldMask
+	58,  // 12: bank.v1.UpdateAccountRequest.update_mask:type_name -> google.protobuf.FieldMask
 	1,   // 13: bank.v1.ReplaceAccountRequest.account:type_name -> bank.v1.Account
 	2,   // 14: bank.v1.BalanceResponse.balance:type_name -> bank.v1.Money
-	56,  // 15: bank.v1.BalanceResponse.as_of:type_name -> google.protobuf.Timestamp
-	44,  // 16: bank.v1.TransferRequest.iban:type_name -> bank.v1.TransferRequest.Iban
+	57,  // 15: bank.v1.BalanceResponse.as_of:type_name -> google.protobuf.Timestamp
+	45,  // 16: bank.v1.TransferRequest.iban:type_name -> bank.v1.TransferRequest.Iban
 	2,   // 17: bank.v1.TransferRequest.amount:type_name -> bank.v1.Money
 	19,  // 18: bank.v1.TransferResponse.transaction:type_name -> bank.v1.Transaction
 	2,   // 19: bank.v1.TransferResponse.balance:type_name -> bank.v1.Money
 	2,   // 20: bank.v1.DepositRequest.amount:type_name -> bank.v1.Money
 	2,   // 21: bank.v1.DepositResponse.totals:type_name -> bank.v1.Money
 	2,   // 22: bank.v1.Transaction.amount:type_name -> bank.v1.Money
-	56,  // 23: bank.v1.Transaction.time:type_name -> google.protobuf.Timestamp
-	58,  // 24: bank.v1.WatchRequest.interval:type_name -> google.protobuf.Duration
+	57,  // 23: bank.v1.Transaction.time:type_name -> google.protobuf.Timestamp
+	59,  // 24: bank.v1.WatchRequest.interval:type_name -> google.protobuf.Duration
 	19,  // 25: bank.v1.ListTransactionsResponse.transactions:type_name -> bank.v1.Transaction
-	56,  // 26: bank.v1.Rate.time:type_name -> google.protobuf.Timestamp
-	45,  // 27: bank.v1.ListRatesResponse.rates:type_name -> bank.v1.ListRatesResponse.RatesEntry
-	59,  // 28: bank.v1.UploadStatementRequest.file:type_name -> google.api.HttpBody
-	56,  // 29: bank.v1.ChatMessage.time:type_name -> google.protobuf.Timestamp
-	58,  // 30: bank.v1.SlowRequest.delay:type_name -> google.protobuf.Duration
-	58,  // 31: bank.v1.SlowResponse.took:type_name -> google.protobuf.Duration
-	46,  // 32: bank.v1.MetadataRequest.header:type_name -> bank.v1.MetadataRequest.HeaderEntry
-	47,  // 33: bank.v1.MetadataRequest.trailer:type_name -> bank.v1.MetadataRequest.TrailerEntry
-	48,  // 34: bank.v1.MetadataResponse.metadata:type_name -> bank.v1.MetadataResponse.MetadataEntry
-	58,  // 35: bank.v1.MetadataResponse.timeout:type_name -> google.protobuf.Duration
+	57,  // 26: bank.v1.Rate.time:type_name -> google.protobuf.Timestamp
+	46,  // 27: bank.v1.ListRatesResponse.rates:type_name -> bank.v1.ListRatesResponse.RatesEntry
+	60,  // 28: bank.v1.UploadStatementRequest.file:type_name -> google.api.HttpBody
+	57,  // 29: bank.v1.ChatMessage.time:type_name -> google.protobuf.Timestamp
+	59,  // 30: bank.v1.SlowRequest.delay:type_name -> google.protobuf.Duration
+	59,  // 31: bank.v1.SlowResponse.took:type_name -> google.protobuf.Duration
+	47,  // 32: bank.v1.MetadataRequest.header:type_name -> bank.v1.MetadataRequest.HeaderEntry
+	48,  // 33: bank.v1.MetadataRequest.trailer:type_name -> bank.v1.MetadataRequest.TrailerEntry
+	49,  // 34: bank.v1.MetadataResponse.metadata:type_name -> bank.v1.MetadataResponse.MetadataEntry
+	59,  // 35: bank.v1.MetadataResponse.timeout:type_name -> google.protobuf.Duration
 	0,   // 36: bank.v1.Everything.kind:type_name -> bank.v1.Account.Kind
-	40,  // 37: bank.v1.Everything.nested:type_name -> bank.v1.Everything
+	41,  // 37: bank.v1.Everything.nested:type_name -> bank.v1.Everything
 	0,   // 38: bank.v1.Everything.kinds:type_name -> bank.v1.Account.Kind
-	40,  // 39: bank.v1.Everything.list:type_name -> bank.v1.Everything
-	50,  // 40: bank.v1.Everything.text_map:type_name -> bank.v1.Everything.TextMapEntry
-	51,  // 41: bank.v1.Everything.int32_map:type_name -> bank.v1.Everything.Int32MapEntry
-	52,  // 42: bank.v1.Everything.bool_map:type_name -> bank.v1.Everything.BoolMapEntry
-	53,  // 43: bank.v1.Everything.message_map:type_name -> bank.v1.Everything.MessageMapEntry
-	54,  // 44: bank.v1.Everything.kind_map:type_name -> bank.v1.Everything.KindMapEntry
-	40,  // 45: bank.v1.Everything.choice_message:type_name -> bank.v1.Everything
-	60,  // 46: bank.v1.Everything.choice_null:type_name -> google.protobuf.NullValue
-	56,  // 47: bank.v1.Everything.timestamp:type_name -> google.protobuf.Timestamp
-	58,  // 48: bank.v1.Everything.duration:type_name -> google.protobuf.Duration
-	57,  // 49: bank.v1.Everything.field_mask:type_name -> google.protobuf.FieldMask
-	61,  // 50: bank.v1.Everything.struct:type_name -> google.protobuf.Struct
-	62,  // 51: bank.v1.Everything.value:type_name -> google.protobuf.Value
-	63,  // 52: bank.v1.Everything.list_value:type_name -> google.protobuf.ListValue
-	64,  // 53: bank.v1.Everything.any:type_name -> google.protobuf.Any
-	65,  // 54: bank.v1.Everything.empty:type_name -> google.protobuf.Empty
-	60,  // 55: bank.v1.Everything.null_value:type_name -> google.protobuf.NullValue
-	66,  // 56: bank.v1.Everything.double_value:type_name -> google.protobuf.DoubleValue
-	67,  // 57: bank.v1.Everything.float_value:type_name -> google.protobuf.FloatValue
-	68,  // 58: bank.v1.Everything.int64_value:type_name -> google.protobuf.Int64Value
-	69,  // 59: bank.v1.Everything.uint64_value:type_name -> google.protobuf.UInt64Value
-	70,  // 60: bank.v1.Everything.int32_value:type_name -> google.protobuf.Int32Value
-	71,  // 61: bank.v1.Everything.uint32_value:type_name -> google.protobuf.UInt32Value
-	72,  // 62: bank.v1.Everything.bool_value:type_name -> google.protobuf.BoolValue
-	73,  // 63: bank.v1.Everything.string_value:type_name -> google.protobuf.StringValue
-	74,  // 64: bank.v1.Everything.bytes_value:type_name -> google.protobuf.BytesValue
-	56,  // 65: bank.v1.Everything.timestamps:type_name -> google.protobuf.Timestamp
-	55,  // 66: bank.v1.Everything.value_map:type_name -> bank.v1.Everything.ValueMapEntry
+	41,  // 39: bank.v1.Everything.list:type_name -> bank.v1.Everything
+	51,  // 40: bank.v1.Everything.text_map:type_name -> bank.v1.Everything.TextMapEntry
+	52,  // 41: bank.v1.Everything.int32_map:type_name -> bank.v1.Everything.Int32MapEntry
+	53,  // 42: bank.v1.Everything.bool_map:type_name -> bank.v1.Everything.BoolMapEntry
+	54,  // 43: bank.v1.Everything.message_map:type_name -> bank.v1.Everything.MessageMapEntry
+	55,  // 44: bank.v1.Everything.kind_map:type_name -> bank.v1.Everything.KindMapEntry
+	41,  // 45: bank.v1.Everything.choice_message:type_name -> bank.v1.Everything
+	61,  // 46: bank.v1.Everything.choice_null:type_name -> google.protobuf.NullValue
+	57,  // 47: bank.v1.Everything.timestamp:type_name -> google.protobuf.Timestamp
+	59,  // 48: bank.v1.Everything.duration:type_name -> google.protobuf.Duration
+	58,  // 49: bank.v1.Everything.field_mask:type_name -> google.protobuf.FieldMask
+	62,  // 50: bank.v1.Everything.struct:type_name -> google.protobuf.Struct
+	63,  // 51: bank.v1.Everything.value:type_name -> google.protobuf.Value
+	64,  // 52: bank.v1.Everything.list_value:type_name -> google.protobuf.ListValue
+	65,  // 53: bank.v1.Everything.any:type_name -> google.protobuf.Any
+	66,  // 54: bank.v1.Everything.empty:type_name -> google.protobuf.Empty
+	61,  // 55: bank.v1.Everything.null_value:type_name -> google.protobuf.NullValue
+	67,  // 56: bank.v1.Everything.double_value:type_name -> google.protobuf.DoubleValue
+	68,  // 57: bank.v1.Everything.float_value:type_name -> google.protobuf.FloatValue
+	69,  // 58: bank.v1.Everything.int64_value:type_name -> google.protobuf.Int64Value
+	70,  // 59: bank.v1.Everything.uint64_value:type_name -> google.protobuf.UInt64Value
+	71,  // 60: bank.v1.Everything.int32_value:type_name -> google.protobuf.Int32Value
+	72,  // 61: bank.v1.Everything.uint32_value:type_name -> google.protobuf.UInt32Value
+	73,  // 62: bank.v1.Everything.bool_value:type_name -> google.protobuf.BoolValue
+	74,  // 63: bank.v1.Everything.string_value:type_name -> google.protobuf.StringValue
+	75,  // 64: bank.v1.Everything.bytes_value:type_name -> google.protobuf.BytesValue
+	57,  // 65: bank.v1.Everything.timestamps:type_name -> google.protobuf.Timestamp
+	56,  // 66: bank.v1.Everything.value_map:type_name -> bank.v1.Everything.ValueMapEntry
 	0,   // 67: bank.v1.ListAccountsRequest.Filter.kinds:type_name -> bank.v1.Account.Kind
 	2,   // 68: bank.v1.ListAccountsRequest.Filter.min_balance:type_name -> bank.v1.Money
-	56,  // 69: bank.v1.ListAccountsRequest.Filter.opened_after:type_name -> google.protobuf.Timestamp
-	72,  // 70: bank.v1.ListAccountsRequest.Filter.frozen:type_name -> google.protobuf.BoolValue
-	43,  // 71: bank.v1.ListAccountsRequest.Filter.labels:type_name -> bank.v1.ListAccountsRequest.Filter.LabelsEntry
-	49,  // 72: bank.v1.MetadataResponse.MetadataEntry.value:type_name -> bank.v1.MetadataResponse.Values
-	40,  // 73: bank.v1.Everything.MessageMapEntry.value:type_name -> bank.v1.Everything
+	57,  // 69: bank.v1.ListAccountsRequest.Filter.opened_after:type_name -> google.protobuf.Timestamp
+	73,  // 70: bank.v1.ListAccountsRequest.Filter.frozen:type_name -> google.protobuf.BoolValue
+	44,  // 71: bank.v1.ListAccountsRequest.Filter.labels:type_name -> bank.v1.ListAccountsRequest.Filter.LabelsEntry
+	50,  // 72: bank.v1.MetadataResponse.MetadataEntry.value:type_name -> bank.v1.MetadataResponse.Values
+	41,  // 73: bank.v1.Everything.MessageMapEntry.value:type_name -> bank.v1.Everything
 	0,   // 74: bank.v1.Everything.KindMapEntry.value:type_name -> bank.v1.Account.Kind
-	62,  // 75: bank.v1.Everything.ValueMapEntry.value:type_name -> google.protobuf.Value
+	63,  // 75: bank.v1.Everything.ValueMapEntry.value:type_name -> google.protobuf.Value
 	3,   // 76: bank.v1.Accounts.Get:input_type -> bank.v1.GetAccountRequest
 	4,   // 77: bank.v1.Accounts.List:input_type -> bank.v1.ListAccountsRequest
 	6,   // 78: bank.v1.Accounts.BatchGet:input_type -> bank.v1.BatchGetAccountsRequest
@@ -3728,46 +3778,48 @@ var file_bank_v1_bank_proto_depIdxs = []int32{
 	23,  // 89: bank.v1.Rates.Get:input_type -> bank.v1.GetRateRequest
 	25,  // 90: bank.v1.Rates.List:input_type -> bank.v1.ListRatesRequest
 	27,  // 91: bank.v1.Statements.Upload:input_type -> bank.v1.UploadStatementRequest
-	59,  // 92: bank.v1.Statements.Import:input_type -> google.api.HttpBody
+	60,  // 92: bank.v1.Statements.Import:input_type -> google.api.HttpBody
 	29,  // 93: bank.v1.Statements.Download:input_type -> bank.v1.DownloadStatementRequest
 	30,  // 94: bank.v1.Statements.Get:input_type -> bank.v1.GetStatementRequest
 	31,  // 95: bank.v1.Support.Chat:input_type -> bank.v1.ChatMessage
-	40,  // 96: bank.v1.Diagnostics.Echo:input_type -> bank.v1.Everything
-	32,  // 97: bank.v1.Diagnostics.Slow:input_type -> bank.v1.SlowRequest
-	34,  // 98: bank.v1.Diagnostics.Fail:input_type -> bank.v1.FailRequest
-	34,  // 99: bank.v1.Diagnostics.FailLate:input_type -> bank.v1.FailRequest
-	36,  // 100: bank.v1.Diagnostics.Metadata:input_type -> bank.v1.MetadataRequest
-	38,  // 101: bank.v1.Diagnostics.Generate:input_type -> bank.v1.GenerateRequest
-	40,  // 102: bank.v1.Diagnostics.Unbound:input_type -> bank.v1.Everything
-	1,   // 103: bank.v1.Accounts.Get:output_type -> bank.v1.Account
-	5,   // 104: bank.v1.Accounts.List:output_type -> bank.v1.ListAccountsResponse
-	7,   // 105: bank.v1.Accounts.BatchGet:output_type -> bank.v1.BatchGetAccountsResponse
-	1,   // 106: bank.v1.Accounts.Create:output_type -> bank.v1.Account
-	1,   // 107: bank.v1.Accounts.Update:output_type -> bank.v1.Account
-	1,   // 108: bank.v1.Accounts.Replace:output_type -> bank.v1.Account
-	65,  // 109: bank.v1.Accounts.Delete:output_type -> google.protobuf.Empty
-	1,   // 110: bank.v1.Accounts.Freeze:output_type -> bank.v1.Account
-	14,  // 111: bank.v1.Accounts.Balance:output_type -> bank.v1.BalanceResponse
-	16,  // 112: bank.v1.Accounts.Transfer:output_type -> bank.v1.TransferResponse
-	18,  // 113: bank.v1.Accounts.Deposit:output_type -> bank.v1.DepositResponse
-	19,  // 114: bank.v1.Accounts.Watch:output_type -> bank.v1.Transaction
-	22,  // 115: bank.v1.Accounts.Transactions:output_type -> bank.v1.ListTransactionsResponse
-	24,  // 116: bank.v1.Rates.Get:output_type -> bank.v1.Rate
-	26,  // 117: bank.v1.Rates.List:output_type -> bank.v1.ListRatesResponse
-	28,  // 118: bank.v1.Statements.Upload:output_type -> bank.v1.Statement
-	28,  // 119: bank.v1.Statements.Import:output_type -> bank.v1.Statement
-	59,  // 120: bank.v1.Statements.Download:output_type -> google.api.HttpBody
-	59,  // 121: bank.v1.Statements.Get:output_type -> google.api.HttpBody
-	31,  // 122: bank.v1.Support.Chat:output_type -> bank.v1.ChatMessage
-	40,  // 123: bank.v1.Diagnostics.Echo:output_type -> bank.v1.Everything
-	33,  // 124: bank.v1.Diagnostics.Slow:output_type -> bank.v1.SlowResponse
-	35,  // 125: bank.v1.Diagnostics.Fail:output_type -> bank.v1.FailResponse
-	35,  // 126: bank.v1.Diagnostics.FailLate:output_type -> bank.v1.FailResponse
-	37,  // 127: bank.v1.Diagnostics.Metadata:output_type -> bank.v1.MetadataResponse
-	39,  // 128: bank.v1.Diagnostics.Generate:output_type -> bank.v1.GenerateResponse
-	40,  // 129: bank.v1.Diagnostics.Unbound:output_type -> bank.v1.Everything
-	103, // [103:130] is the sub-list for method output_type
-	76,  // [76:103] is the sub-list for method input_type
+	32,  // 96: bank.v1.Website.Page:input_type -> bank.v1.PageRequest
+	41,  // 97: bank.v1.Diagnostics.Echo:input_type -> bank.v1.Everything
+	33,  // 98: bank.v1.Diagnostics.Slow:input_type -> bank.v1.SlowRequest
+	35,  // 99: bank.v1.Diagnostics.Fail:input_type -> bank.v1.FailRequest
+	35,  // 100: bank.v1.Diagnostics.FailLate:input_type -> bank.v1.FailRequest
+	37,  // 101: bank.v1.Diagnostics.Metadata:input_type -> bank.v1.MetadataRequest
+	39,  // 102: bank.v1.Diagnostics.Generate:input_type -> bank.v1.GenerateRequest
+	41,  // 103: bank.v1.Diagnostics.Unbound:input_type -> bank.v1.Everything
+	1,   // 104: bank.v1.Accounts.Get:output_type -> bank.v1.Account
+	5,   // 105: bank.v1.Accounts.List:output_type -> bank.v1.ListAccountsResponse
+	7,   // 106: bank.v1.Accounts.BatchGet:output_type -> bank.v1.BatchGetAccountsResponse
+	1,   // 107: bank.v1.Accounts.Create:output_type -> bank.v1.Account
+	1,   // 108: bank.v1.Accounts.Update:output_type -> bank.v1.Account
+	1,   // 109: bank.v1.Accounts.Replace:output_type -> bank.v1.Account
+	66,  // 110: bank.v1.Accounts.Delete:output_type -> google.protobuf.Empty
+	1,   // 111: bank.v1.Accounts.Freeze:output_type -> bank.v1.Account
+	14,  // 112: bank.v1.Accounts.Balance:output_type -> bank.v1.BalanceResponse
+	16,  // 113: bank.v1.Accounts.Transfer:output_type -> bank.v1.TransferResponse
+	18,  // 114: bank.v1.Accounts.Deposit:output_type -> bank.v1.DepositResponse
+	19,  // 115: bank.v1.Accounts.Watch:output_type -> bank.v1.Transaction
+	22,  // 116: bank.v1.Accounts.Transactions:output_type -> bank.v1.ListTransactionsResponse
+	24,  // 117: bank.v1.Rates.Get:output_type -> bank.v1.Rate
+	26,  // 118: bank.v1.Rates.List:output_type -> bank.v1.ListRatesResponse
+	28,  // 119: bank.v1.Statements.Upload:output_type -> bank.v1.Statement
+	28,  // 120: bank.v1.Statements.Import:output_type -> bank.v1.Statement
+	60,  // 121: bank.v1.Statements.Download:output_type -> google.api.HttpBody
+	60,  // 122: bank.v1.Statements.Get:output_type -> google.api.HttpBody
+	31,  // 123: bank.v1.Support.Chat:output_type -> bank.v1.ChatMessage
+	60,  // 124: bank.v1.Website.Page:output_type -> google.api.HttpBody
+	41,  // 125: bank.v1.Diagnostics.Echo:output_type -> bank.v1.Everything
+	34,  // 126: bank.v1.Diagnostics.Slow:output_type -> bank.v1.SlowResponse
+	36,  // 127: bank.v1.Diagnostics.Fail:output_type -> bank.v1.FailResponse
+	36,  // 128: bank.v1.Diagnostics.FailLate:output_type -> bank.v1.FailResponse
+	38,  // 129: bank.v1.Diagnostics.Metadata:output_type -> bank.v1.MetadataResponse
+	40,  // 130: bank.v1.Diagnostics.Generate:output_type -> bank.v1.GenerateResponse
+	41,  // 131: bank.v1.Diagnostics.Unbound:output_type -> bank.v1.Everything
+	104, // [104:132] is the sub-list for method output_type
+	76,  // [76:104] is the sub-list for method input_type
 	76,  // [76:76] is the sub-list for extension type_name
 	76,  // [76:76] is the sub-list for extension extendee
 	0,   // [0:76] is the sub-list for field type_name
@@ -3783,7 +3835,7 @@ func file_bank_v1_bank_proto_init() {
 		(*TransferRequest_Account)(nil),
 		(*TransferRequest_Iban_)(nil),
 	}
-	file_bank_v1_bank_proto_msgTypes[39].OneofWrappers = []any{
+	file_bank_v1_bank_proto_msgTypes[40].OneofWrappers = []any{
 		(*Everything_ChoiceText)(nil),
 		(*Everything_ChoiceNumber)(nil),
 		(*Everything_ChoiceMessage)(nil),
@@ -3795,9 +3847,9 @@ func file_bank_v1_bank_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bank_v1_bank_proto_rawDesc), len(file_bank_v1_bank_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   55,
+			NumMessages:   56,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   6,
 		},
 		GoTypes:           file_bank_v1_bank_proto_goTypes,
 		DependencyIndexes: file_bank_v1_bank_proto_depIdxs,

@@ -1081,6 +1081,114 @@ var Support_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
+	Website_Page_FullMethodName = "/bank.v1.Website/Page"
+)
+
+// WebsiteClient is the client API for Website service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Website serves the demo's page through the proxy, as any other answer that is an HttpBody.
+type WebsiteClient interface {
+	// Page returns one file; index.html when none is named.
+	Page(ctx context.Context, in *PageRequest, opts ...grpc.CallOption) (*httpbody.HttpBody, error)
+}
+
+type websiteClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewWebsiteClient(cc grpc.ClientConnInterface) WebsiteClient {
+	return &websiteClient{cc}
+}
+
+func (c *websiteClient) Page(ctx context.Context, in *PageRequest, opts ...grpc.CallOption) (*httpbody.HttpBody, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(httpbody.HttpBody)
+	err := c.cc.Invoke(ctx, Website_Page_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// WebsiteServer is the server API for Website service.
+// All implementations must embed UnimplementedWebsiteServer
+// for forward compatibility.
+//
+// Website serves the demo's page through the proxy, as any other answer that is an HttpBody.
+type WebsiteServer interface {
+	// Page returns one file; index.html when none is named.
+	Page(context.Context, *PageRequest) (*httpbody.HttpBody, error)
+	mustEmbedUnimplementedWebsiteServer()
+}
+
+// UnimplementedWebsiteServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedWebsiteServer struct{}
+
+func (UnimplementedWebsiteServer) Page(context.Context, *PageRequest) (*httpbody.HttpBody, error) {
+	return nil, status.Error(codes.Unimplemented, "method Page not implemented")
+}
+func (UnimplementedWebsiteServer) mustEmbedUnimplementedWebsiteServer() {}
+func (UnimplementedWebsiteServer) testEmbeddedByValue()                 {}
+
+// UnsafeWebsiteServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to WebsiteServer will
+// result in compilation errors.
+type UnsafeWebsiteServer interface {
+	mustEmbedUnimplementedWebsiteServer()
+}
+
+func RegisterWebsiteServer(s grpc.ServiceRegistrar, srv WebsiteServer) {
+	// If the following call panics, it indicates UnimplementedWebsiteServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Website_ServiceDesc, srv)
+}
+
+func _Website_Page_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WebsiteServer).Page(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Website_Page_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WebsiteServer).Page(ctx, req.(*PageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// Website_ServiceDesc is the grpc.ServiceDesc for Website service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Website_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "bank.v1.Website",
+	HandlerType: (*WebsiteServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "Page",
+			Handler:    _Website_Page_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "bank/v1/bank.proto",
+}
+
+const (
 	Diagnostics_Echo_FullMethodName     = "/bank.v1.Diagnostics/Echo"
 	Diagnostics_Slow_FullMethodName     = "/bank.v1.Diagnostics/Slow"
 	Diagnostics_Fail_FullMethodName     = "/bank.v1.Diagnostics/Fail"

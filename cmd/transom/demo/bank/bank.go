@@ -52,13 +52,23 @@ type Bank struct {
 	inFlight atomic.Int64 // unary calls being worked on or waiting
 	rate     rate
 
+	*books
+}
+
+// books are the data of a bank and its branches.
+type books struct {
 	mu    sync.Mutex // guards what follows
 	state state
 }
 
 // New returns a bank with the seed data.
-func New(cfg Config) *Bank {
-	b := &Bank{cfg: cfg, Health: health.NewServer(), state: seed()}
+func New(cfg Config) *Bank { return open(cfg, &books{state: seed()}) }
+
+// Branch returns another bank on the same data, so that calls may go to either.
+func (b *Bank) Branch(cfg Config) *Bank { return open(cfg, b.books) }
+
+func open(cfg Config, data *books) *Bank {
+	b := &Bank{cfg: cfg, Health: health.NewServer(), books: data}
 	if cfg.Capacity > 0 {
 		b.slots = make(chan struct{}, cfg.Capacity)
 	}

@@ -432,6 +432,17 @@ func TestCapacity(t *testing.T) {
 	}
 }
 
+func TestBranch(t *testing.T) {
+	head := New(Config{})
+	branch := head.Branch(Config{Name: "branch"})
+	if _, err := (&accounts{bank: head}).Freeze(t.Context(), &bankv1.FreezeAccountRequest{Name: "1"}); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := (&accounts{bank: branch}).Get(t.Context(), &bankv1.GetAccountRequest{Name: "1"}); err != nil || !a.GetFrozen() {
+		t.Errorf("Get at a branch = %v, %v, want it frozen", a, err)
+	}
+}
+
 func TestDescriptorSet(t *testing.T) {
 	var set descriptorpb.FileDescriptorSet
 	if err := proto.Unmarshal(DescriptorSet(), &set); err != nil {

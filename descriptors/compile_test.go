@@ -483,7 +483,8 @@ func TestRuleSpellings(t *testing.T) {
 	respell := func(types interface {
 		protoregistry.MessageTypeResolver
 		protoregistry.ExtensionTypeResolver
-	}) *descriptors.Set {
+	},
+	) *descriptors.Set {
 		b, err := proto.Marshal(known)
 		if err != nil {
 			t.Fatal(err)

@@ -230,8 +230,9 @@ func bodyText(b *Binding) string {
 		return "*"
 	case BodyField:
 		return string(b.BodyField.Name())
+	default:
+		return ""
 	}
-	return ""
 }
 
 func responseText(b *Binding) string {

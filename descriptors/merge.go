@@ -3,6 +3,7 @@ package descriptors
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"google.golang.org/genproto/googleapis/api/annotations"
@@ -147,7 +148,7 @@ func (m *merger) message(name string, a, b *descriptorpb.DescriptorProto) {
 	}
 	for _, bf := range b.GetField() {
 		if af, ok := byNumber[bf.GetNumber()]; ok {
-			if m.same(subject+": field number "+fmt.Sprint(bf.GetNumber()), "name", af.GetName(), bf.GetName()) {
+			if m.same(subject+": field number "+strconv.Itoa(int(bf.GetNumber())), "name", af.GetName(), bf.GetName()) {
 				m.same("field "+name+"."+bf.GetName(), "oneof", oneof(a, af), oneof(b, bf))
 				m.field(name+"."+bf.GetName(), af, bf)
 			}

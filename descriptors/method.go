@@ -21,8 +21,9 @@ func (e Effect) String() string {
 		return "IDEMPOTENT"
 	case EffectNone:
 		return "NO_SIDE_EFFECTS"
+	default:
+		return "IDEMPOTENCY_UNKNOWN"
 	}
-	return "IDEMPOTENCY_UNKNOWN"
 }
 
 // Method is one callable RPC method. It is immutable once its Schema is compiled and is shared by all calls.

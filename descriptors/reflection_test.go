@@ -160,8 +160,10 @@ func TestOddReflectionServers(t *testing.T) {
 		fetch, compile string // the error, or ""
 	}{
 		{"unknown import of options only", &cannedReflection{services: []string{"x.S"}, files: files{"x.S": file("s.proto", true, "a.proto", "gogo.proto", "google/protobuf/any.proto"), "a.proto": file("a.proto", false)}}, "", ""},
-		{"circular import", &cannedReflection{services: []string{"x.S"}, files: files{"x.S": file("s.proto", true, "a.proto"), "a.proto": file("a.proto", false, "s.proto")}}, "",
-			`file s.proto (from server reflection of passthrough:///bank.test) imports "a.proto", which imports it in turn`},
+		{
+			"circular import", &cannedReflection{services: []string{"x.S"}, files: files{"x.S": file("s.proto", true, "a.proto"), "a.proto": file("a.proto", false, "s.proto")}}, "",
+			`file s.proto (from server reflection of passthrough:///bank.test) imports "a.proto", which imports it in turn`,
+		},
 		{"unknown service", &cannedReflection{services: []string{"x.S", "x.T"}, files: files{"x.S": file("s.proto", true)}}, origin + "service x.T: rpc error: code = NotFound desc = no x.T", ""},
 		{"malformed file", &cannedReflection{services: []string{"x.S"}, raw: map[string][]byte{"x.S": {0x0a, 0x05}}}, origin + "service x.S: a file descriptor is malformed: name at byte 0: unexpected EOF", ""},
 		{"malformed import", &cannedReflection{services: []string{"x.S"}, files: files{"x.S": file("s.proto", true, "a.proto")}, raw: map[string][]byte{"a.proto": {0x0a, 0x05}}}, origin + "file a.proto: a file descriptor is malformed: name at byte 0: unexpected EOF", ""},

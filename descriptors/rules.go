@@ -45,8 +45,9 @@ func effectOf(o *descriptorpb.MethodOptions) Effect {
 		return EffectIdempotent
 	case descriptorpb.MethodOptions_NO_SIDE_EFFECTS:
 		return EffectNone
+	default:
+		return EffectUnknown
 	}
-	return EffectUnknown
 }
 
 // bindings compiles a rule and its additional_bindings for m, with all faults joined.
@@ -111,8 +112,10 @@ func binding(m *Method, r *annotations.HttpRule) (*Binding, error) {
 		}
 		for _, o := range b.Vars {
 			if err := overlap(o.Path, path); err != nil {
-				faults = append(faults, &TemplateError{Template: b.Template, Column: v.column,
-					Reason: fmt.Sprintf("variables %q and %q %v", o.Name, v.name, err)})
+				faults = append(faults, &TemplateError{
+					Template: b.Template, Column: v.column,
+					Reason: fmt.Sprintf("variables %q and %q %v", o.Name, v.name, err),
+				})
 			}
 		}
 		b.Vars = append(b.Vars, Variable{Name: v.name, Path: path, Multi: v.multi})
@@ -256,7 +259,7 @@ func overrides(rules []*annotations.HttpRule, methods []*Method, suggest func(st
 	}
 	var faults []error
 	for i, r := range rules {
-		for _, sel := range strings.Split(r.GetSelector(), ",") {
+		for sel := range strings.SplitSeq(r.GetSelector(), ",") {
 			sel = strings.TrimSpace(sel)
 			hit := known[protoreflect.FullName(sel)]
 			if hit {

@@ -166,7 +166,7 @@ func (s *Source) runFiles(ctx context.Context, d *delivery, onChange func(*Set, 
 		case <-ctx.Done():
 			return nil
 		case <-events:
-		case <-faults: // events were lost
+		case <-faults: //nolint:errcheck // whatever events were lost, the files are read again
 		case <-time.After(pollEvery):
 			continue
 		}
@@ -199,7 +199,9 @@ func (s *Source) watch(w *fsnotify.Watcher) {
 		// What cannot be walked cannot be read either, and reading says so.
 		_ = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 			switch {
-			case err != nil || !e.IsDir():
+			case err != nil:
+				return nil //nolint:nilerr // see above
+			case !e.IsDir():
 				return nil
 			case path != root && strings.HasPrefix(e.Name(), "."):
 				return fs.SkipDir

@@ -15,7 +15,6 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	refv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -235,26 +234,21 @@ func (f *fakeServer) Invoke(context.Context, string, any, any, ...grpc.CallOptio
 	return errors.New("not used")
 }
 
-func (f *fakeServer) NewStream(ctx context.Context, _ *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+func (f *fakeServer) NewStream(_ context.Context, _ *grpc.StreamDesc, method string, _ ...grpc.CallOption) (grpc.ClientStream, error) {
 	if strings.Contains(method, "v1alpha") {
 		return nil, status.Error(codes.Unavailable, "also down")
 	}
 	f.calls.Add(1)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &fakeStream{ctx: ctx, file: f.file}, f.err
+	return &fakeStream{file: f.file}, f.err
 }
 
 type fakeStream struct {
-	ctx  context.Context
+	grpc.ClientStream
 	file *descriptorpb.FileDescriptorProto
 	last *refv1.ServerReflectionRequest
 }
-
-func (s *fakeStream) Header() (metadata.MD, error) { return nil, nil }
-func (s *fakeStream) Trailer() metadata.MD         { return nil }
-func (s *fakeStream) CloseSend() error             { return nil }
-func (s *fakeStream) Context() context.Context     { return s.ctx }
 
 func (s *fakeStream) SendMsg(m any) error {
 	q, ok := m.(*refv1.ServerReflectionRequest)

@@ -3578,9 +3578,9 @@ const file_bank_v1_bank_proto_rawDesc = "" +
 	"\x06Upload\x12\x1f.bank.v1.UploadStatementRequest\x1a\x12.bank.v1.Statement\"D\x82\xd3\xe4\x93\x02>:\x04file\"6/v1/{name=customers/*/accounts/*/statements/**}:upload(\x01\x12V\n" +
 	"\x06Import\x12\x14.google.api.HttpBody\x1a\x12.bank.v1.Statement\" \x82\xd3\xe4\x93\x02\x1a:\x01*\x1a\x15/v1/statements:import(\x01\x12\x8a\x01\n" +
 	"\bDownload\x12!.bank.v1.DownloadStatementRequest\x1a\x14.google.api.HttpBody\"C\x82\xd3\xe4\x93\x02:\x128/v1/{name=customers/*/accounts/*/statements/**}:download\x90\x02\x010\x01\x12u\n" +
-	"\x03Get\x12\x1c.bank.v1.GetStatementRequest\x1a\x14.google.api.HttpBody\":\x82\xd3\xe4\x93\x021\x12//v1/{name=customers/*/accounts/*}/statement.csv\x90\x02\x012\x8e\x01\n" +
-	"\aSupport\x12\x82\x01\n" +
-	"\x04Chat\x12\x14.bank.v1.ChatMessage\x1a\x14.bank.v1.ChatMessage\"J\x82\xd3\xe4\x93\x02D:\x01*Z\x12\x12\x10/v1/support/chatZ\x19\x12\x17/v1/support/{room}/chat\"\x10/v1/support/chat(\x010\x012_\n" +
+	"\x03Get\x12\x1c.bank.v1.GetStatementRequest\x1a\x14.google.api.HttpBody\":\x82\xd3\xe4\x93\x021\x12//v1/{name=customers/*/accounts/*}/statement.csv\x90\x02\x012|\n" +
+	"\aSupport\x12q\n" +
+	"\x04Chat\x12\x14.bank.v1.ChatMessage\x1a\x14.bank.v1.ChatMessage\"9\x82\xd3\xe4\x93\x023:\x01*Z\x1c:\x01*\"\x17/v1/support/{room}/chat\"\x10/v1/support/chat(\x010\x012_\n" +
 	"\aWebsite\x12T\n" +
 	"\x04Page\x12\x14.bank.v1.PageRequest\x1a\x14.google.api.HttpBody\" \x82\xd3\xe4\x93\x02\x17Z\x0e\x12\f/demo/{file}\x12\x05/demo\x90\x02\x012\xa4\x06\n" +
 	"\vDiagnostics\x12\xca\x01\n" +

@@ -66,7 +66,7 @@ rest.addEventListener("submit", async (event) => {
   rest.cancel.disabled = true;
 });
 
-// Server stream: one event for each message, an event named "error" for a status other than OK.
+// Server stream: one event for each message, then an event named "end", or "error" for a status other than OK.
 const stream = $("stream");
 let source;
 function stop(text, failed) {
@@ -90,6 +90,7 @@ stream.addEventListener("submit", (event) => {
     say("stream-status", `open, ${received} messages`);
     add("stream-answer", `${t.time}  ${t.amount.units ?? 0}.${String(t.amount.nanos ?? 0).padStart(9, "0").slice(0, 2)} ${t.amount.currency}  ${t.reference}`);
   };
+  source.addEventListener("end", () => stop("ended")); // left alone, EventSource would connect again
   source.onerror = (event) => {
     // Without data it is the connection, or an answer that is no stream; EventSource does not say which.
     if (event.data === undefined) return stop("the stream could not be opened, or broke off", true);

@@ -9,20 +9,32 @@ import (
 
 	"transom/descriptors"
 	"transom/rpc"
+	"transom/upstream/loadaware"
 )
 
 // backend is the transport below a Cluster: name resolution, balancing and connections. It makes single attempts and
 // knows nothing of clients, retries or limits. Its errors carry a gRPC status.
 type backend interface {
-	// Unary makes the n-th attempt (from 1) at a call of one message each way. It borrows header and req. The answer's reply holds one
+	// Unary makes one attempt at a call of one message each way. It borrows header and req. The answer's reply holds one
 	// reference if err is nil; its other fields are filled as far as the attempt came, err or not.
-	Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message, n int) (answer, error)
-	// Stream opens a stream as the n-th attempt, which ends when ctx does. It borrows header until it returns.
-	Stream(ctx context.Context, m *descriptors.Method, header metadata.MD, n int) (backendStream, error)
+	Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message, at *attempt) (answer, error)
+	// Stream opens a stream, which ends when ctx does. It borrows header until it returns.
+	Stream(ctx context.Context, m *descriptors.Method, header metadata.MD, at *attempt) (backendStream, error)
+	// Load tells how many calls are in flight.
+	Load(calls int64)
+	// Endpoints is empty if the balancer is not package loadaware's.
+	Endpoints() []loadaware.EndpointStats
 	Conn() grpc.ClientConnInterface
 	State() connectivity.State
 	// Close ends all calls and waits for what the backend has started.
 	Close() error
+}
+
+// attempt is one of a call's.
+type attempt struct {
+	n int // from 1
+	// Attempt is for the balancer. Saturated is true if no endpoint may be given another call now.
+	loadaware.Attempt
 }
 
 // answer is what came back of a unary attempt. A nil header means that none came: a trailers-only answer, or no answer.
@@ -34,7 +46,7 @@ type answer struct {
 }
 
 // backendStream is the upstream side of a streaming call. One goroutine may call Send and CloseSend while another calls
-// the rest. The stream must be received from until Recv fails, or its context cancelled.
+// the rest. The stream must be received from until Recv fails, and no further.
 type backendStream interface {
 	// Send borrows m. It blocks for flow control. io.EOF means that the call has ended: Recv says how.
 	Send(m *rpc.Message) error

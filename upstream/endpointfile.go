@@ -17,6 +17,8 @@ import (
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc/experimental/balancer/weight"
 	"google.golang.org/grpc/resolver"
+
+	"transom/upstream/loadaware"
 )
 
 // Limits of an endpoint file.
@@ -127,14 +129,12 @@ func (e *fileEntry) UnmarshalYAML(n *yaml.Node) error {
 
 // fileBuilder resolves file:///path.
 type fileBuilder struct {
-	cluster string
-	log     *slog.Logger
+	log *slog.Logger
+	// drains says that the balancer understands draining. From others, endpoints that drain are kept.
+	drains bool
 }
 
 func (fileBuilder) Scheme() string { return "file" }
-
-// OverrideAuthority makes the cluster's name the authority of calls: a path would be no good.
-func (b fileBuilder) OverrideAuthority(resolver.Target) string { return b.cluster }
 
 func (b fileBuilder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
 	path := t.URL.Path
@@ -147,7 +147,7 @@ func (b fileBuilder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver
 		return nil, errors.Join(fmt.Errorf("endpoint file: %w", err), w.Close())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &fileResolver{path: path, cc: cc, log: b.log.With("file", path), watcher: w, cancel: cancel}
+	r := &fileResolver{path: path, cc: cc, log: b.log.With("file", path), drains: b.drains, watcher: w, cancel: cancel}
 	r.load()
 	r.wg.Go(func() { r.run(ctx) })
 	return r, nil
@@ -158,6 +158,7 @@ type fileResolver struct {
 	path    string
 	cc      resolver.ClientConn
 	log     *slog.Logger
+	drains  bool
 	watcher *fsnotify.Watcher
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -226,7 +227,7 @@ func (r *fileResolver) load() {
 	r.seen, r.good = hash, true
 	state := resolver.State{}
 	for _, e := range f.Endpoints {
-		if !e.Drain { // one that is taken away ends its calls in their own time
+		if r.drains || !e.Drain { // one that is taken away ends its calls in their own time
 			state.Endpoints = append(state.Endpoints, e.endpoint())
 		}
 	}
@@ -264,5 +265,6 @@ func readLimited(path string, limit int64) ([]byte, error) {
 // endpoint is e for grpc-go.
 func (e FileEndpoint) endpoint() resolver.Endpoint {
 	ep := resolver.Endpoint{Addresses: []resolver.Address{{Addr: e.Address}}}
-	return weight.Set(ep, weight.EndpointInfo{Weight: e.Weight})
+	ep = weight.Set(ep, weight.EndpointInfo{Weight: e.Weight}) // for grpc-go's own policies
+	return loadaware.SetEndpoint(ep, loadaware.EndpointAttrs{Weight: float64(e.Weight), Zone: e.Zone, Drain: e.Drain})
 }

@@ -21,6 +21,7 @@ import (
 
 	"transom/descriptors"
 	"transom/rpc"
+	"transom/upstream/loadaware"
 )
 
 // wireCodec passes rpc.Messages through grpc-go as the bytes they are, keeping its pooled buffers. Its name is the
@@ -53,10 +54,11 @@ func (wireCodec) Unmarshal(data mem.BufferSlice, v any) error {
 
 // grpcBackend is the backend that grpc-go provides.
 type grpcBackend struct {
-	cc    *grpc.ClientConn
-	calls sync.Pool // of *unaryAttempt
-	opts  []grpc.CallOption
-	names addrNames
+	channels channels
+	adaptive bool
+	calls    sync.Pool // of *unaryAttempt
+	opts     []grpc.CallOption
+	names    addrNames
 }
 
 // unaryAttempt is what one Invoke writes to, with the options that say so: kept together, they are made once and used by
@@ -68,8 +70,8 @@ type unaryAttempt struct {
 	opts            []grpc.CallOption
 }
 
-// newGRPC makes a backend with the given gRPC service config.
-func newGRPC(cfg Config, serviceConfig string, log *slog.Logger) (*grpcBackend, error) {
+// newGRPC makes a backend for a cluster with policies p.
+func newGRPC(cfg Config, p *policies, log *slog.Logger) (*grpcBackend, error) {
 	target, err := parseTarget(cfg.Target)
 	if err != nil {
 		return nil, err
@@ -80,10 +82,11 @@ func newGRPC(cfg Config, serviceConfig string, log *slog.Logger) (*grpcBackend, 
 			return nil, err
 		}
 	}
-	dial := []grpc.DialOption{
-		grpc.WithTransportCredentials(creds),
-		grpc.WithResolvers(resolvers(cfg.Name, log)...),
-		grpc.WithDefaultServiceConfig(serviceConfig),
+	b := &grpcBackend{adaptive: p.adaptive}
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(sniffing{creds, &b.channels}),
+		grpc.WithResolvers(resolvers(cfg, p.adaptive, &b.channels, log)...),
+		grpc.WithDefaultServiceConfig(p.grpc),
 		grpc.WithDisableServiceConfig(), // what DNS TXT records say is not ours
 		grpc.WithDisableRetry(),         // but for streams the server surely never saw, which grpc-go always retries
 		grpc.WithIdleTimeout(0),         // connections are kept, so that the state of the cluster is known
@@ -103,14 +106,10 @@ func newGRPC(cfg Config, serviceConfig string, log *slog.Logger) (*grpcBackend, 
 		grpc.WithStaticStreamWindowSize(512 << 10),
 		grpc.WithStaticConnWindowSize(8 << 20), // returned as data arrive, so slow streams hold up no others
 	}
-	if cfg.Authority != "" {
-		dial = append(dial, grpc.WithAuthority(cfg.Authority))
+	if a := authorityOf(cfg, target); a != "" {
+		options = append(options, grpc.WithAuthority(a))
 	}
-	cc, err := grpc.NewClient(target, dial...)
-	if err != nil {
-		return nil, err
-	}
-	b := &grpcBackend{cc: cc}
+	b.channels.open = func() (*grpc.ClientConn, error) { return grpc.NewClient(target, options...) }
 	b.opts = []grpc.CallOption{
 		grpc.ForceCodecV2(wireCodec{}),
 		grpc.MaxCallRecvMsgSize(orDefault(cfg.MaxMessageBytes, DefaultMaxMessageBytes)),
@@ -121,7 +120,9 @@ func newGRPC(cfg Config, serviceConfig string, log *slog.Logger) (*grpcBackend, 
 		u.opts = append(u.opts, grpc.Header(&u.header), grpc.Trailer(&u.trailer), grpc.Peer(&u.peer))
 		return u
 	}
-	cc.Connect()
+	if err := b.channels.start(); err != nil {
+		return nil, err
+	}
 	return b, nil
 }
 
@@ -132,15 +133,20 @@ func orDefault[T time.Duration | int | float64](v, zero T) T {
 	return v
 }
 
-func (b *grpcBackend) Conn() grpc.ClientConnInterface { return b.cc }
-func (b *grpcBackend) State() connectivity.State      { return b.cc.GetState() }
-func (b *grpcBackend) Close() error                   { return b.cc.Close() }
+func (b *grpcBackend) Conn() grpc.ClientConnInterface { return b.channels.first() }
+func (b *grpcBackend) State() connectivity.State      { return b.channels.first().GetState() }
+func (b *grpcBackend) Load(calls int64)               { b.channels.load(calls) }
+func (b *grpcBackend) Close() error                   { return b.channels.close() }
 
-func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message, n int) (answer, error) {
+func (b *grpcBackend) Endpoints() []loadaware.EndpointStats { return b.channels.registry.Endpoints() }
+
+func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message, at *attempt) (answer, error) {
 	u := b.calls.Get().(*unaryAttempt)
 	u.req = req
-	ctx = outgoing(ctx, header, n)
-	err := b.cc.Invoke(ctx, m.FullPath, &u.req, &u.reply, u.opts...)
+	ctx = b.outgoing(ctx, header, at)
+	ch := b.channels.pick()
+	err := ch.cc.Invoke(ctx, m.FullPath, &u.req, &u.reply, u.opts...)
+	ch.calls.Add(-1)
 	a := answer{reply: u.reply, header: u.header, trailer: u.trailer, endpoint: b.names.of(u.peer.Addr)}
 	if err != nil {
 		a.reply.Release() // of a message that came before an error
@@ -151,13 +157,16 @@ func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header m
 	return a, err
 }
 
-// outgoing is the context of a call's n-th attempt (from 1) with its metadata.
-func outgoing(ctx context.Context, header metadata.MD, n int) context.Context {
+// outgoing is the context of an attempt with the call's metadata.
+func (b *grpcBackend) outgoing(ctx context.Context, header metadata.MD, at *attempt) context.Context {
+	if b.adaptive {
+		ctx = loadaware.WithAttempt(ctx, &at.Attempt)
+	}
 	if len(header) > 0 {
 		ctx = metadata.NewOutgoingContext(ctx, header)
 	}
-	if n > 1 {
-		ctx = metadata.AppendToOutgoingContext(ctx, "grpc-previous-rpc-attempts", strconv.Itoa(n-1))
+	if at.n > 1 {
+		ctx = metadata.AppendToOutgoingContext(ctx, "grpc-previous-rpc-attempts", strconv.Itoa(at.n-1))
 	}
 	return ctx
 }
@@ -170,8 +179,8 @@ var streamDescs = [4]grpc.StreamDesc{
 	{StreamName: "bidi", ClientStreams: true, ServerStreams: true},
 }
 
-func (b *grpcBackend) Stream(ctx context.Context, m *descriptors.Method, header metadata.MD, n int) (backendStream, error) {
-	ctx = outgoing(ctx, header, n)
+func (b *grpcBackend) Stream(ctx context.Context, m *descriptors.Method, header metadata.MD, at *attempt) (backendStream, error) {
+	ctx = b.outgoing(ctx, header, at)
 	kind := 0
 	if m.ClientStreams {
 		kind |= 1
@@ -179,22 +188,32 @@ func (b *grpcBackend) Stream(ctx context.Context, m *descriptors.Method, header 
 	if m.ServerStreams {
 		kind |= 2
 	}
-	cs, err := b.cc.NewStream(ctx, &streamDescs[kind], m.FullPath, b.opts...)
+	ch := b.channels.pick()
+	cs, err := ch.cc.NewStream(ctx, &streamDescs[kind], m.FullPath, b.opts...)
 	if err != nil {
+		ch.calls.Add(-1)
 		return nil, err
 	}
-	return &grpcStream{cs, &b.names}, nil
+	return &grpcStream{cs, ch, &b.names}, nil
 }
 
 type grpcStream struct {
-	cs    grpc.ClientStream
-	names *addrNames
+	cs      grpc.ClientStream
+	channel *channel
+	names   *addrNames
 }
 
 func (s *grpcStream) Send(m *rpc.Message) error { return s.cs.SendMsg(m) }
 func (s *grpcStream) CloseSend() error          { return s.cs.CloseSend() }
-func (s *grpcStream) Recv(m *rpc.Message) error { return s.cs.RecvMsg(m) }
 func (s *grpcStream) Trailer() metadata.MD      { return s.cs.Trailer() }
+
+func (s *grpcStream) Recv(m *rpc.Message) error {
+	err := s.cs.RecvMsg(m)
+	if err != nil {
+		s.channel.calls.Add(-1)
+	}
+	return err
+}
 
 func (s *grpcStream) Header() (metadata.MD, bool) {
 	md, err := s.cs.Header()

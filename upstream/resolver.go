@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/resolver"
 )
@@ -72,21 +73,41 @@ func checkHostPort(addr string) error {
 	return nil
 }
 
-// resolvers are transom's own, to be given to one channel.
-func resolvers(cluster string, log *slog.Logger) []resolver.Builder {
-	return []resolver.Builder{staticBuilder{}, fileBuilder{cluster, log}}
+// authorityOf is the authority of calls unless Config.Authority names one; "" leaves it to grpc-go.
+func authorityOf(cfg Config, target string) string {
+	if cfg.Authority != "" {
+		return cfg.Authority
+	}
+	scheme, rest, _ := strings.Cut(target, "://")
+	switch scheme {
+	case "dns":
+		return rest[strings.IndexByte(rest, '/')+1:]
+	case "static":
+		first, _, _ := strings.Cut(strings.TrimPrefix(rest, "/"), ",")
+		return first
+	case "file":
+		return cfg.Name
+	}
+	return ""
+}
+
+// resolvers are transom's own, to be given to one channel. adaptive says that its balancer understands draining.
+func resolvers(cfg Config, adaptive bool, c *channels, log *slog.Logger) []resolver.Builder {
+	builders := []resolver.Builder{
+		dnsBuilder{orDefault(cfg.DNSRefresh, 10*time.Second), log},
+		staticBuilder{},
+		fileBuilder{log, adaptive},
+	}
+	for i, b := range builders {
+		builders[i] = countedBuilder{b, c}
+	}
+	return builders
 }
 
 // staticBuilder resolves static:///a,b.
 type staticBuilder struct{}
 
 func (staticBuilder) Scheme() string { return "static" }
-
-// OverrideAuthority makes the first address the authority of calls.
-func (staticBuilder) OverrideAuthority(t resolver.Target) string {
-	first, _, _ := strings.Cut(t.Endpoint(), ",")
-	return first
-}
 
 func (staticBuilder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
 	eps, err := staticEndpoints(t.Endpoint())

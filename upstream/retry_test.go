@@ -244,7 +244,7 @@ func TestTimeout(t *testing.T) {
 			_, ok := s.Context().Deadline()
 			deadlines <- ok
 			<-s.Context().Done()
-			return nil
+			return status.FromContextError(s.Context().Err()).Err()
 		}),
 		ServiceConfig: `{"methodConfig": [{"name": [{"service": "t.T", "method": "Unary"}, {"service": "t.T", "method": "Bidi"}], "timeout": "0.05s"}, {"name": [{}]}]}`,
 	})

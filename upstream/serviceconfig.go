@@ -15,6 +15,8 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"transom/descriptors"
+	"transom/upstream/loadaware"
+	"transom/upstream/loadaware/score"
 )
 
 // Limits of gRFC A6.
@@ -69,6 +71,7 @@ type policies struct {
 	// methods are by "/service/method", "/service/" or "".
 	methods   map[string]*methodPolicy
 	throttles *throttle // nil is none
+	adaptive  bool      // package loadaware balances
 	// grpc is what is left to grpc-go: balancing, health checks, wait-for-ready and message limits.
 	grpc string
 }
@@ -166,10 +169,11 @@ func (d *jsonDuration) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// parseServiceConfig compiles a service config, "" being an empty one, for a cluster whose balancing policy is lb (as in
-// Config.LB). It reports all faults, joined, each with its place in the JSON.
-func parseServiceConfig(text, lb string) (*policies, error) {
+// parseServiceConfig compiles the service config of cfg and its balancing policy. It reports all faults, joined, each
+// with its place in the JSON.
+func parseServiceConfig(cfg Config) (*policies, error) {
 	var c jsonConfig
+	text, lb := cfg.ServiceConfig, cfg.LB
 	if text != "" {
 		dec := json.NewDecoder(strings.NewReader(text))
 		dec.DisallowUnknownFields()
@@ -240,7 +244,8 @@ func parseServiceConfig(text, lb string) (*policies, error) {
 	case c.LoadBalancingPolicy != "" && lb == "":
 		lb = strings.ToLower(c.LoadBalancingPolicy)
 	}
-	list, err := balancing(lb)
+	list, adaptive, err := balancing(lb, cfg)
+	p.adaptive = adaptive
 	if err != nil {
 		fault("%w", err)
 	}
@@ -253,7 +258,10 @@ func parseServiceConfig(text, lb string) (*policies, error) {
 		c.MethodConfig[i].Timeout, c.MethodConfig[i].RetryPolicy, c.MethodConfig[i].HedgingPolicy = nil, nil, nil
 	}
 	c.LoadBalancingPolicy, c.LoadBalancingConfig, c.RetryThrottling = "", list, nil
-	if c.HealthCheckConfig == nil {
+	switch {
+	case cfg.NoHealthCheck:
+		c.HealthCheckConfig = nil
+	case c.HealthCheckConfig == nil:
 		whole := ""
 		c.HealthCheckConfig = &jsonHealthConfig{ServiceName: &whole}
 	}
@@ -329,39 +337,83 @@ func place(text string, err error) error {
 	return fmt.Errorf("line %d, column %d: %w", line, len(before)-bytes.LastIndexByte(before, '\n')-1, err)
 }
 
-// balancing is the loadBalancingConfig that selects the policy lb, which is as in Config.LB.
-func balancing(lb string) (json.RawMessage, error) {
+// balancing is the loadBalancingConfig that selects the policy of cfg. adaptive reports whether that is package
+// loadaware's, as it is for every policy that loadaware knows and whose settings it can take.
+func balancing(lb string, cfg Config) (config json.RawMessage, adaptive bool, err error) {
 	if lb == "" {
-		lb = "round_robin"
-	}
-	if !strings.HasPrefix(lb, "[") {
-		name, err := json.Marshal(lb)
-		if err != nil {
-			return nil, err
-		}
-		lb = fmt.Sprintf(`[{%s: {}}]`, name)
+		lb = loadaware.Name
 	}
 	var list []map[string]json.RawMessage
-	if err := json.Unmarshal([]byte(lb), &list); err != nil {
-		return nil, fmt.Errorf("balancing policy: must be a name or a list as in gRPC service config: %w", place(lb, err))
+	if strings.HasPrefix(lb, "[") {
+		if err := json.Unmarshal([]byte(lb), &list); err != nil {
+			return nil, false, fmt.Errorf("balancing policy: must be a name or a list as in gRPC service config: %w", place(lb, err))
+		}
+	} else {
+		list = append(list, map[string]json.RawMessage{lb: json.RawMessage("{}")})
 	}
 	if len(list) == 0 {
-		return nil, errors.New("balancing policy: the list is empty")
+		return nil, false, errors.New("balancing policy: the list is empty")
 	}
-	for _, p := range list {
+	for i, p := range list {
 		if len(p) != 1 {
-			return nil, fmt.Errorf("balancing policy: each entry of the list must name one policy, not %d", len(p))
+			return nil, false, fmt.Errorf("balancing policy: each entry of the list must name one policy, not %d", len(p))
 		}
 		name := slices.Collect(maps.Keys(p))[0]
+		settings := map[string]json.RawMessage{}
+		if _, ok := score.ParsePolicy(name); name == loadaware.Name || ok && emptyObject(p[name]) {
+			if err := json.Unmarshal(p[name], &settings); err != nil {
+				return nil, false, fmt.Errorf("balancing policy %s: %w", name, err)
+			}
+			cfg.adaptiveDefaults(settings, name)
+			name = loadaware.Name
+			b, err := json.Marshal(settings)
+			if err != nil {
+				return nil, false, err
+			}
+			list[i] = map[string]json.RawMessage{name: b}
+		}
 		b := balancer.Get(name)
 		if b == nil || b.Name() != name {
-			return nil, fmt.Errorf("balancing policy: there is no %q", name)
+			return nil, false, fmt.Errorf("balancing policy: there is no %q", name)
 		}
 		if parser, ok := b.(balancer.ConfigParser); ok {
-			if _, err := parser.ParseConfig(p[name]); err != nil {
-				return nil, fmt.Errorf("balancing policy %s: %w", name, err)
+			if _, err := parser.ParseConfig(list[i][name]); err != nil {
+				return nil, false, fmt.Errorf("balancing policy %s: %w", name, err)
 			}
 		}
+		adaptive = adaptive || i == 0 && name == loadaware.Name // gRPC takes the first that it knows
 	}
-	return json.RawMessage(lb), nil
+	config, err = json.Marshal(list)
+	return config, adaptive, err
+}
+
+func emptyObject(b json.RawMessage) bool {
+	var m map[string]any
+	return json.Unmarshal(b, &m) == nil && len(m) == 0
+}
+
+// adaptiveDefaults adds to the settings of package loadaware what the Config says and they do not.
+func (c Config) adaptiveDefaults(settings map[string]json.RawMessage, policy string) {
+	set := func(key string, v any) {
+		if _, ok := settings[key]; ok {
+			return
+		}
+		b, err := json.Marshal(v)
+		if err != nil {
+			panic(err) // strings, numbers and durations have JSON
+		}
+		settings[key] = b
+	}
+	if policy != loadaware.Name {
+		set("policy", policy)
+	}
+	if c.Warmup != 0 {
+		set("warmup", loadaware.Duration(max(c.Warmup, 0)))
+	}
+	if c.Zone != "" {
+		set("zone", c.Zone)
+	}
+	if c.MaxInFlightPerEndpoint > 0 {
+		set("maxInFlight", c.MaxInFlightPerEndpoint)
+	}
 }

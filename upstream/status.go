@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -71,8 +72,14 @@ func (c *Cluster) fail(ctx context.Context, call *rpc.Call, err error, header, t
 // ended is the end of a call whose context has ended before the backend did.
 func (c *Cluster) ended(ctx context.Context, call *rpc.Call) error {
 	cause := rpc.CauseOf(ctx)
+	deadline, ok := ctx.Deadline()
+	late := ok && !time.Now().Before(deadline) // whatever the client's stream makes of it
+	if gone := (clientError{}); !late && errors.As(context.Cause(ctx), &gone) {
+		call.Info.Fail(rpc.SourceClient)
+		return gone.error
+	}
 	switch {
-	case errors.Is(cause, context.DeadlineExceeded):
+	case late, errors.Is(cause, context.DeadlineExceeded):
 		call.Info.Fail(rpc.SourceUpstream)
 		return c.errorf(codes.DeadlineExceeded, nil, "did not answer within the call's deadline")
 	case errors.Is(cause, rpc.ErrClientGone), errors.Is(cause, context.Canceled):

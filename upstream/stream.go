@@ -54,9 +54,17 @@ func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
 
 // attempts makes attempts at a streaming call until one is answered, and carries its answer to the client.
 func (c *Cluster) attempts(o *outbox, call *rpc.Call, p *retryPolicy) error {
-	for n := 1; ; n++ {
-		us, err := c.backend.Stream(o.ctx, call.Method, call.Header, n)
-		call.Info.Attempts = n
+	at := c.newAttempts(call)
+	for {
+		ends := c.gate.ends.Load()
+		us, err := c.backend.Stream(o.ctx, call.Method, call.Header, at.next())
+		if at.Saturated() {
+			if err := c.gate.await(o.ctx, ends); err != nil {
+				return c.turnedAway(o.ctx, call, err)
+			}
+			continue
+		}
+		call.Info.Attempts = at.n
 		var trailer metadata.MD
 		answered := false
 		if err == nil {
@@ -78,11 +86,10 @@ func (c *Cluster) attempts(o *outbox, call *rpc.Call, p *retryPolicy) error {
 			}
 		}
 		if gone := (clientError{}); errors.As(context.Cause(o.ctx), &gone) {
-			call.Info.Fail(rpc.SourceClient)
-			return gone.error
+			return c.ended(o.ctx, call)
 		}
 		if us == nil || !answered && o.replayable() {
-			wait, ok := c.again(o.ctx, call, p, n, outcomeOf(err, answered, trailer, call.Info.Endpoint))
+			wait, ok := c.again(o.ctx, call, p, at.n, outcomeOf(err, answered, trailer, call.Info.Endpoint))
 			if ok && pause(o.ctx, wait) {
 				call.Info.Endpoint = ""
 				continue

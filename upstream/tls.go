@@ -86,7 +86,17 @@ func (c *reloadingCreds) ClientHandshake(ctx context.Context, authority string, 
 	} else {
 		c.good.Store(cfg)
 	}
+	if c.tls.ServerName != "" {
+		authority = c.tls.ServerName // NewTLS goes by this alone
+	}
 	return credentials.NewTLS(cfg).ClientHandshake(ctx, authority, conn)
+}
+
+// Info leaves the server name out, which is for the certificate only: grpc-go would make it the authority of calls.
+func (c *reloadingCreds) Info() credentials.ProtocolInfo {
+	info := c.TransportCredentials.Info()
+	info.ServerName = ""
+	return info
 }
 
 func (c *reloadingCreds) Clone() credentials.TransportCredentials {

@@ -6,7 +6,34 @@ import (
 	"time"
 
 	"transom/rpc"
+	"transom/upstream/loadaware"
 )
+
+// attempts are those of one call, one at a time or side by side.
+type attempts struct {
+	*attempt // the latest
+	tried    loadaware.Tried
+	key      string
+	stream   bool
+}
+
+func (c *Cluster) newAttempts(call *rpc.Call) *attempts {
+	return &attempts{key: c.hash.key(call), stream: !call.Method.Unary()}
+}
+
+// next makes the next attempt. One that found every endpoint saturated does not count.
+func (a *attempts) next() *attempt {
+	n := 1
+	if a.attempt != nil {
+		n = a.n
+		if !a.Saturated() {
+			n++
+		}
+	}
+	a.attempt = &attempt{n: n}
+	a.Tried, a.Key, a.Stream = &a.tried, a.key, a.stream
+	return a.attempt
+}
 
 // unary makes a call of one message each way on the caller's goroutine.
 func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
@@ -24,14 +51,18 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 	start := time.Now()
 	c.budget.call(start)
 	var a answer
+	final := false
 	if p.hedge == nil {
-		a, err = c.retried(ctx, call, &p.retry, req)
+		a, final, err = c.retried(ctx, call, &p.retry, req)
 	} else {
-		a, err = c.hedged(ctx, call, p.hedge, req)
+		a, final, err = c.hedged(ctx, call, p.hedge, req)
 	}
 	req.Release()
 	call.Info.Upstream = time.Since(start)
 	call.Info.Endpoint = a.endpoint
+	if final {
+		return err
+	}
 	if err != nil {
 		err = c.fail(ctx, call, err, a.header != nil, len(a.trailer) > 0)
 		// Nothing is committed: the answer is trailers-only, which carries both kinds of metadata.
@@ -53,26 +84,35 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 	return nil
 }
 
-// retried makes attempts one after the other.
-func (c *Cluster) retried(ctx context.Context, call *rpc.Call, p *retryPolicy, req rpc.Message) (answer, error) {
-	for n := 1; ; n++ {
-		a, err := c.backend.Unary(ctx, call.Method, call.Header, req, n)
-		call.Info.Attempts = n
-		if err == nil {
-			return a, nil
+// retried makes attempts one after the other. final says that err is the call's end as it stands.
+func (c *Cluster) retried(ctx context.Context, call *rpc.Call, p *retryPolicy, req rpc.Message) (a answer, final bool, err error) {
+	at := c.newAttempts(call)
+	for {
+		ends := c.gate.ends.Load()
+		a, err = c.backend.Unary(ctx, call.Method, call.Header, req, at.next())
+		if at.Saturated() {
+			if err := c.gate.await(ctx, ends); err != nil {
+				return a, true, c.turnedAway(ctx, call, err)
+			}
+			continue
 		}
-		wait, ok := c.again(ctx, call, p, n, outcomeOf(err, a.header != nil, a.trailer, a.endpoint))
+		call.Info.Attempts = at.n
+		if err == nil {
+			return a, false, nil
+		}
+		wait, ok := c.again(ctx, call, p, at.n, outcomeOf(err, a.header != nil, a.trailer, a.endpoint))
 		if !ok || !pause(ctx, wait) {
-			return a, err
+			return a, false, err
 		}
 	}
 }
 
 // hedged makes attempts side by side, one more after each delay, until one succeeds or fails for good; the others are
 // then cancelled and waited for. A failure that is not fatal brings the next attempt forward.
-func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, req rpc.Message) (answer, error) {
+func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, req rpc.Message) (_ answer, final bool, _ error) {
 	type result struct {
 		answer
+		at  *attempt
 		err error
 	}
 	results := make(chan result, p.attempts)
@@ -86,15 +126,17 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 			r.reply.Release()
 		}
 	}()
+	seq := c.newAttempts(call)
+	ends := c.gate.ends.Load()
 	sent, running := 0, 0
 	send := func() {
 		sent++
 		running++
-		n := sent
-		call.Info.Attempts = n
+		call.Info.Attempts = sent
+		at := seq.next()
 		wg.Go(func() {
-			a, err := c.backend.Unary(attempts, call.Method, call.Header, req, n)
-			results <- result{a, err}
+			a, err := c.backend.Unary(attempts, call.Method, call.Header, req, at)
+			results <- result{a, at, err}
 		})
 	}
 	send()
@@ -120,7 +162,20 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 		case r := <-results:
 			running--
 			if r.err == nil {
-				return r.answer, nil
+				return r.answer, false, nil
+			}
+			if r.at.Saturated() {
+				// Only the first attempt queues: the others are extras.
+				if most = min(most, sent); running > 0 {
+					continue
+				}
+				if err := c.gate.await(ctx, ends); err != nil {
+					return r.answer, true, c.turnedAway(ctx, call, err)
+				}
+				ends = c.gate.ends.Load()
+				sent--
+				send()
+				continue
 			}
 			o := outcomeOf(r.err, r.header != nil, r.trailer, r.endpoint)
 			nonFatal := p.nonFatal.has(o.st.Code()) || o.unseen
@@ -128,7 +183,7 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 				most = sent
 			}
 			if o.answered || !nonFatal || ctx.Err() != nil {
-				return r.answer, r.err
+				return r.answer, false, r.err
 			}
 			if o.pushback > 0 {
 				next.Reset(o.pushback)
@@ -136,7 +191,7 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 				more()
 			}
 			if running == 0 && sent >= most {
-				return r.answer, r.err
+				return r.answer, false, r.err
 			}
 		}
 	}

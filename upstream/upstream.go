@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 
 	"transom/rpc"
+	"transom/upstream/loadaware"
 )
 
 // DefaultMaxMessageBytes is the limit of one answer message unless Config says otherwise.
@@ -54,19 +56,40 @@ type Config struct {
 	// Authority is the ":authority" of calls, and the name checked in certificates unless TLS names another. Empty: the
 	// target's host, the first address of a static target, or Name for a file.
 	Authority string
-	// LB is the name of a balancing policy ("round_robin", "least_request_experimental", …) or, if it needs settings, its
-	// JSON as in gRPC service config: [{"policy": {…}}]. Empty is "round_robin".
+	// LB is the name of a balancing policy: "adaptive" (if empty), "round_robin", "weighted_round_robin", "least_request",
+	// "peak_ewma", "random", "ring_hash", "bounded_hash", all of package loadaware, or "pick_first". One that needs
+	// settings is given in JSON as in gRPC service config: [{"adaptive": {…}}], see [loadaware.Config].
 	LB string
+	// HashOn is what the hash policies go by: "ip", the client's address, or "header:" and a metadata key. Empty: nothing,
+	// so that they spread calls at random.
+	HashOn string
+	// Warmup is how long a new endpoint is given less than its share. 0 is 90 s; negative is none.
+	Warmup time.Duration
+	// Zone is where this transom runs. Endpoints that are elsewhere get calls only when those of its zone are busier.
+	// Empty: zones do not matter.
+	Zone string
+	// MaxInFlightPerEndpoint is how many calls an endpoint is given at a time; when all have as many, further ones wait in
+	// the queue. 0 is no limit.
+	MaxInFlightPerEndpoint int
 	// ServiceConfig is gRPC service config in its standard JSON: per method timeout, waitForReady, message limits,
 	// retryPolicy and hedgingPolicy (gRFC A6; hedging is for unary calls), retryThrottling, healthCheckConfig, and
 	// loadBalancingConfig if LB is empty. A method without a retry policy is retried as far as that is surely safe: a
 	// unary method that is IDEMPOTENT or has NO_SIDE_EFFECTS on UNAVAILABLE, any call if no server has seen it.
 	ServiceConfig string
+	// NoHealthCheck leaves endpoints unasked. Otherwise each is watched by grpc.health.v1 for the whole server, or the
+	// service that ServiceConfig names; one that does not implement it counts as healthy.
+	NoHealthCheck bool
 	// RetryBudget is how many extra attempts (retries and hedges) there may be per call, over the last ten seconds. 0 is
 	// 0.2; a negative budget is none. Ten per ten seconds are always allowed.
 	RetryBudget float64
 	// RetryBytes is how much of a client's stream is kept for retries; a longer one is no longer retried. 0 is 256 KiB.
 	RetryBytes int
+	// MaxInFlight is how many calls the cluster carries at a time; further ones wait in a queue. 0 is 100,000.
+	MaxInFlight int
+	// MaxQueued is how many calls may wait; further ones fail with Unavailable at once. 0 is 1,000.
+	MaxQueued int
+	// QueueTimeout is how long a call may wait before it fails with Unavailable. 0 is 5 s.
+	QueueTimeout time.Duration
 	// MaxMessageBytes limits one message of an answer; a larger one ends the call with ResourceExhausted. 0 is
 	// DefaultMaxMessageBytes. (Requests are limited by the listeners.)
 	MaxMessageBytes int
@@ -76,6 +99,9 @@ type Config struct {
 	Keepalive time.Duration
 	// ConnectTimeout limits one attempt to connect to an endpoint. 0 is 5 s.
 	ConnectTimeout time.Duration
+	// DNSRefresh is how often names are looked up. 0 is 10 s; less than 1 s counts as 1 s. A failed connection brings the
+	// next lookup forward.
+	DNSRefresh time.Duration
 }
 
 // Validate reports every fault of the Config, joined.
@@ -87,8 +113,11 @@ func (c Config) Validate() error {
 	if _, err := parseTarget(c.Target); err != nil {
 		errs = append(errs, fmt.Errorf("target: %w", err))
 	}
-	if _, err := parseServiceConfig(c.ServiceConfig, c.LB); err != nil {
+	if _, err := parseServiceConfig(c); err != nil {
 		errs = append(errs, fmt.Errorf("service config: %w", err))
+	}
+	if _, err := parseHashOn(c.HashOn); err != nil {
+		errs = append(errs, err)
 	}
 	if c.TLS != nil {
 		if _, err := c.TLS.load(); err != nil {
@@ -104,11 +133,27 @@ func (c Config) Validate() error {
 	if c.RetryBytes < 0 {
 		errs = append(errs, fmt.Errorf("retry bytes: %d is negative", c.RetryBytes))
 	}
-	if c.Keepalive < 0 {
-		errs = append(errs, fmt.Errorf("keepalive: %v is negative", c.Keepalive))
+	for _, n := range []struct {
+		field string
+		v     int
+	}{
+		{"max in flight", c.MaxInFlight}, {"max in flight per endpoint", c.MaxInFlightPerEndpoint},
+		{"max queued", c.MaxQueued},
+	} {
+		if n.v < 0 {
+			errs = append(errs, fmt.Errorf("%s: %d is negative", n.field, n.v))
+		}
 	}
-	if c.ConnectTimeout < 0 {
-		errs = append(errs, fmt.Errorf("connect timeout: %v is negative", c.ConnectTimeout))
+	for _, d := range []struct {
+		field string
+		v     time.Duration
+	}{
+		{"queue timeout", c.QueueTimeout}, {"keepalive", c.Keepalive}, {"connect timeout", c.ConnectTimeout},
+		{"DNS refresh", c.DNSRefresh},
+	} {
+		if d.v < 0 {
+			errs = append(errs, fmt.Errorf("%s: %v is negative", d.field, d.v))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -121,6 +166,8 @@ type Cluster struct {
 	policies   *policies
 	budget     budget
 	retryBytes int
+	gate       gate
+	hash       hashOn
 
 	// calls counts calls in flight. Close adds closing to it, which makes it negative.
 	calls   atomic.Int64
@@ -137,19 +184,28 @@ func New(cfg Config, log *slog.Logger) (*Cluster, error) {
 		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
 	}
 	log = log.With("cluster", cfg.Name)
-	p, err := parseServiceConfig(cfg.ServiceConfig, cfg.LB)
+	p, err := parseServiceConfig(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("cluster %q: service config: %w", cfg.Name, err)
 	}
-	b, err := newGRPC(cfg, p.grpc, log)
+	hash, err := parseHashOn(cfg.HashOn)
+	if err != nil {
+		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
+	}
+	b, err := newGRPC(cfg, p, log)
 	if err != nil {
 		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
 	}
 	return &Cluster{
-		name: cfg.Name, log: log, backend: b, policies: p,
+		name: cfg.Name, log: log, backend: b, policies: p, hash: hash,
 		budget:     budget{ratio: orDefault(cfg.RetryBudget, 0.2)},
 		retryBytes: orDefault(cfg.RetryBytes, 256<<10),
-		drained:    make(chan struct{}),
+		gate: gate{
+			limit:  int64(orDefault(cfg.MaxInFlight, 100_000)),
+			queue:  orDefault(cfg.MaxQueued, 1000),
+			within: orDefault(cfg.QueueTimeout, 5*time.Second),
+		},
+		drained: make(chan struct{}),
 	}, nil
 }
 
@@ -165,11 +221,64 @@ func (c *Cluster) Invoke(ctx context.Context, call *rpc.Call) error {
 		return c.errorf(codes.Unavailable, nil, "is being removed")
 	}
 	defer c.leave()
+	if err := c.gate.enter(ctx); err != nil {
+		return c.turnedAway(ctx, call, err)
+	}
+	defer c.gate.leave()
+	c.backend.Load(c.gate.inside.Load())
 	stripRequest(call.Header)
 	if call.Method.Unary() {
 		return c.unary(ctx, call)
 	}
 	return c.stream(ctx, call)
+}
+
+// hashOn says what the balancer's hash key of a call is: the value of a metadata key, the client's address, or nothing.
+type hashOn struct {
+	header string
+	ip     bool
+}
+
+// parseHashOn reads Config.HashOn.
+func parseHashOn(s string) (hashOn, error) {
+	header, ok := strings.CutPrefix(s, "header:")
+	switch {
+	case s == "":
+		return hashOn{}, nil
+	case s == "ip":
+		return hashOn{ip: true}, nil
+	case ok && header != "" && header == strings.ToLower(header):
+		return hashOn{header: header}, nil
+	}
+	return hashOn{}, fmt.Errorf(`hash on: %q is neither "ip" nor "header:" with a key in lower case`, s)
+}
+
+// key is a call's, "" if it has none.
+func (h hashOn) key(call *rpc.Call) string {
+	switch {
+	case h.ip:
+		return call.Peer.Addr.Addr().String()
+	case h.header != "":
+		return strings.Join(call.Header[h.header], ",")
+	}
+	return ""
+}
+
+// turnedAway is the end of a call that the gate did not let in.
+func (c *Cluster) turnedAway(ctx context.Context, call *rpc.Call, err error) error {
+	switch err {
+	case errFull:
+		call.Info.Fail(rpc.SourceGateway)
+		return c.errorf(codes.Unavailable, err, "is at its limit of calls, and so is its queue")
+	case errWaited:
+		call.Info.Fail(rpc.SourceGateway)
+		return c.errorf(codes.Unavailable, err, "is at its limit of calls; gave up after waiting in its queue")
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		call.Info.Fail(rpc.SourceGateway)
+		return c.errorf(codes.DeadlineExceeded, nil, "is at its limit of calls; the call's deadline passed in its queue")
+	}
+	return c.ended(ctx, call)
 }
 
 // Conn is the cluster's connections as generated clients want them, for health checks, reflection and authorization
@@ -181,6 +290,16 @@ func (c *Cluster) State() connectivity.State { return c.backend.State() }
 
 // Ready reports whether a call would find an endpoint now.
 func (c *Cluster) Ready() bool { return c.backend.State() == connectivity.Ready }
+
+// Endpoints is a snapshot of the endpoints for people to look at, by address. One to which there are several connections
+// is listed several times. It is empty if the balancing policy is not one of package loadaware.
+func (c *Cluster) Endpoints() []loadaware.EndpointStats { return c.backend.Endpoints() }
+
+// InFlight counts the calls under way.
+func (c *Cluster) InFlight() int64 { return c.gate.inside.Load() }
+
+// Queued counts the calls in the queue.
+func (c *Cluster) Queued() int64 { return c.gate.waiting.Load() }
 
 // Close refuses new calls, waits until those in flight have ended and closes the connections. If ctx ends first, what
 // is still in flight is cut off and ctx's error returned. Only the first Close does anything.

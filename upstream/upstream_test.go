@@ -74,7 +74,11 @@ func newBackend(t testing.TB, h func(method string, s stream) error, opts ...grp
 
 func newServer(t testing.TB, addr string, h func(method string, s stream) error, opts ...grpc.ServerOption) (string, *grpc.Server) {
 	t.Helper()
-	ln, err := net.Listen("tcp", addr)
+	network := "tcp"
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		network, addr = "unix", path
+	}
+	ln, err := net.Listen(network, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +424,7 @@ func TestCallEndsEarly(t *testing.T) {
 				close(started)
 				<-s.Context().Done()
 				close(ended)
-				return nil
+				return status.FromContextError(s.Context().Err()).Err()
 			})
 			c := newCluster(t, upstream.Config{Target: "static:///" + addr})
 			ctx := t.Context()
@@ -548,8 +552,11 @@ func TestCloseGivesUp(t *testing.T) {
 	}
 	call := rpctest.Start(t.Context(), c.Invoke, client, nil)
 	<-entered
-	if !c.Ready() || c.State() != connectivity.Ready {
-		t.Errorf("state = %v with a call at the backend", c.State())
+	// grpc-go lets calls through a moment before it says so.
+	for cc := c.Conn().(*grpc.ClientConn); !c.Ready(); {
+		if s := c.State(); s != connectivity.Ready && !cc.WaitForStateChange(t.Context(), s) {
+			t.Fatalf("state = %v with a call at the backend", s)
+		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

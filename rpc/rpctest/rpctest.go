@@ -50,7 +50,7 @@ func Start(ctx context.Context, h rpc.Handler, method *descriptors.Method, heade
 	ctx, cancel := context.WithCancelCause(ctx)
 	s := &stream{
 		in: make(chan []byte, Window), out: make(chan []byte, Window),
-		halfClosed: make(chan struct{}), committed: make(chan struct{}), done: ctx.Done(), ended: make(chan struct{}),
+		halfClosed: make(chan struct{}), committed: make(chan struct{}), call: ctx, ended: make(chan struct{}),
 	}
 	c := &Call{
 		stream: s,
@@ -162,8 +162,8 @@ type stream struct {
 	in, out    chan []byte
 	halfClosed chan struct{}
 	committed  chan struct{}
-	done       <-chan struct{} // the call's context
-	ended      chan struct{}   // the handler has returned
+	call       context.Context
+	ended      chan struct{} // the handler has returned
 
 	mu              sync.Mutex
 	header, trailer metadata.MD
@@ -192,8 +192,8 @@ func (s *stream) Recv(ctx context.Context) (rpc.Message, error) {
 		}
 	case <-ctx.Done():
 		return rpc.Message{}, rpc.CauseOf(ctx)
-	case <-s.done:
-		return rpc.Message{}, rpc.ErrClientGone
+	case <-s.call.Done():
+		return rpc.Message{}, rpc.CauseOf(s.call)
 	}
 }
 
@@ -233,8 +233,8 @@ func (s *stream) Send(ctx context.Context, m rpc.Message) error {
 		return nil
 	case <-ctx.Done():
 		return rpc.CauseOf(ctx)
-	case <-s.done:
-		return rpc.ErrClientGone
+	case <-s.call.Done():
+		return rpc.CauseOf(s.call)
 	}
 }
 

@@ -1,0 +1,195 @@
+package upstream_test
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"transom/rpc"
+	"transom/rpc/rpctest"
+	"transom/upstream"
+)
+
+// Every policy by its name, and by gRPC's own JSON.
+func TestPolicies(t *testing.T) {
+	addrs := nameBackend(t, "A") + "," + nameBackend(t, "B")
+	for _, lb := range []string{
+		"adaptive", "round_robin", "weighted_round_robin", "least_request", "peak_ewma", "random", "ring_hash", "bounded_hash",
+		`[{"round_robin": {}}]`, `[{"adaptive": {"policy": "least_request", "warmup": "1s"}}]`,
+	} {
+		c := newCluster(t, upstream.Config{Target: "static:///" + addrs, LB: lb})
+		untilOnly(t, c, "A", "B")
+		if got := len(c.Endpoints()); got != 2 {
+			t.Errorf("%s: %d endpoints shown, want 2", lb, got)
+		}
+	}
+	c := newCluster(t, upstream.Config{Target: "static:///" + addrs, LB: "pick_first"})
+	if _, _, err := exchange(t, c, unary, nil, "m"); err != nil {
+		t.Errorf("pick_first: %v", err)
+	}
+}
+
+// The calls of one key go to one endpoint, those of many to all.
+func TestHashOn(t *testing.T) {
+	addrs := nameBackend(t, "A") + "," + nameBackend(t, "B") + "," + nameBackend(t, "C")
+	for _, on := range []string{"header:user", "ip"} {
+		c := newCluster(t, upstream.Config{Target: "static:///" + addrs, HashOn: on,
+			LB: `[{"adaptive": {"policy": "ring_hash", "ejection": {"consecutive": 0, "successMargin": 0, "latencyFactor": 0}}}]`})
+		do := func(key int) string {
+			var got string
+			call := rpctest.Start(t.Context(), func(ctx context.Context, call *rpc.Call) error {
+				call.Peer.Addr = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(key)}), uint16(time.Now().UnixNano()))
+				return c.Invoke(ctx, call)
+			}, unary, metadata.MD{"user": {fmt.Sprint(key)}})
+			_ = call.Send(nil)
+			_ = call.CloseSend()
+			b, err := call.Recv()
+			if got = string(b); err != nil {
+				t.Fatal(err)
+			}
+			return got
+		}
+		untilReady(t, c, 3)
+		homes := map[string]int{}
+		for key := range 60 {
+			home := do(key)
+			homes[home]++
+			for range 3 {
+				if got := do(key); got != home {
+					t.Errorf("%s: key %d went to %s, then to %s", on, key, home, got)
+				}
+			}
+		}
+		if len(homes) != 3 {
+			t.Errorf("%s: 60 keys went to %v", on, homes)
+		}
+	}
+	for _, on := range []string{"cookie", "header:", "header:User"} {
+		if err := (upstream.Config{Name: "a", Target: "b:1", HashOn: on}).Validate(); err == nil || !strings.Contains(err.Error(), "hash on") {
+			t.Errorf("%q: %v", on, err)
+		}
+	}
+}
+
+// untilReady calls until n endpoints are connected.
+func untilReady(t *testing.T, c *upstream.Cluster, n int) {
+	t.Helper()
+	for {
+		if _, _, err := exchange(t, c, unary, nil, "m"); err != nil {
+			t.Fatal(err)
+		}
+		ready := 0
+		for _, e := range c.Endpoints() {
+			if e.State == connectivity.Ready {
+				ready++
+			}
+		}
+		if ready == n {
+			return
+		}
+	}
+}
+
+// A retry goes elsewhere while there is anywhere else.
+func TestRetryGoesElsewhere(t *testing.T) {
+	var mu sync.Mutex
+	seen := map[string][]string{} // by call
+	serve := func(name string) string {
+		return newBackend(t, func(_ string, s stream) error {
+			id, err := s.recv()
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			seen[id] = append(seen[id], name)
+			mu.Unlock()
+			return status.Error(codes.Unavailable, "try elsewhere")
+		})
+	}
+	c := newCluster(t, upstream.Config{
+		Target: "static:///" + serve("A") + "," + serve("B") + "," + serve("C"), RetryBudget: 1,
+		LB: `[{"adaptive": {"ejection": {"consecutive": 0, "successMargin": 0}}}]`,
+	})
+	for i := range 30 {
+		_, _, _ = exchange(t, c, idempotent, nil, fmt.Sprint(i))
+	}
+	full := 0
+	for id, names := range seen {
+		distinct := map[string]bool{}
+		for _, n := range names {
+			distinct[n] = true
+		}
+		if len(names) == 3 {
+			full++
+		}
+		if len(distinct) != len(names) && full > 1 { // the first call may come before all are connected
+			t.Errorf("call %s went to %v", id, names)
+		}
+	}
+	if full < 5 { // the floor of the budget
+		t.Errorf("only %d calls had three attempts", full)
+	}
+}
+
+// When every endpoint has as many calls as it may, further ones wait for one to end.
+func TestSaturated(t *testing.T) {
+	var inside, most atomic.Int64
+	h := func(method string, s stream) error {
+		n := inside.Add(1)
+		defer inside.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		return echo(method, s)
+	}
+	c := newCluster(t, upstream.Config{
+		Target: "static:///" + newBackend(t, h) + "," + newBackend(t, h), MaxInFlightPerEndpoint: 2, QueueTimeout: time.Minute,
+	})
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			for range 20 {
+				if _, call, err := exchange(t, c, unary, nil, "m"); err != nil || call.Info().Attempts != 1 {
+					t.Errorf("%v after %d attempts", err, call.Info().Attempts)
+				}
+				if _, _, err := exchange(t, c, bidi, nil, "m"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got := most.Load(); got > 8 { // a handler returns a little after its call has ended
+		t.Errorf("%d calls at the backends, want about 4", got)
+	}
+	if c.InFlight() != 0 || c.Queued() != 0 {
+		t.Errorf("%d calls in flight and %d queued at the end", c.InFlight(), c.Queued())
+	}
+}
+
+func TestEndpoints(t *testing.T) {
+	a, b := nameBackend(t, "A"), nameBackend(t, "B")
+	path := t.TempDir() + "/endpoints.yaml"
+	replace(t, path, fmt.Sprintf("endpoints: [{address: %q, weight: 50, zone: z}, {address: %q, drain: true}]", a, b))
+	c := newCluster(t, upstream.Config{Target: "file://" + path})
+	untilOnly(t, c, "A")
+	shown := map[string]string{}
+	for _, e := range c.Endpoints() {
+		shown[e.Address] = fmt.Sprintf("%v %q %v %v %v", e.Weight, e.Zone, e.Drain, e.State == connectivity.Ready, e.Picks > 5) // B may be asked before A is connected
+	}
+	if got := shown[a]; got != `50 "z" false true true` {
+		t.Errorf("A is shown as %q", got)
+	}
+	if got := shown[b]; !strings.HasPrefix(got, `100 "" true`) || !strings.HasSuffix(got, "false") {
+		t.Errorf("B is shown as %q", got)
+	}
+}

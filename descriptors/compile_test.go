@@ -240,6 +240,38 @@ func TestBinding(t *testing.T) {
 	}
 }
 
+// TestMaskField is the part of cases 75 and 76 that is known at load.
+func TestMaskField(t *testing.T) {
+	const one, two, list = "google.protobuf.FieldMask mask = 20;", "google.protobuf.FieldMask m1 = 20; google.protobuf.FieldMask m2 = 21;", "repeated google.protobuf.FieldMask masks = 20;"
+	for _, tt := range []struct{ fields, rule, want string }{
+		{one, `patch: "/{sub.id}" body: "sub"`, "mask"},
+		{one, `put: "/{sub.id}" body: "sub"`, ""},
+		{one, `patch: "/{sub.id}" body: "*"`, ""},
+		{one, `patch: "/{sub.id}"`, ""},
+		{one, `patch: "/{sub.id}" body: "list"`, ""},
+		{one, `patch: "/{sub.id}" body: "map"`, ""},
+		{one, `patch: "/{sub.id}" body: "name"`, ""},
+		{one, `patch: "/{sub.id}/{mask}" body: "sub"`, ""},
+		{one, `patch: "/{sub.id}" body: "mask"`, ""},
+		{two, `patch: "/{sub.id}" body: "sub"`, ""},
+		{list, `patch: "/{sub.id}" body: "sub"`, ""},
+		{"", `patch: "/{sub.id}" body: "sub"`, ""},
+	} {
+		s, err := compileProto(t, `import "google/protobuf/field_mask.proto";`+strings.Replace(request, "message R {", "message R {"+tt.fields, 1)+
+			`service S { rpc M(R) returns (R) { option (google.api.http) = {`+tt.rule+`}; } }`, descriptors.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if f := s.Bindings()[0].MaskField; f != nil {
+			got = string(f.Name())
+		}
+		if got != tt.want {
+			t.Errorf("%s with %s: mask %q, want %q", tt.rule, tt.fields, got, tt.want)
+		}
+	}
+}
+
 func TestMerge(t *testing.T) {
 	base := `message A { string a = 1; } enum E { E_ZERO = 0; } service S { rpc M(A) returns (A); }`
 	tests := []struct {
@@ -647,6 +679,31 @@ func TestParseServiceConfigFaults(t *testing.T) {
 			t.Errorf("ParseServiceConfig(%q): got %v, want %s", in, err, want)
 		}
 	}
+}
+
+// FuzzParseServiceConfig: rules have a selector and a pattern, and every fault names the file.
+func FuzzParseServiceConfig(f *testing.F) {
+	f.Add([]byte("http:\n  rules:\n  - {selector: a.B.C, get: /x, additional_bindings: [{custom: {kind: K, path: /y}}]}\n"))
+	f.Add([]byte("a: &a [*a]\nhttp: {rules: [&r {selector: s, post: /, additionalBindings: [*r]}]}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		rules, err := descriptors.ParseServiceConfig("svc.yaml", b)
+		if err != nil {
+			if !strings.HasPrefix(err.Error(), "service config svc.yaml:") {
+				t.Errorf("fault without the file: %v", err)
+			}
+			return
+		}
+		for _, r := range rules {
+			if r.GetSelector() == "" || r.GetPattern() == nil {
+				t.Errorf("incomplete rule %v", r)
+			}
+			for _, a := range r.GetAdditionalBindings() {
+				if a.GetPattern() == nil || len(a.GetAdditionalBindings()) > 0 {
+					t.Errorf("bad additional binding %v", a)
+				}
+			}
+		}
+	})
 }
 
 func TestSuggest(t *testing.T) {

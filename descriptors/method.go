@@ -85,6 +85,9 @@ type Binding struct {
 	BodyField protoreflect.FieldDescriptor
 	// ResponseField is the top-level response field sent as the HTTP body; nil for the whole response.
 	ResponseField protoreflect.FieldDescriptor
+	// MaskField is the field to fill from the members of the body where the client leaves it empty: the only
+	// google.protobuf.FieldMask of the request, if the rule is a PATCH whose body is one message. nil otherwise.
+	MaskField protoreflect.FieldDescriptor
 
 	template *template
 }

@@ -146,7 +146,32 @@ func binding(m *Method, r *annotations.HttpRule) (*Binding, error) {
 	if len(faults) > 0 {
 		return nil, errors.Join(faults...)
 	}
+	b.MaskField = maskField(b, input)
 	return b, nil
+}
+
+// maskField finds Binding.MaskField. More than one mask, or one that the path sets, leaves none.
+func maskField(b *Binding, input protoreflect.MessageDescriptor) protoreflect.FieldDescriptor {
+	if b.Verb != "PATCH" || b.BodyField == nil || b.BodyField.Message() == nil || b.BodyField.Cardinality() == protoreflect.Repeated {
+		return nil
+	}
+	var mask protoreflect.FieldDescriptor
+	for i := range input.Fields().Len() {
+		fd := input.Fields().Get(i)
+		if fd.Message() == nil || fd.Message().FullName() != "google.protobuf.FieldMask" {
+			continue
+		}
+		if mask != nil || fd == b.BodyField || fd.Cardinality() == protoreflect.Repeated {
+			return nil
+		}
+		mask = fd
+	}
+	for _, v := range b.Vars {
+		if v.Path[0] == mask {
+			return nil
+		}
+	}
+	return mask
 }
 
 // topLevelField resolves body and response_body, which name a field of the message itself (google/api/http.proto).

@@ -21,7 +21,8 @@ func FuzzQuery(f *testing.F) {
 	} {
 		f.Add(q, `{"id":"evil","owner":{"name":"evil"},"left":"x","choice":{}}`)
 	}
-	s, ps := plans(f, transcoder.Options{QueryMaps: true, IgnoreUnknownQuery: true})
+	f.Add("bool=true", "--b\r\nContent-Disposition: form-data; name=id\r\n\r\nevil\r\n--b\r\nContent-Disposition: form-data; name=bytes; filename=f\r\n\r\nx\r\n--b--")
+	s, ps := plans(f, transcoder.Options{QueryMaps: true, IgnoreUnknownQuery: true, Forms: takesForms})
 	f.Fuzz(func(t *testing.T, query, body string) {
 		for _, c := range []struct{ verb, path, field string }{
 			{"GET", "/v1/items/mine", "id"},
@@ -37,9 +38,9 @@ func FuzzQuery(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, ctype := range []string{"", "application/x-www-form-urlencoded"} {
+			for _, ctype := range []string{"", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b"} {
 				in := body
-				if ctype != "" {
+				if ctype == "application/x-www-form-urlencoded" {
 					in = query
 				}
 				wire, err := ps.Method(m.Binding.Method).AppendRequest(nil, &m, query, ctype, []byte(in))

@@ -1,6 +1,8 @@
 package transcoder
 
 import (
+	"strings"
+
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -53,6 +55,7 @@ const (
 )
 
 func (b *binding) appendHTTPBody(dst []byte, contentType string, data []byte) []byte {
+	contentType = strings.ToValidUTF8(contentType, "�") // what is not cannot be a string on the wire
 	if b.body != nil {
 		n := 0
 		if contentType != "" {

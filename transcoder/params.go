@@ -158,70 +158,107 @@ var (
 	errDepth     = errors.New("names more nested fields than are allowed")
 )
 
-// param appends the record of one parameter. name and value are not kept.
-func (r *paramReader) param(dst []byte, s *scope, name, value string) ([]byte, error) {
-	ps := r.plan.plans
-	if ps.ignore[name] || isSystem(name, s.table) {
-		return dst, nil
+// splitKey splits the name of a map entry, "labels[k]", into field and key.
+func splitKey(name string) (path, key string, isMap bool) {
+	if i := strings.IndexByte(name, '['); i >= 0 && name[len(name)-1] == ']' {
+		return name[:i], name[i+1 : len(name)-1], true
 	}
+	return name, "", false
+}
+
+// find resolves the path of a parameter and claims the oneofs on the way: the field, the messages that lead to it, and its
+// key. A nil field without an error is a parameter to leave out. The steps are appended to buf. (Several results rather
+// than a struct, so that nothing of the caller's escapes.)
+func (r *paramReader) find(s *scope, path string, buf []*param) (f *param, steps []*param, key uint64, err error) {
+	ps := r.plan.plans
 	if s.closed {
 		if ps.options.IgnoreUnknownQuery {
-			return dst, nil
+			return nil, nil, 0, nil
 		}
-		return dst, errClosed
+		return nil, nil, 0, errClosed
 	}
-	dotted, mapKey, isMap := name, "", false
-	if i := strings.IndexByte(name, '['); i >= 0 && name[len(name)-1] == ']' {
-		dotted, mapKey, isMap = name[:i], name[i+1:len(name)-1], true
-	}
-	var stepBuf [8]*param
-	steps := stepBuf[:0]
+	steps, key = buf, s.key
 	if s.field != nil {
 		steps = append(steps, s.field)
 	}
-	table, key := s.table, s.key
-	var f *param
-	for rest := dotted; ; {
+	table := s.table
+	for more := true; more; {
 		var seg string
-		more := false
-		seg, rest, more = strings.Cut(rest, ".")
-		if f != nil {
-			if f.form != formMessage {
-				return dst, fmt.Errorf("field %q has no fields of its own", f.desc.Name())
+		seg, path, more = strings.Cut(path, ".")
+		parent := f
+		if parent != nil {
+			if parent.form != formMessage {
+				return nil, nil, 0, fmt.Errorf("field %q has no fields of its own", parent.desc.Name())
 			}
 			if len(steps) == ps.depth {
-				return dst, errDepth
+				return nil, nil, 0, errDepth
 			}
-			steps, table = append(steps, f), f.child
+			steps, table = append(steps, parent), parent.child
 		}
-		parent := f
 		if f = table.byName[seg]; f == nil {
 			if ps.options.IgnoreUnknownQuery {
-				return dst, nil
+				return nil, nil, 0, nil
 			}
-			return dst, table.unknown(seg)
+			return nil, nil, 0, table.unknown(seg)
 		}
 		if parent == nil && s.body == f {
-			return dst, errInBody
+			return nil, nil, 0, errInBody
 		}
 		if f.oneof > 0 {
 			if taken, by := r.claim(claim{oneofKey(key, f.oneof), f.desc.Number()}); taken && by != f.desc.Number() {
-				return dst, fmt.Errorf("another member of oneof %q is set already", f.desc.ContainingOneof().Name())
+				return nil, nil, 0, fmt.Errorf("another member of oneof %q is set already", f.desc.ContainingOneof().Name())
 			}
 		}
 		key = fieldKey(key, f.desc.Number())
-		if !more {
-			break
+	}
+	return f, steps, key, nil
+}
+
+// claimLeaf claims the field with that key, unless it is repeated.
+func (r *paramReader) claimLeaf(f *param, key uint64) error {
+	if f.desc.IsList() {
+		return nil
+	}
+	if taken, _ := r.claim(claim{key, 0}); taken {
+		if r.inPath(key) {
+			return errInPath
 		}
+		return errTwice
+	}
+	return nil
+}
+
+// nest puts the record that begins at start into the messages of steps.
+func nest(dst []byte, start int, steps []*param) []byte {
+	for i := len(steps) - 1; i >= 0; i-- {
+		dst = steps[i].shut(dst, start)
+	}
+	return dst
+}
+
+// leftOut reports whether a parameter is none of the request's fields.
+func (r *paramReader) leftOut(s *scope, name string) bool {
+	return r.plan.plans.ignore[name] || isSystem(name, s.table)
+}
+
+// param appends the record of one parameter. name and value are not kept.
+func (r *paramReader) param(dst []byte, s *scope, name, value string) ([]byte, error) {
+	if r.leftOut(s, name) {
+		return dst, nil
+	}
+	var buf [8]*param
+	path, mapKey, isMap := splitKey(name)
+	f, steps, key, err := r.find(s, path, buf[:0])
+	if err != nil || f == nil {
+		return dst, err
 	}
 	start := len(dst)
-	var err error
 	switch {
 	case isMap && f.form == formMap:
-		if !ps.options.QueryMaps {
+		if !r.plan.plans.options.QueryMaps {
 			return dst, errNoMaps
 		}
-		if taken, _ := r.claim(claim{mix(key, maphash.String(ps.seed, mapKey)), 0}); taken {
+		if taken, _ := r.claim(claim{mix(key, maphash.String(r.plan.plans.seed, mapKey)), 0}); taken {
 			return dst, errMapTwice
 		}
 		if dst, err = f.key.appendText(dst, mapKey); err != nil {
@@ -238,13 +275,8 @@ func (r *paramReader) param(dst []byte, s *scope, name, value string) ([]byte, e
 	case !f.settable():
 		return dst, fmt.Errorf("field %q is %s, a parameter cannot set it", f.desc.Name(), f.kindName())
 	default:
-		if !f.desc.IsList() {
-			if taken, _ := r.claim(claim{key, 0}); taken {
-				if r.inPath(key) {
-					return dst, errInPath
-				}
-				return dst, errTwice
-			}
+		if err = r.claimLeaf(f, key); err != nil {
+			return dst, err
 		}
 		if dst, err = f.appendText(dst, value); err != nil {
 			return dst, err
@@ -253,10 +285,7 @@ func (r *paramReader) param(dst []byte, s *scope, name, value string) ([]byte, e
 			r.masked = true
 		}
 	}
-	for i := len(steps) - 1; i >= 0; i-- {
-		dst = steps[i].shut(dst, start)
-	}
-	return dst, nil
+	return nest(dst, start, steps), nil
 }
 
 // unescape decodes a form-urlencoded name or value: "+" is a space, "%" begins an escape of two hex digits. The result is

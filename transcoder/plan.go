@@ -26,6 +26,9 @@ type Options struct {
 	// QueryMaps lets name[key]=value set the entries of a map field.
 	QueryMaps  bool
 	ErrorShape ErrorShape
+	// Forms says which methods take form-urlencoded and multipart/form-data bodies; nil means none. A page of any origin
+	// may send these with the user's cookies, so that a listener must check the origin of a method that does.
+	Forms func(*descriptors.Method) bool
 }
 
 // Plans are the compiled plans of all methods of a schema.
@@ -47,6 +50,7 @@ type Plan struct {
 	method  *descriptors.Method
 	in, out *codec.Message
 	query   *params // nil without bindings
+	forms   bool
 }
 
 // binding is a compiled HTTP rule.
@@ -96,6 +100,7 @@ func NewPlans(s *descriptors.Schema, o Options) (*Plans, error) {
 			plans: ps, method: m,
 			in: ps.types.Message(m.Desc.Input()), out: ps.types.Message(m.Desc.Output()),
 		}
+		p.forms = o.Forms != nil && o.Forms(m)
 		ps.plans[m.ID] = p
 		if len(m.Bindings) > 0 {
 			p.query = tables.message(m.Desc.Input())

@@ -26,20 +26,19 @@ import (
 // has room and what path and query set is scalars.
 func (p *Plan) AppendRequest(dst []byte, m *descriptors.Match, rawQuery, contentType string, body []byte) ([]byte, error) {
 	b := p.plans.bindings[m.Binding.ID]
-	form, err := b.isForm(contentType)
+	form, err := p.formOf(b, contentType)
 	if err != nil {
 		return dst, err
 	}
-	formBody := ""
-	if form {
-		formBody = stringOf(body)
-	} else if dst, err = p.appendBody(dst, b, contentType, body); err != nil {
-		return dst, err
+	if form.kind == notForm {
+		if dst, err = p.appendBody(dst, b, contentType, body); err != nil {
+			return dst, err
+		}
 	}
-	fill := b.mask != nil && !form && len(body) > 0
-	if rawQuery != "" || formBody != "" {
+	fill := b.mask != nil && form.kind == notForm && len(body) > 0
+	if rawQuery != "" || form.kind != notForm {
 		masked := false
-		if dst, masked, err = p.appendParams(dst, b, rawQuery, formBody, len(body) > 0); err != nil {
+		if dst, masked, err = p.appendParams(dst, b, rawQuery, form, body); err != nil {
 			return dst, err
 		}
 		fill = fill && !masked
@@ -58,7 +57,7 @@ func (p *Plan) AppendQueryAndPath(dst []byte, m *descriptors.Match, rawQuery str
 	b := p.plans.bindings[m.Binding.ID]
 	if rawQuery != "" {
 		var err error
-		if dst, _, err = p.appendParams(dst, b, rawQuery, "", true); err != nil {
+		if dst, _, err = p.appendParams(dst, b, rawQuery, form{}, nil); err != nil {
 			return dst, err
 		}
 	}
@@ -69,12 +68,12 @@ func (p *Plan) AppendQueryAndPath(dst []byte, m *descriptors.Match, rawQuery str
 // those of AppendRequest.
 func (p *Plan) AppendBody(dst []byte, b *descriptors.Binding, contentType string, body []byte) ([]byte, error) {
 	c := p.plans.bindings[b.ID]
-	form, err := c.isForm(contentType)
+	form, err := p.formOf(c, contentType)
 	if err != nil {
 		return dst, err
 	}
-	if form {
-		dst, _, err = p.appendParams(dst, c, "", stringOf(body), true)
+	if form.kind != notForm {
+		dst, _, err = p.appendParams(dst, c, "", form, body)
 		return dst, err
 	}
 	return p.appendBody(dst, c, contentType, body)
@@ -112,25 +111,24 @@ func (p *Plan) appendBody(dst []byte, b *binding, contentType string, body []byt
 	return dst, nil
 }
 
-// appendParams appends what a query and a form body make. bodySet says that the request has a body.
-func (p *Plan) appendParams(dst []byte, b *binding, rawQuery, form string, bodySet bool) (_ []byte, masked bool, err error) {
+// appendParams appends what a query and a form make. body is the whole body, whatever its kind.
+func (p *Plan) appendParams(dst []byte, b *binding, rawQuery string, f form, body []byte) (_ []byte, masked bool, err error) {
 	r := paramReader{plan: p, binding: b}
-	if f := b.body; f != nil && f.oneof > 0 && bodySet {
-		r.claim(claim{oneofKey(rootKey, f.oneof), f.desc.Number()})
+	if t := b.body; t != nil && t.oneof > 0 && len(body) > 0 {
+		r.claim(claim{oneofKey(rootKey, t.oneof), t.desc.Number()})
 	}
-	if form != "" {
+	switch f.kind {
+	case urlForm:
 		s := r.formScope()
-		if dst, err = r.read(dst, form, &s); err != nil {
-			return dst, false, err
-		}
+		dst, err = r.read(dst, stringOf(body), &s)
+	case multipartForm:
+		dst, err = r.readMultipart(dst, f.boundary, body)
 	}
-	if rawQuery != "" {
+	if err == nil && rawQuery != "" {
 		s := r.queryScope()
-		if dst, err = r.read(dst, rawQuery, &s); err != nil {
-			return dst, false, err
-		}
+		dst, err = r.read(dst, rawQuery, &s)
 	}
-	return dst, r.masked, nil
+	return dst, r.masked, err
 }
 
 // appendPath appends what the path variables say.
@@ -163,30 +161,68 @@ func (p *Plan) appendMask(dst []byte, b *binding, body []byte) ([]byte, error) {
 	return b.mask.shut(dst, start), nil
 }
 
-// isForm reports whether the rule takes a body of this type as form-urlencoded parameters; if not it takes it as JSON, or
-// as it is. A type that it takes in no way is an HTTPError 415: above all text/plain, which a page of any origin may send
-// unasked (CSRF). A body without a type is JSON.
-func (b *binding) isForm(contentType string) (bool, error) {
-	if contentType == "" || contentType == "application/json" || b.Body == descriptors.BodyNone || b.raw.Request {
-		return false, nil
+// form says whether a body is a form.
+type form struct {
+	kind     formKind
+	boundary string // of a multipartForm
+}
+
+type formKind uint8
+
+const (
+	notForm       formKind = iota // JSON, or bytes as they are
+	urlForm                       // application/x-www-form-urlencoded
+	multipartForm                 // multipart/form-data (RFC 7578)
+)
+
+const (
+	typeURLForm       = "application/x-www-form-urlencoded"
+	typeMultipartForm = "multipart/form-data"
+)
+
+// formOf says how the rule takes a body of this type. A type that it takes in no way is an HTTPError 415: text/plain
+// above all, which a page of any origin may send unasked (CSRF), and forms, of which the same holds, unless the options
+// allow them. A body without a type is JSON.
+func (p *Plan) formOf(b *binding, contentType string) (form, error) {
+	if contentType == "" || contentType == "application/json" || b.Body == descriptors.BodyNone || b.raw.Request && !p.forms {
+		return form{}, nil
 	}
 	t, params, err := mime.ParseMediaType(contentType)
-	if err != nil {
-		return false, unsupported(contentType, "it is malformed")
+	switch {
+	case b.raw.Request && t != typeMultipartForm:
+		return form{}, nil
+	case err != nil:
+		return form{}, unsupported(contentType, "it is malformed")
 	}
 	if c := params["charset"]; c != "" && !strings.EqualFold(c, "utf-8") && !strings.EqualFold(c, "us-ascii") {
-		return false, unsupported(contentType, "text must be in UTF-8")
+		return form{}, unsupported(contentType, "text must be in UTF-8")
 	}
 	switch {
 	case t == "application/json", strings.HasPrefix(t, "application/") && strings.HasSuffix(t, "+json"):
-		return false, nil
-	case t != "application/x-www-form-urlencoded":
-		return false, unsupported(contentType, "send application/json")
-	case b.body != nil && b.bodyMessage == nil:
-		return false, unsupported(contentType, "the body is one value, send it as application/json")
+		return form{}, nil
+	case t != typeURLForm && t != typeMultipartForm:
+		return form{}, unsupported(contentType, "send application/json")
+	case !p.forms:
+		return form{}, unsupported(contentType, "this method takes no forms, send application/json")
+	case b.body != nil && b.bodyMessage == nil && !b.raw.Request:
+		return form{}, unsupported(contentType, "the body is one value, send it as application/json")
+	case t == typeURLForm:
+		return form{kind: urlForm}, nil
+	case params["boundary"] == "":
+		return form{}, unsupported(contentType, "it has no boundary")
 	}
-	return true, nil
+	return form{multipartForm, params["boundary"]}, nil
 }
+
+// IsForm reports whether contentType is that of an HTML form, which a page of any origin may send with the user's cookies.
+func IsForm(contentType string) bool {
+	t, _, _ := strings.Cut(contentType, ";")
+	t = strings.TrimSpace(t)
+	return strings.EqualFold(t, typeURLForm) || strings.EqualFold(t, typeMultipartForm)
+}
+
+// Forms reports whether the method takes HTML forms. A listener must then refuse forms sent from other origins.
+func (p *Plan) Forms() bool { return p.forms }
 
 func unsupported(contentType, why string) error {
 	return HTTPError(http.StatusUnsupportedMediaType, codes.InvalidArgument,

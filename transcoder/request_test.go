@@ -207,6 +207,60 @@ func TestQueryOptions(t *testing.T) {
 	})
 }
 
+// takesForms lets every method take forms.
+func takesForms(*descriptors.Method) bool { return true }
+
+func TestForms(t *testing.T) {
+	const mp = "multipart/form-data; boundary=b"
+	part := func(header, body string) string {
+		return "--b\r\nContent-Disposition: form-data; " + header + "\r\n\r\n" + body + "\r\n"
+	}
+	const end = "--b--\r\n"
+	runRequests(t, transcoder.Options{Forms: takesForms}, []requestCase{
+		{name: "form", target: "PUT /v1/items/a", ctype: "application/x-www-form-urlencoded", body: "bool=true&owner.name=x+y", want: `{"id":"a","bool":true,"owner":{"name":"x y"}}`},
+		{name: "form cannot set the path's field", target: "PUT /v1/items/a", ctype: "application/x-www-form-urlencoded", body: "id=evil", fault: `form field "id": the path sets this field`},
+		{name: "form for a field", target: "PUT /v1/owners/a?bool=true", ctype: "application/x-www-form-urlencoded", body: "age=3&parent.name=b", want: `{"bool":true,"owner":{"name":"a","age":3,"parent":{"name":"b"}}}`},
+		{name: "form for a field, path", target: "PUT /v1/owners/a", ctype: "application/x-www-form-urlencoded", body: "name=evil", fault: `the path sets this field`},
+		{name: "form for a list", target: "PUT /v1/tags/a", ctype: "application/x-www-form-urlencoded", body: "x=1", fault: "send it as application/json", http: 415},
+		{name: "multipart", target: "PUT /v1/items/a", ctype: mp, body: part("name=bool", "true") + part("name=owner.name", "x\r\ny") + part(`name=bytes; filename="f"`, "\x00\xff") + end,
+			want: `{"id":"a","bool":true,"owner":{"name":"x\r\ny"},"bytes":"AP8="}`},
+		{name: "multipart, path's field", target: "PUT /v1/items/a", ctype: mp, body: part("name=id", "evil") + end, fault: `form part "id": the path sets this field`},
+		{name: "multipart, bytes as text", target: "PUT /v1/items/a", ctype: mp, body: part("name=bytes", "AP8=") + end, want: `{"id":"a","bytes":"AP8="}`},
+		{name: "multipart, file for text", target: "PUT /v1/items/a", ctype: mp, body: part(`name=left; filename="f"`, "x") + end, fault: "a file cannot be given for this field", field: "left"},
+		{name: "multipart, file twice", target: "PUT /v1/items/a", ctype: mp, body: part(`name=bytes; filename="f"`, "x") + part(`name=bytes; filename="f"`, "y") + end, fault: "given twice"},
+		{name: "multipart, no name", target: "PUT /v1/items/a", ctype: mp, body: part(`filename="f"`, "x") + end, fault: "the part has no name"},
+		{name: "multipart, cut", target: "PUT /v1/items/a", ctype: mp, body: part("name=bool", "true")[:50], fault: "the part is cut off"},
+		{name: "multipart, cut in a header", target: "PUT /v1/items/a", ctype: mp, body: part("name=bool", "true")[:20], fault: "malformed multipart/form-data"},
+		{name: "multipart, no boundary", target: "PUT /v1/items/a", ctype: "multipart/form-data", body: end, fault: "it has no boundary", http: 415},
+		{name: "multipart, empty", target: "PUT /v1/items/a", ctype: mp, body: end, want: `{"id":"a"}`},
+		{name: "multipart, a file in a message", target: "PUT /v1/attachments/a", ctype: mp,
+			body: part("name=title", "t") + part("name=attachment.file; filename=\"f\"\r\nContent-Type: image/png", "png") + part("name=files; filename=f", "1") + part("name=files; filename=g", "2") + end,
+			want: `{"name":"a","title":"t","attachment":{"file":{"contentType":"image/png","data":"cG5n"}},"files":[{"data":"MQ=="},{"data":"Mg=="}]}`},
+		{name: "multipart, the body is a file", target: "POST /v1/uploads/a", ctype: mp, body: part("name=any; filename=\"f\"\r\nContent-Type: image/png", "png") + end,
+			want: `{"name":"a","file":{"contentType":"image/png","data":"cG5n"}}`},
+		{name: "multipart, the request is a file", target: "POST /v1/raws", ctype: mp, body: part("name=any", "x") + end, want: `{"data":"eA=="}`},
+		{name: "multipart, two files for a file", target: "POST /v1/raws", ctype: mp, body: part("name=a", "x") + part("name=b", "x") + end, fault: "the body is one file"},
+		{name: "raw of another type", target: "POST /v1/raws", ctype: "image/png", body: "x", want: `{"contentType":"image/png","data":"eA=="}`},
+	})
+	runRequests(t, transcoder.Options{}, []requestCase{
+		{name: "off", target: "PUT /v1/items/a", ctype: "application/x-www-form-urlencoded", body: "bool=true", fault: "this method takes no forms", http: 415},
+		{name: "multipart off", target: "PUT /v1/items/a", ctype: mp, body: end, fault: "this method takes no forms", http: 415},
+		{name: "multipart off, raw", target: "POST /v1/raws", ctype: mp, body: "x", want: `{"contentType":"multipart/form-data; boundary=b","data":"eA=="}`},
+		{name: "a type that is not UTF-8", target: "POST /v1/raws", ctype: "a\xff", body: "x", want: `{"contentType":"a�","data":"eA=="}`},
+	})
+}
+
+func TestIsForm(t *testing.T) {
+	for in, want := range map[string]bool{
+		"application/x-www-form-urlencoded": true, "Multipart/Form-Data; boundary=x": true, " multipart/form-data": true,
+		"application/json": false, "": false, "multipart/mixed": false,
+	} {
+		if got := transcoder.IsForm(in); got != want {
+			t.Errorf("%q: got %v, want %v", in, got, want)
+		}
+	}
+}
+
 func TestBody(t *testing.T) {
 	runRequests(t, transcoder.Options{}, []requestCase{
 		{name: "47 empty body is the empty message", target: "PUT /v1/items/a", want: `{"id":"a"}`},
@@ -222,11 +276,6 @@ func TestBody(t *testing.T) {
 		{name: "72 charset", target: "PUT /v1/items/a", ctype: "application/json; charset=utf-16", body: `{}`, fault: "text must be in UTF-8", http: 415},
 		{name: "72 text/plain", target: "PUT /v1/items/a", ctype: "text/plain", body: `{}`, fault: `content type "text/plain" is not supported`, http: 415},
 		{name: "72 malformed", target: "PUT /v1/items/a", ctype: ";", body: `{}`, fault: "is not supported", http: 415},
-		{name: "form", target: "PUT /v1/items/a", ctype: "application/x-www-form-urlencoded", body: "bool=true&owner.name=x+y", want: `{"id":"a","bool":true,"owner":{"name":"x y"}}`},
-		{name: "form cannot set the path's field", target: "PUT /v1/items/a", ctype: "application/x-www-form-urlencoded", body: "id=evil", fault: `form field "id": the path sets this field`},
-		{name: "form for a field", target: "PUT /v1/owners/a?bool=true", ctype: "application/x-www-form-urlencoded", body: "age=3&parent.name=b", want: `{"bool":true,"owner":{"name":"a","age":3,"parent":{"name":"b"}}}`},
-		{name: "form for a field, path", target: "PUT /v1/owners/a", ctype: "application/x-www-form-urlencoded", body: "name=evil", fault: `the path sets this field`},
-		{name: "form for a list", target: "PUT /v1/tags/a", ctype: "application/x-www-form-urlencoded", body: "x=1", fault: "send it as application/json", http: 415},
 		{name: "75 mask", target: "PATCH /v1/items/a", body: `{"bool":true,"owner":{"name":"x","parent":{"age":1}},"strings":[],"wrapped":null,"labels":{"a":"b"},"time":"1970-01-01T00:00:01Z"}`,
 			want: `{"item":{"id":"a","bool":true,"owner":{"name":"x","parent":{"age":1}},"labels":{"a":"b"},"time":"1970-01-01T00:00:01Z"},"updateMask":"bool,owner.name,owner.parent.age,strings,wrapped,labels,time"}`},
 		{name: "75 a given mask is kept", target: "PATCH /v1/items/a?updateMask=bool", body: `{"bool":true,"int32":1}`, want: `{"item":{"id":"a","bool":true,"int32":1},"updateMask":"bool"}`},

@@ -32,6 +32,8 @@ type param struct {
 	enum map[string]int32
 	// inner is the value field of a wrapper, with its explicit tag.
 	inner *param
+	// raw is a google.api.HttpBody, singular or repeated.
+	raw bool
 	// key and val are the entry fields of a map.
 	key, val *param
 }
@@ -97,7 +99,9 @@ func (t *paramTables) field(fd protoreflect.FieldDescriptor) *param {
 	case fd.Enum() != nil:
 		p.enum = t.enum(fd.Enum())
 	case md == nil:
-	case md.ParentFile().Package() != "google.protobuf" && md.FullName() != "google.api.HttpBody":
+	case md.FullName() == "google.api.HttpBody":
+		p.form, p.raw = formNone, true
+	case md.ParentFile().Package() != "google.protobuf":
 		p.form = formMessage
 		if !fd.IsList() {
 			p.child = t.message(md)
@@ -113,7 +117,7 @@ func (t *paramTables) field(fd protoreflect.FieldDescriptor) *param {
 		case "BoolValue", "Int32Value", "Int64Value", "UInt32Value", "UInt64Value", "FloatValue", "DoubleValue",
 			"StringValue", "BytesValue":
 			p.form, p.inner = formWrapper, t.field(md.Fields().ByNumber(1))
-		case "Any", "HttpBody":
+		case "Any":
 			p.form = formNone
 		default: // Empty, Api, Type and their like are plain messages
 			p.form = formNone

@@ -264,15 +264,19 @@ func (b *builder) snapshot() *Snapshot {
 	if j.GetAip193Errors() {
 		opts.ErrorShape = transcoder.ErrorAIP193
 	}
-	plans, err := transcoder.NewPlans(b.schema, opts)
-	if err != nil {
-		b.faultOf("descriptors", err)
-		return nil
-	}
 	set, faults := compilePolicies(b.cfg.GetPolicies())
 	b.faults = append(b.faults, faults...)
 	if len(b.missing) == 0 {
 		b.faults = append(b.faults, set.unmatched(b.schema)...)
+	}
+	opts.Forms = func(m *descriptors.Method) bool {
+		eff, _ := set.effective(string(m.Name))
+		return eff.Policy.GetForms()
+	}
+	plans, err := transcoder.NewPlans(b.schema, opts)
+	if err != nil {
+		b.faultOf("descriptors", err)
+		return nil
 	}
 	methods := b.schema.Methods()
 	s := &Snapshot{schema: b.schema, plans: plans, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods))}

@@ -34,7 +34,9 @@ type restStream struct {
 	fields *transcoder.Fields // what the client wants of each answer; nil for all
 	pretty bool
 	in     jsonStream
-	recv   int // messages received
+	// fileType is the content type of an uploadHTTPBody.
+	fileType string
+	recv     int // messages received
 	// out is the response body: for a unary call all of it, for a stream what is not yet written.
 	out       *[]byte
 	raw       rpc.Message // the answer whose HttpBody data is the response body
@@ -143,6 +145,12 @@ func (s *restStream) negotiate(b *descriptors.Binding) error {
 		s.up = uploadHTTPBody
 	case m.ClientStreams:
 		s.up = uploadJSON
+	}
+	if plan.Forms() && transcoder.IsForm(r.Header.Get("Content-Type")) {
+		var sameOrigin http.CrossOriginProtection
+		if sameOrigin.Check(r) != nil {
+			return transcoder.HTTPError(http.StatusForbidden, codes.PermissionDenied, "forms are taken from pages of the same origin only")
+		}
 	}
 	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
 		if codingOf(enc) == nil || r.Body == nil {
@@ -413,6 +421,13 @@ func (s *restStream) recvChunk(ctx context.Context) (rpc.Message, error) {
 		if err != nil {
 			return rpc.Message{}, err
 		}
+		s.fileType = s.Request.Header.Get("Content-Type")
+		if s.route.Plan.Forms() {
+			if body, s.fileType, err = transcoder.FormFile(s.fileType, body); err != nil {
+				s.info.Fail(rpc.SourceClient)
+				return rpc.Message{}, err
+			}
+		}
 		s.in.r = body
 	}
 	if s.in.eof != nil {
@@ -433,9 +448,10 @@ func (s *restStream) recvChunk(ctx context.Context) (rpc.Message, error) {
 	data := (*chunk)[:n]
 	wire := getBuffer()
 	if s.recv == 0 {
-		*wire, err = s.route.Plan.AppendRequest(*wire, &s.match, s.Request.URL.RawQuery, s.Request.Header.Get("Content-Type"), data)
+		*wire = s.route.Plan.AppendHTTPBody(*wire, s.match.Binding, s.fileType, data)
+		*wire, err = s.route.Plan.AppendQueryAndPath(*wire, &s.match, s.Request.URL.RawQuery)
 	} else {
-		*wire = s.route.Plan.AppendHTTPBody(*wire, s.match.Binding, "", data)
+		*wire, err = s.route.Plan.AppendHTTPBody(*wire, s.match.Binding, "", data), nil
 	}
 	if err != nil {
 		putBuffer(wire)

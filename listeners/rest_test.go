@@ -1,7 +1,10 @@
 package listeners_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
@@ -14,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/dynamicpb"
 
 	"transom/descriptors"
@@ -33,7 +37,8 @@ func itemsView(t *testing.T, h rpc.Handler) *view {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plans, err := transcoder.NewPlans(schema, transcoder.Options{})
+	forms := func(m *descriptors.Method) bool { return m.Name.Name() != "Raw" }
+	plans, err := transcoder.NewPlans(schema, transcoder.Options{Forms: forms})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,4 +151,105 @@ func TestRESTAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRESTForms holds what becomes of forms, by where they come from; the backend answers with what it was sent.
+func TestRESTForms(t *testing.T) {
+	const mp = "multipart/form-data; boundary=b"
+	file := func(body string) string {
+		return "--b\r\nContent-Disposition: form-data; name=f; filename=x\r\nContent-Type: image/png\r\n\r\n" + body + "\r\n--b--\r\n"
+	}
+	large := strings.Repeat("x", 300<<10)
+	for _, c := range []struct {
+		name, verb, path, ctype, body, site string
+		code                                int
+		want                                string // the request messages joined, or a part of the error
+	}{
+		{name: "same origin", verb: "PUT", path: "/v1/items/a", ctype: "application/x-www-form-urlencoded", body: "bool=true", site: "same-origin", code: 200, want: `{"id":"a","bool":true}`},
+		{name: "no browser", verb: "PUT", path: "/v1/items/a", ctype: "application/x-www-form-urlencoded", body: "bool=true", code: 200, want: `{"id":"a","bool":true}`},
+		{name: "foreign page", verb: "PUT", path: "/v1/items/a", ctype: "application/x-www-form-urlencoded", body: "bool=true", site: "cross-site", code: 403, want: "same origin only"},
+		{name: "foreign page, multipart", verb: "POST", path: "/v1/uploads/a", ctype: mp, body: file("png"), site: "cross-site", code: 403, want: "same origin only"},
+		{name: "not allowed", verb: "POST", path: "/v1/raws", ctype: mp, body: "x", code: 200, want: `{"contentType":"multipart/form-data; boundary=b","data":"eA=="}`},
+		{name: "file", verb: "POST", path: "/v1/uploads/a", ctype: mp, body: file("png"), code: 200, want: `{"name":"a","file":{"contentType":"image/png","data":"cG5n"}}`},
+		{name: "80 file in parts", verb: "POST", path: "/v1/streams/a", ctype: mp, body: file(large), code: 200, want: `{"name":"a","file":{"contentType":"image/png","data":"` + base64.StdEncoding.EncodeToString([]byte(large)) + `"}}`},
+		{name: "80 bytes in parts", verb: "POST", path: "/v1/streams/a", ctype: "a/b", body: large, code: 200, want: `{"name":"a","file":{"contentType":"a/b","data":"` + base64.StdEncoding.EncodeToString([]byte(large)) + `"}}`},
+		{name: "80 nothing", verb: "POST", path: "/v1/streams/a", code: 200, want: `{"name":"a","file":{}}`},
+		{name: "cut", verb: "POST", path: "/v1/streams/a", ctype: mp, body: file(large)[:200<<10], code: 400, want: "the part is cut off"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var schema *descriptors.Schema
+			var got string
+			h := func(ctx context.Context, call *rpc.Call) error {
+				m := dynamicpb.NewMessage(call.Method.Desc.Input())
+				for {
+					in, err := call.Stream.Recv(ctx)
+					if err == io.EOF {
+						break
+					}
+					if err != nil {
+						return err
+					}
+					one := dynamicpb.NewMessage(call.Method.Desc.Input())
+					if err := proto.Unmarshal(in.Bytes(), one); err != nil {
+						return err
+					}
+					in.Release()
+					joinData(m, one)
+				}
+				text, err := protojson.MarshalOptions{Resolver: schema.Types()}.Marshal(m)
+				if err != nil {
+					return err
+				}
+				var compact bytes.Buffer
+				if err := json.Compact(&compact, text); err != nil {
+					return err
+				}
+				got = compact.String()
+				return call.Stream.Send(ctx, rpc.Message{})
+			}
+			v := itemsView(t, h)
+			schema = v.schema
+			srv := httptest.NewServer(listeners.NewFront(listeners.FrontConfig{}, v, slog.New(slog.DiscardHandler)))
+			defer srv.Close()
+			req, err := http.NewRequestWithContext(t.Context(), c.verb, srv.URL+c.path, strings.NewReader(c.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", c.ctype)
+			if c.site != "" {
+				req.Header.Set("Sec-Fetch-Site", c.site)
+			}
+			resp, err := srv.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.StatusCode != c.code {
+				t.Errorf("got %d %s, want %d", resp.StatusCode, body, c.code)
+			}
+			if c.code != 200 {
+				got = string(body)
+			}
+			if c.code == 200 && got != c.want || !strings.Contains(got, c.want) {
+				t.Errorf("got %.200s, want %.200s", got, c.want)
+			}
+		})
+	}
+}
+
+// joinData merges the messages of an upload, whose data adds up.
+func joinData(dst, src *dynamicpb.Message) {
+	file := src.Descriptor().Fields().ByName("file")
+	if file == nil || !dst.Has(file) || !src.Has(file) {
+		proto.Merge(dst, src)
+		return
+	}
+	data := file.Message().Fields().ByName("data")
+	joined := append(dst.Get(file).Message().Get(data).Bytes(), src.Get(file).Message().Get(data).Bytes()...)
+	proto.Merge(dst, src)
+	dst.Mutable(file).Message().Set(data, protoreflect.ValueOfBytes(joined))
 }

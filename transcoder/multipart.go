@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"mime/multipart"
 	"strings"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -57,6 +60,47 @@ func (r *paramReader) readMultipart(dst []byte, boundary string, body []byte) ([
 			return dst, paramFault(kind, name, err)
 		}
 	}
+}
+
+// FormFile finds the file in an upload that is read piece by piece, where HTTPBody.Request and Forms hold: the only part of
+// a multipart/form-data body, with its own content type; any other body is itself the file. What follows the part is
+// found when the file has been read: another part is InvalidArgument then, and so is a body that is cut off.
+func FormFile(contentType string, body io.Reader) (file io.Reader, fileType string, err error) {
+	t, params, err := mime.ParseMediaType(contentType)
+	if err != nil || t != typeMultipartForm {
+		return body, contentType, nil
+	}
+	if params["boundary"] == "" {
+		return nil, "", unsupported(contentType, "it has no boundary")
+	}
+	f := &formFile{parts: multipart.NewReader(body, params["boundary"])}
+	if f.part, err = f.parts.NextPart(); err != nil {
+		return nil, "", status.Error(codes.InvalidArgument, "body: malformed multipart/form-data, or no part in it")
+	}
+	return f, f.part.Header.Get("Content-Type"), nil
+}
+
+// formFile reads the only part of a form.
+type formFile struct {
+	parts *multipart.Reader
+	part  *multipart.Part
+}
+
+// Read implements io.Reader.
+func (f *formFile) Read(p []byte) (int, error) {
+	n, err := f.part.Read(p)
+	switch {
+	case err == nil:
+		return n, nil
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return n, paramFault("form part", f.part.FormName(), errPart)
+	case err != io.EOF:
+		return n, err
+	}
+	if _, err = f.parts.NextPart(); err == nil {
+		return n, paramFault("form part", f.part.FormName(), errOneFile)
+	}
+	return n, io.EOF
 }
 
 var (

@@ -1,10 +1,12 @@
 package transcoder_test
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -248,6 +250,34 @@ func TestForms(t *testing.T) {
 		{name: "multipart off, raw", target: "POST /v1/raws", ctype: mp, body: "x", want: `{"contentType":"multipart/form-data; boundary=b","data":"eA=="}`},
 		{name: "a type that is not UTF-8", target: "POST /v1/raws", ctype: "a\xff", body: "x", want: `{"contentType":"a�","data":"eA=="}`},
 	})
+}
+
+func TestFormFile(t *testing.T) {
+	const mp = "multipart/form-data; boundary=b"
+	const head = "--b\r\nContent-Disposition: form-data; name=f; filename=x\r\nContent-Type: image/png\r\n\r\n"
+	for _, c := range []struct{ name, ctype, body, want, wantType, fault string }{
+		{"a form", mp, head + "png\r\n--b--\r\n", "png", "image/png", ""},
+		{"empty file", mp, head + "\r\n--b--\r\n", "", "image/png", ""},
+		{"no form", "image/png", "png", "png", "image/png", ""},
+		{"another part", mp, head + "png\r\n" + head + "x\r\n--b--\r\n", "png", "image/png", "must have one part"},
+		{"cut", mp, head + "png", "png", "image/png", "the part is cut off"},
+		{"no part", mp, "--b--\r\n", "", "", "no part in it"},
+		{"no boundary", "multipart/form-data", "", "", "", "it has no boundary"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			file, fileType, err := transcoder.FormFile(c.ctype, strings.NewReader(c.body))
+			var got []byte
+			if err == nil {
+				got, err = io.ReadAll(iotest.OneByteReader(file))
+			}
+			if string(got) != c.want || fileType != c.wantType {
+				t.Errorf("got %q, %q, want %q, %q", got, fileType, c.want, c.wantType)
+			}
+			if c.fault == "" && err != nil || c.fault != "" && (status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), c.fault)) {
+				t.Errorf("got %v, want InvalidArgument about %q", err, c.fault)
+			}
+		})
+	}
 }
 
 func TestIsForm(t *testing.T) {

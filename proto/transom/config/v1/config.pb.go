@@ -828,7 +828,9 @@ type Policy struct {
 	StreamIdleTimeout *durationpb.Duration `protobuf:"bytes,6,opt,name=stream_idle_timeout,json=streamIdleTimeout,proto3" json:"stream_idle_timeout,omitempty"`
 	// The largest request message, in bytes, decoded and as protobuf; the parts of an HttpBody stream count one by one.
 	// Default: Limits.message_bytes.
-	MessageBytes  uint32 `protobuf:"varint,7,opt,name=message_bytes,json=messageBytes,proto3" json:"message_bytes,omitempty"`
+	MessageBytes uint32 `protobuf:"varint,7,opt,name=message_bytes,json=messageBytes,proto3" json:"message_bytes,omitempty"`
+	// Take HTML forms (form-urlencoded and multipart/form-data) as request bodies, from pages of the same origin.
+	Forms         bool `protobuf:"varint,8,opt,name=forms,proto3" json:"forms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -910,6 +912,13 @@ func (x *Policy) GetMessageBytes() uint32 {
 		return x.MessageBytes
 	}
 	return 0
+}
+
+func (x *Policy) GetForms() bool {
+	if x != nil {
+		return x.Forms
+	}
+	return false
 }
 
 // Metadata is what passes between HTTP headers and gRPC metadata beyond the rules built in: clients of gRPC, gRPC-Web
@@ -1612,7 +1621,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\rLoadBalancing\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12@\n" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\"\x91\x03\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\"\xa7\x03\n" +
 	"\x06Policy\x12$\n" +
 	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\x12\x1a\n" +
 	"\boptional\x18\x02 \x01(\bR\boptional\x12\x18\n" +
@@ -1621,7 +1630,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x0estream_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\rstreamTimeout\x12[\n" +
 	"\x13stream_idle_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x11streamIdleTimeout\x120\n" +
-	"\rmessage_bytes\x18\a \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\xff\xff\aR\fmessageBytes\"\xae\x01\n" +
+	"\rmessage_bytes\x18\a \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\xff\xff\aR\fmessageBytes\x12\x14\n" +
+	"\x05forms\x18\b \x01(\bR\x05forms\"\xae\x01\n" +
 	"\bMetadata\x12O\n" +
 	"\x0frequest_headers\x18\x01 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0erequestHeaders\x12Q\n" +
 	"\x10response_headers\x18\x02 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0fresponseHeaders\"\x8d\x05\n" +

@@ -444,7 +444,7 @@ func (s *restStream) recvChunk(ctx context.Context) (rpc.Message, error) {
 			return rpc.Message{}, s.recvError(ctx, err)
 		}
 	}
-	s.in.eof = err
+	s.in.eof, err = err, nil // the last chunk may come with the end of the body
 	data := (*chunk)[:n]
 	wire := getBuffer()
 	if s.recv == 0 {

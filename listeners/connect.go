@@ -347,6 +347,7 @@ func (s *connectUnary) SetTrailer(md metadata.MD) { s.trailer = md }
 
 // finish sends the answer, or the error as JSON.
 func (s *connectUnary) finish(err error) {
+	s.settle(true)
 	var flags byte
 	if err == nil && !s.sent {
 		err = status.Error(codes.Internal, "the backend ended the call without a message")
@@ -423,6 +424,7 @@ func (f *Front) serveConnectStream(w http.ResponseWriter, r *http.Request, v Vie
 	}
 	if err != nil {
 		s.info.Fail(rpc.SourceClient)
+		s.settle(true)
 		st := rpc.StatusOf(err)
 		s.end(err, st, s.refuse(err, st))
 		return
@@ -452,6 +454,7 @@ func (s *connectStream) start(route *Route) error {
 
 // finish sends the end-stream frame.
 func (s *connectStream) finish(err error) {
+	s.settle(true)
 	st := rpc.StatusOf(err)
 	if !s.header {
 		h := s.w.Header()

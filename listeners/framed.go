@@ -104,9 +104,8 @@ func (s *framed) serve(route *Route, timeout time.Duration, body io.Reader, stre
 	s.call.Peer = peerOf(r)
 	s.call.Stream = stream
 	s.in = frameReader{r: s.guard.body(body), max: route.MaxMessageBytes}
-	if r.ProtoMajor == 1 && s.call.Method.ClientStreams {
-		// Without it net/http reads the whole request before the first byte of the answer.
-		_ = http.NewResponseController(s.w).EnableFullDuplex()
+	if s.call.Method.ClientStreams {
+		s.fullDuplex()
 	}
 	return s.run(route, timeout)
 }
@@ -162,6 +161,7 @@ func (s *framed) SendHeader(md metadata.MD) error {
 		return rpc.ErrHeaderSent
 	}
 	s.header = true
+	s.settle(false)
 	h := s.w.Header()
 	h["Content-Type"] = s.contentType
 	if s.encode.coding != nil {
@@ -254,19 +254,24 @@ func addHeaderOf(h http.Header, err error) {
 	}
 }
 
-// notPOST refuses a request whose HTTP method is not the one that the protocol has for it, in plain HTTP.
+// notPOST refuses a request whose HTTP method is not the one that the protocol has for a call.
 func (x *exchange) notPOST() bool {
 	if x.Request.Method == http.MethodPost {
 		return false
 	}
-	x.w.Header()["Allow"] = []string{http.MethodPost}
-	x.refuseHTTP(http.StatusMethodNotAllowed, "a call needs POST")
+	x.refuseHTTP(&withHeader{
+		transcoder.HTTPError(http.StatusMethodNotAllowed, codes.Unknown, "a call needs POST"),
+		http.Header{"Allow": {http.MethodPost}},
+	})
 	return true
 }
 
-// refuseHTTP answers what is not a call at all with a plain HTTP error.
-func (x *exchange) refuseHTTP(code int, text string) {
+// refuseHTTP answers what is not a call at all in plain HTTP.
+func (x *exchange) refuseHTTP(err error) {
 	x.info.Fail(rpc.SourceClient)
-	http.Error(x.w, text, code)
-	x.end(errors.New(text), status.New(transcoder.CodeOfHTTP(code), text), code)
+	x.settle(true)
+	addHeaderOf(x.w.Header(), err)
+	code := transcoder.HTTPStatusOf(err)
+	http.Error(x.w, err.Error(), code)
+	x.end(err, rpc.StatusOf(err), code)
 }

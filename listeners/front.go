@@ -105,6 +105,8 @@ type exchange struct {
 	front *Front
 	w     http.ResponseWriter
 	guard guard
+	// duplex says that the answer may begin before the request body has ended, which over HTTP/1.1 net/http must be told.
+	duplex bool
 }
 
 // begin sets up x for a request and tells the observer. The protocols call it first.
@@ -143,6 +145,33 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) error {
 	}
 	defer x.guard.disarm() // before cancel, whose only meaning is that the call is over
 	return route.Handler(ctx, &x.call)
+}
+
+// fullDuplex lets the answer begin before the request body has ended.
+func (x *exchange) fullDuplex() {
+	if x.Request.ProtoMajor == 1 {
+		_ = http.NewResponseController(x.w).EnableFullDuplex()
+		x.duplex = true
+	}
+}
+
+// lingerRead is how long a client may go on sending a body that nobody wants, so that it can see the answer.
+const lingerRead = time.Second
+
+// settle must be called before the response header is written; last says that the call is over. An HTTP/1.1 connection
+// whose request body was not read to its end is not used again, lest what is left be taken for a request. net/http sees
+// to that by reading on before it writes the header, for which it gets a time limit, or not at all in full duplex.
+func (x *exchange) settle(last bool) {
+	r := x.Request
+	if r.ProtoMajor != 1 || r.ContentLength == 0 || x.guard.atEOF() {
+		return
+	}
+	if x.duplex {
+		x.w.Header()["Connection"] = connClose
+	}
+	if last {
+		_ = http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(lingerRead))
+	}
 }
 
 // end records how the exchange ended and tells the observer.
@@ -202,5 +231,6 @@ var (
 	grpcJSONType = []string{"application/grpc+json"}
 	jsonType     = []string{"application/json"}
 	noStore      = []string{"no-store"}
+	connClose    = []string{"close"}
 	nosniff      = []string{"nosniff"}
 )

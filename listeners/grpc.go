@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"transom/rpc"
+	"transom/transcoder"
 )
 
 // grpcStream is a native gRPC call (gRPC over HTTP/2, also over HTTP/3).
@@ -20,7 +21,7 @@ func (f *Front) serveGRPC(w http.ResponseWriter, r *http.Request, v View) {
 	s := &grpcStream{}
 	s.begin(f, w, r, rpc.ProtocolGRPC)
 	if r.ProtoMajor < 2 {
-		s.refuseHTTP(http.StatusHTTPVersionNotSupported, "gRPC needs HTTP/2 or HTTP/3")
+		s.refuseHTTP(transcoder.HTTPError(http.StatusHTTPVersionNotSupported, codes.Unknown, "gRPC needs HTTP/2 or HTTP/3"))
 		return
 	}
 	if s.notPOST() {

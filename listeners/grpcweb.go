@@ -68,6 +68,7 @@ func (s *grpcWebStream) start(v View) error {
 
 // finish sends the status as the trailer frame, or as headers if nothing was sent before (trailers-only).
 func (s *grpcWebStream) finish(err error) {
+	s.settle(true)
 	st := rpc.StatusOf(err)
 	if s.header {
 		_ = s.out.end(transcoder.FlagTrailer, s, func(dst []byte) []byte {

@@ -28,6 +28,7 @@ type guard struct {
 	mu          sync.Mutex // also keeps a release from touching a response whose handler has returned
 	read, write side
 	over        bool // the call is over; only its end is still to be written
+	eof         bool // the request body was read to its end
 }
 
 // side is one direction.
@@ -132,8 +133,18 @@ func (b guardedBody) Read(p []byte) (int, error) {
 		return 0, rpc.CauseOf(b.g.read.ctx)
 	}
 	n, err := b.r.Read(p)
-	b.g.leave(&b.g.read)
+	b.g.mu.Lock()
+	b.g.read.busy = false
+	b.g.eof = b.g.eof || err == io.EOF
+	b.g.mu.Unlock()
 	return n, err
+}
+
+// atEOF reports whether the request body was read to its end.
+func (g *guard) atEOF() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.eof
 }
 
 // put writes b, which may block on the client.

@@ -96,7 +96,18 @@ func (f *Front) serveREST(w http.ResponseWriter, r *http.Request, v View) {
 	s := &restStream{}
 	s.begin(f, w, r, rpc.ProtocolREST)
 	s.plans = v.Plans()
-	s.finish(s.serve(v))
+	var err error
+	if s.match, err = v.MatchHTTP(r.Method, r.URL.EscapedPath()); err != nil {
+		if fault := pathFault(r, v); fault != nil {
+			s.refuseHTTP(fault)
+			return
+		}
+		s.info.Fail(rpc.SourceClient)
+		err = routeFault(r.Method, err)
+	} else {
+		err = s.serve(v)
+	}
+	s.finish(err)
 	if s.abort {
 		panic(http.ErrAbortHandler)
 	}
@@ -104,18 +115,11 @@ func (f *Front) serveREST(w http.ResponseWriter, r *http.Request, v View) {
 
 func (s *restStream) serve(v View) error {
 	r := s.Request
-	var err error
-	if s.match, err = v.MatchHTTP(r.Method, r.URL.EscapedPath()); err != nil {
-		s.info.Fail(rpc.SourceClient)
-		if fault := pathFault(r, v); fault != nil {
-			return fault
-		}
-		return routeFault(r.Method, err)
-	}
 	b := s.match.Binding
 	s.call.Method = b.Method
 	s.info.Binding = b
 	s.route = v.Route(b.Method)
+	var err error
 	if err = s.negotiate(b); err != nil {
 		s.info.Fail(rpc.SourceClient)
 		return err
@@ -173,9 +177,8 @@ func (s *restStream) negotiate(b *descriptors.Binding) error {
 			return err
 		}
 	}
-	if m.ClientStreams && r.ProtoMajor == 1 {
-		// Without it net/http reads the whole request before the first byte of the answer.
-		_ = http.NewResponseController(s.w).EnableFullDuplex()
+	if m.ClientStreams {
+		s.fullDuplex()
 	}
 	return nil
 }
@@ -548,7 +551,7 @@ func (s *restStream) sendChunk(ctx context.Context, m rpc.Message) error {
 		return err
 	}
 	if !s.committed {
-		s.commit(http.StatusOK, []string{contentType})
+		s.commit(http.StatusOK, []string{contentType}, false)
 	}
 	s.info.BytesOut += int64(len(data))
 	if err := s.guard.put(s.w, data); err != nil {
@@ -557,9 +560,10 @@ func (s *restStream) sendChunk(ctx context.Context, m rpc.Message) error {
 	return nil
 }
 
-// commit writes the response header.
-func (s *restStream) commit(code int, contentType []string) {
+// commit writes the response header; last says that the call is over.
+func (s *restStream) commit(code int, contentType []string, last bool) {
 	s.committed = true
+	s.settle(last)
 	h := s.w.Header()
 	writeMetadata(h, "", s.header, false)
 	h["Content-Type"] = contentType
@@ -573,7 +577,7 @@ func (s *restStream) commit(code int, contentType []string) {
 // writeOut hands the gathered stream to net/http.
 func (s *restStream) writeOut(ctx context.Context) error {
 	if !s.committed {
-		s.commit(http.StatusOK, streamTypes[s.format])
+		s.commit(http.StatusOK, streamTypes[s.format], false)
 	}
 	if len(*s.out) == 0 {
 		return nil
@@ -630,6 +634,7 @@ func (s *restStream) finish(err error) {
 		s.out = nil
 	}
 	s.raw.Release()
+	s.settle(true)
 	s.end(err, st, code)
 }
 
@@ -674,7 +679,7 @@ func (s *restStream) writeBody(code int, contentType []string, body []byte) {
 	h := s.w.Header()
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	writeMetadata(h, "Grpc-Trailer-", s.trailer, false)
-	s.commit(code, contentType)
+	s.commit(code, contentType, true)
 	s.info.BytesOut += int64(len(body))
 	if s.Request.Method != http.MethodHead {
 		_, _ = s.w.Write(body)

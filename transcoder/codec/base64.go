@@ -1,6 +1,10 @@
 package codec
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math/bits"
+	"unsafe"
+)
 
 const base64Std = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -41,13 +45,16 @@ func appendBase64(dst, b []byte) []byte {
 	out := dst[n : end+8]
 	out[0] = '"'
 	out = out[1:]
-	for len(b) >= 8 && len(out) >= 8 {
-		w := binary.BigEndian.Uint64(b)
-		binary.LittleEndian.PutUint64(out, uint64(encode12[w>>52])|uint64(encode12[w>>40&0xfff])<<16|
+	i, o := 0, 0
+	from, to := unsafe.SliceData(b), unsafe.SliceData(out)
+	for ; i+14 <= len(b); i, o = i+12, o+16 { // out has 16 characters for each 12 bytes
+		w, x := bits.ReverseBytes64(load64(from, i)), bits.ReverseBytes64(load64(from, i+6))
+		store64(to, o, uint64(encode12[w>>52])|uint64(encode12[w>>40&0xfff])<<16|
 			uint64(encode12[w>>28&0xfff])<<32|uint64(encode12[w>>16&0xfff])<<48)
-		b = b[6:]
-		out = out[8:]
+		store64(to, o+8, uint64(encode12[x>>52])|uint64(encode12[x>>40&0xfff])<<16|
+			uint64(encode12[x>>28&0xfff])<<32|uint64(encode12[x>>16&0xfff])<<48)
 	}
+	b, out = b[i:], out[o:]
 	for len(b) >= 3 {
 		w := uint32(b[0])<<16 | uint32(b[1])<<8 | uint32(b[2])
 		binary.LittleEndian.PutUint32(out, uint32(encode12[w>>12])|uint32(encode12[w&0xfff])<<16)
@@ -76,16 +83,16 @@ func appendUnbase64(dst, s []byte) []byte {
 	var seen uint32
 	o := 0
 	i := 0
-	for ; i+8 <= len(s) && o+8 <= len(out); i += 8 {
-		q := s[i : i+8]
-		a := decode6[0][q[0]] | decode6[1][q[1]] | decode6[2][q[2]] | decode6[3][q[3]]
-		b := decode6[0][q[4]] | decode6[1][q[5]] | decode6[2][q[6]] | decode6[3][q[7]]
+	from, to := unsafe.SliceData(s), unsafe.SliceData(out)
+	for ; i+8 <= len(s) && o+8 <= len(out); i, o = i+8, o+6 {
+		q := load64(from, i)
+		a := decode6[0][byte(q)] | decode6[1][byte(q>>8)] | decode6[2][byte(q>>16)] | decode6[3][byte(q>>24)]
+		b := decode6[0][byte(q>>32)] | decode6[1][byte(q>>40)] | decode6[2][byte(q>>48)] | decode6[3][byte(q>>56)]
 		if (a|b)>>31 != 0 {
 			break
 		}
 		seen |= a | b
-		binary.BigEndian.PutUint64(out[o:], uint64(a)<<40|uint64(b&0xffffff)<<16)
-		o += 6
+		store64(to, o, bits.ReverseBytes64(uint64(a)<<40|uint64(b&0xffffff)<<16))
 	}
 	return appendUnbase64Tail(dst[:n+o], s, i, seen)
 }

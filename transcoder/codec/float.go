@@ -83,7 +83,7 @@ func shortest(m uint64, e, zeros, minExp int) (d uint64, p int) {
 // appendFloat64 writes f as protojson does: shortest digits, an exponent below 1e-6 and from 1e21, and the three names
 // as strings.
 func appendFloat64(dst []byte, f float64) []byte {
-	dst = room(dst, 40)
+	dst = room(dst, 64)
 	b := math.Float64bits(f)
 	if b>>63 != 0 {
 		dst = append(dst, '-')
@@ -117,7 +117,7 @@ func appendFloat64(dst []byte, f float64) []byte {
 
 // appendFloat32 is appendFloat64 with the shortest digits that tell f from other float32 values.
 func appendFloat32(dst []byte, f float32) []byte {
-	dst = room(dst, 40)
+	dst = room(dst, 64)
 	b := math.Float32bits(f)
 	if b>>31 != 0 {
 		dst = append(dst, '-')
@@ -169,18 +169,18 @@ func appendMicros(dst []byte, u uint64) []byte {
 	return dst[:n+8-bits.LeadingZeros64(v)/8]
 }
 
-// appendDecimal writes d·10^p, where d > 0 has at most 17 digits. dst must have room for 40 bytes.
+// appendDecimal writes d·10^p, where d > 0 has at most 17 digits. dst must have room for 48 bytes.
 func appendDecimal(dst []byte, d uint64, p int) []byte {
+	var buf [64]byte // digits, and room to copy a fixed size from any of them on
+	nd := len(appendUint(buf[:0], d))
 	n := len(dst)
-	dst = appendUint(dst, d)
-	nd := len(dst) - n
 	point := nd + p // digits before the point
 	switch {
 	case point > 21 || point <= -6: // d.ddde±x
+		dst = append(dst, buf[0])
 		if nd > 1 {
-			dst = append(dst, 0)
-			copy(dst[n+2:], dst[n+1:n+nd])
-			dst[n+1] = '.'
+			dst = append(dst, '.')
+			dst = append(dst, buf[1:nd]...)
 		}
 		dst = append(dst, 'e')
 		exp := point - 1
@@ -193,16 +193,18 @@ func appendDecimal(dst []byte, d uint64, p int) []byte {
 		return appendUint(dst, uint64(exp))
 	case point <= 0: // 0.000ddd
 		z := 2 - point
-		dst = dst[:n+z+nd]
-		copy(dst[n+z:], dst[n:n+nd])
-		copy(dst[n:], "0.00000000"[:z])
-		return dst
+		out := dst[n : n+32]
+		*(*[8]byte)(out) = [8]byte{'0', '.', '0', '0', '0', '0', '0', '0'}
+		*(*[24]byte)(out[z:]) = *(*[24]byte)(buf[:])
+		return dst[:n+z+nd]
 	case point < nd: // dd.ddd
-		dst = append(dst, 0)
-		copy(dst[n+point+1:], dst[n+point:n+nd])
-		dst[n+point] = '.'
-		return dst
+		out := dst[n : n+48]
+		*(*[24]byte)(out) = *(*[24]byte)(buf[:])
+		out[point] = '.'
+		*(*[24]byte)(out[point+1:]) = *(*[24]byte)(buf[point&31:])
+		return dst[:n+nd+1]
 	}
+	dst = append(dst, buf[:nd]...)
 	for range point - nd {
 		dst = append(dst, '0')
 	}

@@ -16,30 +16,44 @@ func digits8(x uint32) uint64 {
 
 const ascii0 = 0x3030303030303030
 
+// pairs holds the two digits of 0 to 99.
+const pairs = "00010203040506070809101112131415161718192021222324252627282930313233343536373839404142434445464748495051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899"
+
+// digitCount returns the number of decimal digits of x < 1e8, 1 for 0. It is apart from digits8 so that where the next
+// value goes does not wait for the digits.
+func digitCount(x uint32) int {
+	n := bits.Len32(x) * 1233 >> 12
+	if x >= tens32[n&15] {
+		n++
+	}
+	return n
+}
+
+// tens32 is 10^n, where 10^0 counts as 0: the one digit of 0 is a digit.
+var tens32 = [16]uint32{0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9}
+
 // appendUint writes x in decimal. dst must have room for 24 bytes.
 func appendUint(dst []byte, x uint64) []byte {
 	n := len(dst)
-	if x < 1e8 {
+	if x < 100 {
+		dst = dst[:n+2]
 		if x < 10 {
-			dst = dst[:n+1]
 			dst[n] = byte('0' + x)
-			return dst
+			return dst[:n+1]
 		}
-		v := digits8(uint32(x))
-		z := uint(bits.TrailingZeros64(v)) >> 3
+		dst[n] = pairs[x*2]
+		dst[n+1] = pairs[x*2+1]
+		return dst
+	}
+	if x < 1e8 {
+		k := digitCount(uint32(x))
 		dst = dst[:n+8]
-		binary.LittleEndian.PutUint64(dst[n:], (v+ascii0)>>(z*8))
-		return dst[:n+8-int(z)]
+		binary.LittleEndian.PutUint64(dst[n:], (digits8(uint32(x))+ascii0)>>(64-k*8))
+		return dst[:n+k]
 	}
 	hi := x / 1e8
 	lo := uint32(x - hi*1e8)
-	if hi < 1e8 {
-		v := digits8(uint32(hi))
-		z := uint(bits.TrailingZeros64(v)) >> 3
-		dst = dst[:n+16]
-		binary.LittleEndian.PutUint64(dst[n:], (v+ascii0)>>(z*8))
-		n += 8 - int(z)
-	} else {
+	if hi >= 1e8 {
 		top := hi / 1e8 // at most 1844
 		hi -= top * 1e8
 		dst = appendUint(dst, top)
@@ -47,6 +61,11 @@ func appendUint(dst []byte, x uint64) []byte {
 		dst = dst[:n+16]
 		binary.LittleEndian.PutUint64(dst[n:], digits8(uint32(hi))+ascii0)
 		n += 8
+	} else {
+		k := digitCount(uint32(hi))
+		dst = dst[:n+16]
+		binary.LittleEndian.PutUint64(dst[n:], (digits8(uint32(hi))+ascii0)>>(64-k*8))
+		n += k
 	}
 	binary.LittleEndian.PutUint64(dst[n:], digits8(lo)+ascii0)
 	return dst[:n+8]
@@ -88,6 +107,28 @@ func digitRun(w uint64) (n int, v uint64) {
 // tens holds the powers of ten of a digit run.
 var tens = [9]uint64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8}
 
+// digitsAt goes on reading the digits at in[i:] into d, which has used digits, as long as there are at most 19 and they
+// can be read by the word. Leading zeros do not count.
+func digitsAt(in []byte, i int, d uint64, used int) (uint64, int, int) {
+	for i+8 <= len(in) {
+		k, v := digitRun(binary.LittleEndian.Uint64(in[i:]))
+		if used+k > 19 {
+			break
+		}
+		i += k
+		if d != 0 {
+			used += k
+		} else if v != 0 {
+			used = digitCount(uint32(v))
+		}
+		d = d*tens[k] + v
+		if k < 8 {
+			break
+		}
+	}
+	return d, used, i
+}
+
 // decimal is a JSON number taken apart: ±digits·10^exp, where only 19 digits are kept.
 type decimal struct {
 	digits uint64
@@ -127,17 +168,13 @@ func scanNumber(in []byte, i int, n *decimal) int {
 			i = start
 		}
 	}
-	for i+8 <= len(in) {
-		w := binary.LittleEndian.Uint64(in[i:])
-		if !allDigits(w) || i-start >= 16 {
-			break
-		}
-		d = d*1e8 + value8(w)
-		i += 8
-	}
+	used := 0 // digits of d
+	d, used, i = digitsAt(in, i, 0, 0)
 	for i < len(in) && in[i]-'0' < 10 {
-		if i-start < 19 {
+		n.long = n.long || used >= 19
+		if used < 19 {
 			d = d*10 + uint64(in[i]-'0')
+			used++
 		}
 		i++
 	}
@@ -145,32 +182,22 @@ func scanNumber(in []byte, i int, n *decimal) int {
 	if count == 0 || in[start] == '0' && count > 1 {
 		return -1
 	}
-	exp := max(count-19, 0)
-	n.long = exp > 0
+	exp := count - max(used, 1)
+	if d != 0 && !n.long {
+		exp = 0
+	}
 	n.whole = true
 	if i < len(in) && in[i] == '.' {
 		n.whole = false
 		i++
 		frac := i
-		used := count
-		if d == 0 {
-			used = 0
-		}
-		for i+8 <= len(in) && used <= 11 {
-			w := binary.LittleEndian.Uint64(in[i:])
-			if !allDigits(w) {
-				break
-			}
-			d = d*1e8 + value8(w)
-			i += 8
-			exp -= 8
-			if d != 0 {
-				used += 8 // counts leading zeros too: only fewer digits are then kept for the next rounds
-			}
+		if !n.long {
+			d, used, i = digitsAt(in, i, d, used)
+			exp -= i - frac
 		}
 		for i < len(in) && in[i]-'0' < 10 {
 			switch {
-			case used < 19:
+			case used < 19 && !n.long:
 				d = d*10 + uint64(in[i]-'0')
 				exp--
 				if d != 0 {

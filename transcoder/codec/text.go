@@ -41,18 +41,31 @@ func appendQuoted(dst, s []byte) ([]byte, bool) {
 	out[0] = '"'
 	var high uint64
 	i := 0
-	for ; i+8 <= len(s); i += 8 {
-		w := binary.LittleEndian.Uint64(s[i:])
-		if mustEscape(w) != 0 {
-			return appendEscaped(dst, s, i, high)
+	if len(s) >= 8 {
+		from, to := unsafe.SliceData(s), &out[1]
+		for ; i+16 <= len(s); i += 16 {
+			a, b := load64(from, i), load64(from, i+8)
+			if mustEscape(a)|mustEscape(b) != 0 {
+				return appendEscaped(dst, s, i, high)
+			}
+			high |= a | b
+			store64(to, i, a)
+			store64(to, i+8, b)
 		}
-		high |= w
-		binary.LittleEndian.PutUint64(out[1+i:], w)
+		if i+8 <= len(s) {
+			w := load64(from, i)
+			if mustEscape(w) != 0 {
+				return appendEscaped(dst, s, i, high)
+			}
+			high |= w
+			store64(to, i, w)
+			i += 8
+		}
 	}
 	if i < len(s) {
 		w := tailWord(s, i)
 		// Spaces fill the word up, they are never special.
-		if mustEscape(w|0x2020202020202020<<((len(s)-i)*8)) != 0 {
+		if mustEscape(w|0x20*each01<<((len(s)-i)*8)) != 0 {
 			return appendEscaped(dst, s, i, high)
 		}
 		high |= w
@@ -118,10 +131,11 @@ func appendEscape(dst []byte, c byte) []byte {
 // leave the rest to utf8.Valid.
 func validUTF8(s []byte) bool {
 	var due uint64 // continuation bytes due in the next word
+	from := unsafe.SliceData(s)
 	for i := 0; i < len(s); i += 8 {
 		var w uint64
 		if i+8 <= len(s) {
-			w = binary.LittleEndian.Uint64(s[i:])
+			w = load64(from, i)
 		} else {
 			w = tailWord(s, i)
 		}
@@ -174,8 +188,19 @@ func tailWord(s []byte, i int) uint64 {
 // quote, or -1 when there is none or a control character comes first; whether there are backslashes; and a word that has
 // a high bit set when a byte has.
 func scanString(in []byte, i int) (end int, escaped bool, high uint64) {
+	from := unsafe.SliceData(in)
 	for i+8 <= len(in) {
-		w := binary.LittleEndian.Uint64(in[i:])
+		for ; i+16 <= len(in); i += 16 {
+			a, b := load64(from, i), load64(from, i+8)
+			if mustEscape(a)|mustEscape(b) != 0 {
+				break
+			}
+			high |= a | b
+		}
+		if i+8 > len(in) {
+			break
+		}
+		w := load64(from, i)
 		m := mustEscape(w)
 		if m == 0 {
 			high |= w

@@ -241,7 +241,13 @@ func (w *writer) stream(dst []byte, m *message, b []byte, last int) []byte {
 			if to == at && f.implicit && !w.defaults {
 				continue
 			}
-			dst = w.key(dst, f)
+			k := &f.key[w.style]
+			dst = room(dst, 64)
+			n := len(dst)
+			*(*[24]byte)(dst[n : n+24]) = k.b
+			if dst = dst[:n+k.n&31]; k.long != "" {
+				dst = append(dst[:n], k.long...)
+			}
 			switch f.kind {
 			case kindString:
 				var ok bool
@@ -258,14 +264,29 @@ func (w *writer) stream(dst []byte, m *message, b []byte, last int) []byte {
 			}
 		default:
 			var v uint64
-			at := i
-			if v, i = f.raw(b, i); i < 0 {
-				return w.malformed(b, at)
+			if f.wire == protowire.VarintType && i < len(b) && b[i] < 0x80 && f.kind < kindSint32 {
+				v = uint64(b[i])
+				i++
+				if f.kind == kindBool && v != 0 {
+					v = 1
+				}
+			} else {
+				at := i
+				if v, i = f.raw(b, i); i < 0 {
+					return w.malformed(b, at)
+				}
 			}
 			if v == 0 && f.implicit && !w.defaults {
 				continue
 			}
-			dst = w.scalar(w.key(dst, f), f, v)
+			k := &f.key[w.style]
+			dst = room(dst, 64)
+			n := len(dst)
+			*(*[24]byte)(dst[n : n+24]) = k.b
+			if dst = dst[:n+k.n&31]; k.long != "" {
+				dst = append(dst[:n], k.long...)
+			}
+			dst = w.scalar(dst, f, v)
 		}
 	}
 	if w.defaults {
@@ -454,7 +475,14 @@ func (w *writer) packed(dst []byte, f *field, b []byte) []byte {
 		}
 		return dst
 	}
+	quick := f.kind == kindInt32 || f.kind == kindUint32 || f.kind == kindEnum && w.enumNumbers && !f.enum.null
 	for i := 0; i < len(b); {
+		if c := b[i]; c < 0x80 && quick {
+			dst = appendUint(room(dst, 40), uint64(c))
+			dst = append(dst, ',')
+			i++
+			continue
+		}
 		at := i
 		var v uint64
 		if v, i = f.raw(b, i); i < 0 {

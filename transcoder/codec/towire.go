@@ -210,7 +210,7 @@ func (r *reader) object(dst []byte, m *message, i int, inAny bool) ([]byte, int)
 		}
 		if f.shape == shapeSingular {
 			dst, i = r.single(dst, f, i)
-			if r.dropped {
+			if f.kind == kindEnum && r.dropped {
 				r.dropped = false
 			} else if f.required {
 				required++
@@ -356,11 +356,18 @@ func (r *reader) single(dst []byte, f *field, i int) ([]byte, int) {
 	switch f.kind {
 	case kindString:
 		s, escaped, end := r.string(i)
-		if end < 0 {
+		if end < 0 || len(s) == 0 && f.implicit {
 			return dst, end
 		}
-		if len(s) == 0 && f.implicit {
-			return dst, end
+		if !escaped && len(s) <= 16 && end <= len(r.in)-16 {
+			dst = room(dst, 40)
+			n := len(dst)
+			binary.LittleEndian.PutUint64(dst[n:n+8], f.tagBytes)
+			n += int(f.tagLen)
+			dst = dst[:n+17]
+			dst[n] = byte(len(s))
+			*(*[16]byte)(dst[n+1:]) = *(*[16]byte)(s[:16])
+			return dst[:n+1+len(s)], end
 		}
 		return r.appendString(appendTag(dst, f), s, escaped, i, end)
 	case kindBytes:
@@ -390,7 +397,7 @@ func (r *reader) single(dst []byte, f *field, i int) ([]byte, int) {
 		return protowire.AppendVarint(dst, uint64(f.tag&^7|uint32(protowire.EndGroupType))), i
 	}
 	v, i := r.number(f, i)
-	if i < 0 || v == 0 && f.implicit || r.dropped {
+	if i < 0 || v == 0 && f.implicit || f.kind == kindEnum && r.dropped {
 		return dst, i
 	}
 	return appendRaw(appendTag(dst, f), f.wire, v), i
@@ -457,19 +464,32 @@ func (r *reader) appendString(dst, s []byte, escaped bool, i, end int) ([]byte, 
 
 // bytes reads a base64 string and writes its length and content.
 func (r *reader) bytes(dst []byte, i int) ([]byte, int) {
+	if r.at(i) != '"' {
+		return dst, r.expected(i, "a string")
+	}
+	// What is neither base64 nor the closing quote ends the quick way, be it wrong or escaped.
+	if k := bytes.IndexByte(r.in[i+1:], '"'); k >= 0 {
+		if out := appendSized(dst, r.in[i+1:i+1+k]); out != nil {
+			return out, i + k + 2
+		}
+	}
 	s, escaped, end := r.string(i)
 	if end < 0 {
 		return dst, end
 	}
 	if escaped {
-		base := len(r.scratch)
-		b := appendUnescaped(r.scratch[base:], s)
-		if b == nil {
+		if s = appendUnescaped(nil, s); s == nil {
 			return dst, r.badString(i)
 		}
-		r.scratch = append(r.scratch, b...)[:base]
-		s = b
 	}
+	if dst = appendSized(dst, s); dst == nil {
+		return dst, r.expected(i, "base64")
+	}
+	return dst, end
+}
+
+// appendSized writes the length of what s is in base64, and that, or returns nil.
+func appendSized(dst, s []byte) []byte {
 	n := len(s) / 4 * 3
 	switch {
 	case len(s)%4 != 0:
@@ -480,13 +500,14 @@ func (r *reader) bytes(dst []byte, i int) ([]byte, int) {
 			n--
 		}
 	}
-	width := protowire.SizeVarint(uint64(n)) // right unless there are line breaks
-	dst = append(room(dst, 16+n), "\x00\x00\x00\x00\x00"[:width]...)
-	at, extra := len(dst), r.extra
-	if dst = appendUnbase64(dst, s); dst == nil {
-		return dst, r.expected(i, "base64")
+	dst = appendVarint(room(dst, 16+n), uint64(n))
+	at := len(dst)
+	if dst = appendUnbase64(dst, s); dst == nil || len(dst) == at+n {
+		return dst
 	}
-	return r.close(dst, at, width, extra), end
+	// Line breaks made it shorter.
+	content := bytes.Clone(dst[at:])
+	return protowire.AppendBytes(dst[:at-protowire.SizeVarint(uint64(n))], content)
 }
 
 const moveNow = 1024 // contents up to this size are moved at once when their length takes more room than left

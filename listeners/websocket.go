@@ -39,11 +39,11 @@ func (f *Front) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	u, err := f.newUpgrade(r)
 	switch {
 	case err != nil:
-		v := f.source.Acquire()
-		defer v.Release()
-		x := &exchange{}
-		x.begin(f, w, r, rpc.ProtocolWebSocket)
-		x.refuseUpgrade(v, err)
+		f.refuseSession(w, r, err)
+	case u.protocol == protocolTransom:
+		f.serveSession(w, r, u)
+	case u.protocol == protocolGRPCWebSockets:
+		f.serveGRPCWebSockets(w, r, u)
 	default:
 		s := &wsStream{}
 		s.serve(f, w, r, u, s)
@@ -393,7 +393,11 @@ func (c *wsCall) closeSocket(err error, st *status.Status) {
 	c.mu.Unlock()
 	c.conn.interrupt()
 	code, reason := c.socket.ended(err, st)
-	if f, ok := errors.AsType[*wsFault](fault); ok && err != nil {
+	f, ok := errors.AsType[*wsFault](fault)
+	if !ok {
+		f, ok = errors.AsType[*wsFault](err)
+	}
+	if ok && err != nil {
 		code, reason = f.close, f.reason
 	} else if errors.Is(err, errDrained) {
 		code = closeGoingAway

@@ -51,6 +51,8 @@ func (c *WebSocketConfig) setDefaults() {
 
 // The subprotocols. A client that offers none speaks for one call, as does one that offers bearer alone.
 const (
+	protocolTransom        = "transom.v1"
+	protocolGRPCWebSockets = "grpc-websockets"
 	// protocolBearer marks the subprotocol behind it as a token: browsers can set no headers. Only the mark is echoed.
 	protocolBearer = "bearer"
 )
@@ -111,6 +113,10 @@ func (f *Front) newUpgrade(r *http.Request) (u upgrade, err error) {
 	offered := offeredProtocols(r.Header["Sec-Websocket-Protocol"])
 	for i := 0; i < len(offered); i++ {
 		switch p := offered[i]; {
+		case p == protocolTransom, p == protocolGRPCWebSockets:
+			if u.protocol == "" || strings.EqualFold(u.protocol, protocolBearer) {
+				u.protocol = p
+			}
 		case strings.EqualFold(p, protocolBearer):
 			if i+1 == len(offered) {
 				return bad("WebSocket handshake: the subprotocol bearer must be followed by a token")
@@ -123,7 +129,7 @@ func (f *Front) newUpgrade(r *http.Request) (u upgrade, err error) {
 		}
 	}
 	if len(offered) > 0 && u.protocol == "" {
-		return bad("WebSocket handshake: none of the subprotocols is known, offer bearer or none")
+		return bad("WebSocket handshake: none of the subprotocols is known, offer transom.v1, grpc-websockets or none")
 	}
 	u.deflate = f.cfg.WebSocket.Compression && acceptsDeflate(r.Header["Sec-Websocket-Extensions"])
 	return u, nil

@@ -20,6 +20,7 @@ GENERATE_BUDGET := 10m
 UNIT_BUDGET := 10m
 RACE_BUDGET := 15m
 E2E_BUDGET := 15m
+CONFORMANCE_BUDGET := 10m
 
 UNIT = $(shell go list ./... | grep -v /e2e)
 
@@ -39,7 +40,7 @@ build: ## Build bin/transom, static, and build/bank.binpb, the demo's descriptor
 
 # A suite's target stands alone too, without the budget. The last thing printed is what go test says.
 .PHONY: test
-test: ## Everything that must hold: lint, checkgenerate, unit, race, e2e (installs what it needs)
+test: ## Everything that must hold: lint, checkgenerate, unit, race, e2e, conformance (installs what it needs)
 	@$(MAKE) --no-print-directory deps
 	@suite() { \
 	  echo "== $$1 (at most $$2)"; local start=$$SECONDS; \
@@ -50,6 +51,7 @@ test: ## Everything that must hold: lint, checkgenerate, unit, race, e2e (instal
 	suite checkgenerate $(GENERATE_BUDGET); \
 	suite race $(RACE_BUDGET); \
 	suite e2e $(E2E_BUDGET); \
+	suite conformance-short $(CONFORMANCE_BUDGET); \
 	echo "== unit (at most $(UNIT_BUDGET))"; \
 	timeout --foreground --kill-after=30s $(UNIT_BUDGET) $(MAKE) --no-print-directory unit
 
@@ -121,3 +123,21 @@ imports:
 .PHONY: bench-proxy
 bench-proxy: build ## Compare the CPU of one REST request: transom, a null proxy, grpc-gateway
 	@cd e2e/benchproxy && go run . -transom ../../bin/transom
+
+# Connect's conformance suite, a module of its own: its programs, and the launcher that puts transom in front of a backend.
+CONFORMANCE = cd e2e/conformance && ../../build/conformance/connectconformance --mode server --parallel 16
+LAUNCHER = ../../build/conformance/conformance -protos $$(go list -mod=mod -m -f '{{.Dir}}' connectrpc.com/conformance)/proto \
+  -backend ../../build/conformance
+
+.PHONY: build/conformance
+build/conformance:
+	@cd e2e/conformance && CGO_ENABLED=0 go build -mod=mod -o ../../build/conformance/ . connectrpc.com/conformance/cmd/{connectconformance,referenceserver,grpcserver}
+
+.PHONY: conformance
+conformance: build/conformance ## Run Connect's conformance suite, with its reference server and its grpc-go server as backends
+	@$(CONFORMANCE) --conf full.yaml -- $(LAUNCHER)/referenceserver
+	@$(CONFORMANCE) --conf full.yaml --known-failing @grpcserver-known-failing.txt -- $(LAUNCHER)/grpcserver
+
+.PHONY: conformance-short
+conformance-short: build/conformance ## Run half of the conformance suite
+	@$(CONFORMANCE) --conf short.yaml -- $(LAUNCHER)/referenceserver

@@ -234,6 +234,7 @@ func acceptStream(accept string) transcoder.StreamFormat {
 // Recv implements rpc.Stream.
 func (s *restStream) Recv(ctx context.Context) (rpc.Message, error) {
 	switch s.up {
+	case uploadOne:
 	case uploadJSON:
 		return s.recvJSON(ctx)
 	case uploadHTTPBody:
@@ -504,6 +505,7 @@ func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
 		return nil
 	case downloadHTTPBody:
 		return s.sendChunk(ctx, m)
+	case downloadStream:
 	}
 	before := len(*s.out)
 	*s.out = s.format.AppendBefore(*s.out, int64(s.sent-1))
@@ -662,6 +664,7 @@ func (s *restStream) finishOK() error {
 			s.writeBody(http.StatusOK, []string{"application/octet-stream"}, nil)
 		}
 		return nil
+	case downloadStream:
 	}
 	if s.out == nil {
 		s.out = getBuffer()

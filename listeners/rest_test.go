@@ -90,39 +90,65 @@ func TestRESTAnswers(t *testing.T) {
 		body               string
 		cut                bool // the body must be seen to be cut off
 	}{
-		{name: "unary", path: "/v1/items/a", answer: answer{messages: []string{`{"id":"a","bool":true}`}},
-			code: 200, ctype: "application/json", body: `{"id":"a","bool":true}`},
-		{name: "fields", path: "/v1/items/a?$fields=id,owner(name)", answer: answer{messages: []string{`{"id":"a","bool":true,"owner":{"name":"x","age":3}}`}},
-			code: 200, ctype: "application/json", body: `{"id":"a","owner":{"name":"x"}}`},
-		{name: "unknown field", path: "/v1/items/a?fields=nope", answer: answer{messages: []string{`{}`}},
-			code: 400, ctype: "application/json", body: `items.v1.Item has no field \"nope\"`},
-		{name: "pretty", path: "/v1/items/a?$prettyPrint=true&fields=id", answer: answer{messages: []string{`{"id":"a","bool":true}`}},
-			code: 200, ctype: "application/json", body: "{\n  \"id\": \"a\"\n}\n"},
+		{
+			name: "unary", path: "/v1/items/a", answer: answer{messages: []string{`{"id":"a","bool":true}`}},
+			code: 200, ctype: "application/json", body: `{"id":"a","bool":true}`,
+		},
+		{
+			name: "fields", path: "/v1/items/a?$fields=id,owner(name)", answer: answer{messages: []string{`{"id":"a","bool":true,"owner":{"name":"x","age":3}}`}},
+			code: 200, ctype: "application/json", body: `{"id":"a","owner":{"name":"x"}}`,
+		},
+		{
+			name: "unknown field", path: "/v1/items/a?fields=nope", answer: answer{messages: []string{`{}`}},
+			code: 400, ctype: "application/json", body: `items.v1.Item has no field \"nope\"`,
+		},
+		{
+			name: "pretty", path: "/v1/items/a?$prettyPrint=true&fields=id", answer: answer{messages: []string{`{"id":"a","bool":true}`}},
+			code: 200, ctype: "application/json", body: "{\n  \"id\": \"a\"\n}\n",
+		},
 		{name: "alt that is none", path: "/v1/items/a?$alt=xml", code: 400, ctype: "application/json", body: `cannot be written as \"xml\"`},
 		{name: "63 no JSON form", path: "/v1/items/a", answer: answer{messages: []string{""}}, code: 500, ctype: "application/json", body: `"code":13`},
-		{name: "87 message and error", path: "/v1/items/a", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
-			code: 503, ctype: "application/json", body: `{"code":14,"message":"gone","details":[]}`},
+		{
+			name: "87 message and error", path: "/v1/items/a", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
+			code: 503, ctype: "application/json", body: `{"code":14,"message":"gone","details":[]}`,
+		},
 		{name: "93 error first", path: "/v1/watch", answer: answer{err: gone}, code: 503, ctype: "application/json", body: `{"code":14,"message":"gone","details":[]}`},
 		{name: "63 first message has no JSON form", path: "/v1/watch", answer: answer{messages: []string{""}}, code: 500, ctype: "application/json", body: `"code":13`},
-		{name: "63 second message has no JSON form", path: "/v1/watch?alt=json", answer: answer{messages: []string{`{"id":"a"}`, ""}},
-			code: 200, ctype: "application/json", body: "[{\"id\":\"a\"}\n,{\"@error\":{\"code\":13", cut: true},
+		{
+			name: "63 second message has no JSON form", path: "/v1/watch?alt=json", answer: answer{messages: []string{`{"id":"a"}`, ""}},
+			code: 200, ctype: "application/json", body: "[{\"id\":\"a\"}\n,{\"@error\":{\"code\":13", cut: true,
+		},
 		{name: "95 empty NDJSON", path: "/v1/watch", code: 200, ctype: "application/x-ndjson", body: ""},
 		{name: "95 empty array", path: "/v1/watch", accept: "application/json", code: 200, ctype: "application/json", body: "[]\n"},
 		{name: "95 empty SSE", path: "/v1/watch", accept: "text/event-stream", code: 200, ctype: "text/event-stream", body: "event: end\ndata: {}\n\n"},
-		{name: "NDJSON", path: "/v1/watch?fields=id", answer: answer{messages: []string{`{"id":"a","bool":true}`, `{"bool":true}`}},
-			code: 200, ctype: "application/x-ndjson", body: "{\"id\":\"a\"}\n{}\n"},
-		{name: "94 NDJSON", path: "/v1/watch", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
-			code: 200, ctype: "application/x-ndjson", body: "{\"id\":\"a\"}\n{\"@error\":{\"code\":14,\"message\":\"gone\",\"details\":[]}}\n"},
-		{name: "94 SSE", path: "/v1/watch?$alt=sse", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
-			code: 200, ctype: "text/event-stream", body: "data: {\"id\":\"a\"}\n\nevent: error\ndata: {\"code\":14,\"message\":\"gone\",\"details\":[]}\n\n"},
-		{name: "94 array", path: "/v1/watch?alt=json", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
-			code: 200, ctype: "application/json", body: "[{\"id\":\"a\"}\n,{\"@error\":{\"code\":14,\"message\":\"gone\",\"details\":[]}}\n", cut: true},
-		{name: "78 download", path: "/v1/download", answer: answer{messages: []string{`{"contentType":"a/b","data":"aGk="}`, `{"contentType":"c/d","data":"IQ=="}`}},
-			code: 200, ctype: "a/b", body: "hi!"},
-		{name: "78 download without a type", path: "/v1/download", answer: answer{messages: []string{`{"data":"aGk="}`}},
-			code: 200, ctype: "application/octet-stream", body: "hi"},
-		{name: "79 download that fails", path: "/v1/download", answer: answer{messages: []string{`{"contentType":"a/b","data":"aGk="}`}, err: gone},
-			code: 200, ctype: "a/b", body: "hi", cut: true},
+		{
+			name: "NDJSON", path: "/v1/watch?fields=id", answer: answer{messages: []string{`{"id":"a","bool":true}`, `{"bool":true}`}},
+			code: 200, ctype: "application/x-ndjson", body: "{\"id\":\"a\"}\n{}\n",
+		},
+		{
+			name: "94 NDJSON", path: "/v1/watch", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
+			code: 200, ctype: "application/x-ndjson", body: "{\"id\":\"a\"}\n{\"@error\":{\"code\":14,\"message\":\"gone\",\"details\":[]}}\n",
+		},
+		{
+			name: "94 SSE", path: "/v1/watch?$alt=sse", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
+			code: 200, ctype: "text/event-stream", body: "data: {\"id\":\"a\"}\n\nevent: error\ndata: {\"code\":14,\"message\":\"gone\",\"details\":[]}\n\n",
+		},
+		{
+			name: "94 array", path: "/v1/watch?alt=json", answer: answer{messages: []string{`{"id":"a"}`}, err: gone},
+			code: 200, ctype: "application/json", body: "[{\"id\":\"a\"}\n,{\"@error\":{\"code\":14,\"message\":\"gone\",\"details\":[]}}\n", cut: true,
+		},
+		{
+			name: "78 download", path: "/v1/download", answer: answer{messages: []string{`{"contentType":"a/b","data":"aGk="}`, `{"contentType":"c/d","data":"IQ=="}`}},
+			code: 200, ctype: "a/b", body: "hi!",
+		},
+		{
+			name: "78 download without a type", path: "/v1/download", answer: answer{messages: []string{`{"data":"aGk="}`}},
+			code: 200, ctype: "application/octet-stream", body: "hi",
+		},
+		{
+			name: "79 download that fails", path: "/v1/download", answer: answer{messages: []string{`{"contentType":"a/b","data":"aGk="}`}, err: gone},
+			code: 200, ctype: "a/b", body: "hi", cut: true,
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			front := listeners.NewFront(listeners.FrontConfig{}, itemsView(t, c.answer.handle), slog.New(slog.DiscardHandler))

@@ -3,6 +3,7 @@ package transcoder
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -98,7 +99,7 @@ func (f *ClientFrame) parseBinary(data []byte) (open []byte, err error) {
 			v, n = protowire.ConsumeVarint(data)
 		case protowire.BytesType:
 			b, n = protowire.ConsumeBytes(data)
-			b = b[:len(b):len(b)]
+			b = slices.Clip(b)
 		default:
 			n = protowire.ConsumeFieldValue(num, t, data)
 		}
@@ -106,27 +107,22 @@ func (f *ClientFrame) parseBinary(data []byte) (open []byte, err error) {
 			return nil, badFrame("not a transom.ws.v1.Frame")
 		}
 		data = data[n:]
+		isBytes, isVarint := t == protowire.BytesType, t == protowire.VarintType
 		switch {
-		case t == protowire.VarintType:
-			switch num {
-			case frameID:
-				f.ID = uint32(v) //nolint:gosec // as proto does
-			case frameEnd:
-				f.End = v != 0
-			case frameCancel:
-				f.Cancel = v != 0
-			case frameCredit:
-				f.Credit = uint32(v) //nolint:gosec // as proto does
-			}
-		case t == protowire.BytesType:
-			switch num {
-			case frameOpen:
-				open = b
-			case frameBinary:
-				f.Message, f.HasMessage = b, true
-			case frameHeader, frameMessage, frameStatus:
-				return nil, badFrame("field %d is not a client's in a binary frame", num)
-			}
+		case num == frameID && isVarint:
+			f.ID = uint32(v)
+		case num == frameOpen && isBytes:
+			open = b
+		case num == frameBinary && isBytes:
+			f.Message, f.HasMessage = b, true
+		case num == frameEnd && isVarint:
+			f.End = v != 0
+		case num == frameCancel && isVarint:
+			f.Cancel = v != 0
+		case num == frameCredit && isVarint:
+			f.Credit = uint32(v)
+		case (num == frameHeader || num == frameMessage || num == frameStatus) && isBytes:
+			return nil, badFrame("field %d is not a client's in a binary frame", num)
 		}
 	}
 	return open, nil
@@ -197,7 +193,7 @@ func parseUint32(dst *uint32, v []byte) bool {
 		return true
 	}
 	n, ok := digits(string(v))
-	*dst = uint32(n) //nolint:gosec // checked next
+	*dst = uint32(n)
 	return ok && n <= math.MaxUint32
 }
 

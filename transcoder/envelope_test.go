@@ -24,15 +24,21 @@ func TestParseFrame(t *testing.T) {
 		in   string // JSON; the binary form is made of it, "message" becoming "binary"
 		want transcoder.ClientFrame
 	}{
-		{"unary call in one frame", `{"id":1,"open":{"method":"/p.S/M","metadata":{"x-a":["1","2"],"x-bin":["aGk"]},"timeout":"1.5s"},"message":{"id":"a"},"end":true}`,
-			transcoder.ClientFrame{ID: 1, Open: &transcoder.Open{Method: "/p.S/M", Verb: "GET", Metadata: metadata.MD{"x-a": {"1", "2"}, "x-bin": {"hi"}}, Timeout: 1500 * time.Millisecond, Window: 16}, Message: []byte(`{"id":"a"}`), HasMessage: true, End: true}},
-		{"by path", `{"id":7,"open":{"path":"/v1/items/a?x=1","verb":"PUT","window":3}}`,
-			transcoder.ClientFrame{ID: 7, Open: &transcoder.Open{Path: "/v1/items/a?x=1", Verb: "PUT", Timeout: -1, Window: 3}}},
+		{
+			"unary call in one frame", `{"id":1,"open":{"method":"/p.S/M","metadata":{"x-a":["1","2"],"x-bin":["aGk"]},"timeout":"1.5s"},"message":{"id":"a"},"end":true}`,
+			transcoder.ClientFrame{ID: 1, Open: &transcoder.Open{Method: "/p.S/M", Verb: "GET", Metadata: metadata.MD{"x-a": {"1", "2"}, "x-bin": {"hi"}}, Timeout: 1500 * time.Millisecond, Window: 16}, Message: []byte(`{"id":"a"}`), HasMessage: true, End: true},
+		},
+		{
+			"by path", `{"id":7,"open":{"path":"/v1/items/a?x=1","verb":"PUT","window":3}}`,
+			transcoder.ClientFrame{ID: 7, Open: &transcoder.Open{Path: "/v1/items/a?x=1", Verb: "PUT", Timeout: -1, Window: 3}},
+		},
 		{"message", `{"id":4294967295,"message":[{"a":"}\""},null]}`, transcoder.ClientFrame{ID: 4294967295, Message: []byte(`[{"a":"}\""},null]`), HasMessage: true}},
 		{"cancel", `{"id":2,"cancel":true}`, transcoder.ClientFrame{ID: 2, Cancel: true}},
 		{"credit", `{"id":2,"credit":16}`, transcoder.ClientFrame{ID: 2, Credit: 16}},
-		{"101 reserved metadata", `{"id":1,"open":{"method":"/p.S/M","metadata":{"grpc-timeout":["1S"],"connection":["x"]}}}`,
-			transcoder.ClientFrame{ID: 1, Open: &transcoder.Open{Method: "/p.S/M", Verb: "GET", Timeout: -1, Window: 16}}},
+		{
+			"101 reserved metadata", `{"id":1,"open":{"method":"/p.S/M","metadata":{"grpc-timeout":["1S"],"connection":["x"]}}}`,
+			transcoder.ClientFrame{ID: 1, Open: &transcoder.Open{Method: "/p.S/M", Verb: "GET", Timeout: -1, Window: 16}},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, err := ps.ParseFrame([]byte(c.in), true)
@@ -130,8 +136,10 @@ func TestAppendFrames(t *testing.T) {
 		{"header", func(text bool) []byte { return transcoder.AppendHeaderFrame(nil, text, 300, md) }, `{"id":300,"header":{"metadata":` + mdJSON + `}}`},
 		{"empty header", func(text bool) []byte { return transcoder.AppendHeaderFrame(nil, text, 300, nil) }, `{"id":300,"header":{}}`},
 		{"ok", func(text bool) []byte { return ps.AppendStatusFrame(nil, text, 1, nil, status.New(codes.OK, ""), nil) }, `{"id":1,"status":{}}`},
-		{"status", func(text bool) []byte { return ps.AppendStatusFrame(nil, text, 1, metadata.MD{}, withDetails(t), md) },
-			`{"id":1,"header":{},"status":{"code":5,"message":"no \"x\"\n","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"R","domain":"d"}],"trailers":` + mdJSON + `}}`},
+		{
+			"status", func(text bool) []byte { return ps.AppendStatusFrame(nil, text, 1, metadata.MD{}, withDetails(t), md) },
+			`{"id":1,"header":{},"status":{"code":5,"message":"no \"x\"\n","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo","reason":"R","domain":"d"}],"trailers":` + mdJSON + `}}`,
+		},
 		{"credit", func(text bool) []byte { return transcoder.AppendCreditFrame(nil, text, 1, 16) }, `{"id":1,"credit":16}`},
 	} {
 		t.Run(c.name, func(t *testing.T) {

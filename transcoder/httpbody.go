@@ -29,6 +29,7 @@ func httpBodyOf(b *descriptors.Binding) HTTPBody {
 	field := func(fd protoreflect.FieldDescriptor) bool { return is(fd.Message()) && !fd.IsList() && !fd.IsMap() }
 	var h HTTPBody
 	switch b.Body {
+	case descriptors.BodyNone:
 	case descriptors.BodyAll:
 		h.Request = is(b.Method.Desc.Input())
 	case descriptors.BodyField:
@@ -119,6 +120,7 @@ func splitHTTPBody(wire []byte, ct, data *[]byte) error {
 			*ct = v
 		case httpBodyData:
 			*data = v
+		default:
 		}
 		return nil
 	})

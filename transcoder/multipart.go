@@ -66,11 +66,11 @@ func (r *paramReader) readMultipart(dst []byte, boundary string, body []byte) ([
 // a multipart/form-data body, with its own content type; any other body is itself the file. What follows the part is
 // found when the file has been read: another part is InvalidArgument then, and so is a body that is cut off.
 func FormFile(contentType string, body io.Reader) (file io.Reader, fileType string, err error) {
-	t, params, err := mime.ParseMediaType(contentType)
-	if err != nil || t != typeMultipartForm {
+	if !isType(contentType, typeMultipartForm) {
 		return body, contentType, nil
 	}
-	if params["boundary"] == "" {
+	_, params, err := mime.ParseMediaType(contentType)
+	if err != nil || params["boundary"] == "" {
 		return nil, "", unsupported(contentType, "it has no boundary")
 	}
 	f := &formFile{parts: multipart.NewReader(body, params["boundary"])}

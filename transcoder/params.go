@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -230,8 +231,8 @@ func (r *paramReader) claimLeaf(f *param, key uint64) error {
 
 // nest puts the record that begins at start into the messages of steps.
 func nest(dst []byte, start int, steps []*param) []byte {
-	for i := len(steps) - 1; i >= 0; i-- {
-		dst = steps[i].shut(dst, start)
+	for _, step := range slices.Backward(steps) {
+		dst = step.shut(dst, start)
 	}
 	return dst
 }

@@ -118,6 +118,7 @@ func (p *Plan) appendParams(dst []byte, b *binding, rawQuery string, f form, bod
 		r.claim(claim{oneofKey(rootKey, t.oneof), t.desc.Number()})
 	}
 	switch f.kind {
+	case notForm:
 	case urlForm:
 		s := r.formScope()
 		dst, err = r.read(dst, stringOf(body), &s)
@@ -140,9 +141,7 @@ func (p *Plan) appendPath(dst []byte, b *binding, m *descriptors.Match) ([]byte,
 		if dst, err = v.leaf.appendText(v.leaf.reset(dst), m.Value(i)); err != nil {
 			return dst, paramFault("path variable", b.Vars[i].Name, err)
 		}
-		for j := len(v.parents) - 1; j >= 0; j-- {
-			dst = v.parents[j].shut(dst, start)
-		}
+		dst = nest(dst, start, v.parents)
 	}
 	return dst, nil
 }
@@ -216,9 +215,13 @@ func (p *Plan) formOf(b *binding, contentType string) (form, error) {
 
 // IsForm reports whether contentType is that of an HTML form, which a page of any origin may send with the user's cookies.
 func IsForm(contentType string) bool {
-	t, _, _ := strings.Cut(contentType, ";")
-	t = strings.TrimSpace(t)
-	return strings.EqualFold(t, typeURLForm) || strings.EqualFold(t, typeMultipartForm)
+	return isType(contentType, typeURLForm) || isType(contentType, typeMultipartForm)
+}
+
+// isType reports whether contentType is the media type t, with any parameters.
+func isType(contentType, t string) bool {
+	got, _, _ := strings.Cut(contentType, ";")
+	return strings.EqualFold(strings.TrimSpace(got), t)
 }
 
 // Forms reports whether the method takes HTML forms. A listener must then refuse forms sent from other origins.

@@ -123,8 +123,10 @@ func TestPath(t *testing.T) {
 
 func TestQuery(t *testing.T) {
 	runRequests(t, transcoder.Options{}, []requestCase{
-		{name: "all scalars", target: "GET /v1/items?id=x&int32=-1&int64=-2&uint32=3&uint64=18446744073709551615&sint32=-5&sint64=-6&fixed32=7&fixed64=8&sfixed32=-9&sfixed64=-10&float=1.5&double=-2e3&bool=true&bytes=aGk&kind=BIG&closed=ONE",
-			want: `{"id":"x","int32":-1,"int64":"-2","uint32":3,"uint64":"18446744073709551615","sint32":-5,"sint64":"-6","fixed32":7,"fixed64":"8","sfixed32":-9,"sfixed64":"-10","float":1.5,"double":-2000,"bool":true,"bytes":"aGk=","kind":"BIG","closed":"ONE"}`},
+		{
+			name: "all scalars", target: "GET /v1/items?id=x&int32=-1&int64=-2&uint32=3&uint64=18446744073709551615&sint32=-5&sint64=-6&fixed32=7&fixed64=8&sfixed32=-9&sfixed64=-10&float=1.5&double=-2e3&bool=true&bytes=aGk&kind=BIG&closed=ONE",
+			want: `{"id":"x","int32":-1,"int64":"-2","uint32":3,"uint64":"18446744073709551615","sint32":-5,"sint64":"-6","fixed32":7,"fixed64":"8","sfixed32":-9,"sfixed64":"-10","float":1.5,"double":-2000,"bool":true,"bytes":"aGk=","kind":"BIG","closed":"ONE"}`,
+		},
 		{name: "31 path field by query", target: "GET /v1/items/a?id=evil", fault: `query parameter "id": the path sets this field`, field: "id"},
 		{name: "31 by its parent", target: "GET /v1/owners/a/items/b?owner.name=evil", fault: `query parameter "owner.name": the path sets this field`},
 		{name: "31 by its parent as a whole", target: "GET /v1/owners/a/items/b?owner=evil", fault: `field "owner" is a message`},
@@ -224,8 +226,10 @@ func TestForms(t *testing.T) {
 		{name: "form for a field", target: "PUT /v1/owners/a?bool=true", ctype: "application/x-www-form-urlencoded", body: "age=3&parent.name=b", want: `{"bool":true,"owner":{"name":"a","age":3,"parent":{"name":"b"}}}`},
 		{name: "form for a field, path", target: "PUT /v1/owners/a", ctype: "application/x-www-form-urlencoded", body: "name=evil", fault: `the path sets this field`},
 		{name: "form for a list", target: "PUT /v1/tags/a", ctype: "application/x-www-form-urlencoded", body: "x=1", fault: "send it as application/json", http: 415},
-		{name: "multipart", target: "PUT /v1/items/a", ctype: mp, body: part("name=bool", "true") + part("name=owner.name", "x\r\ny") + part(`name=bytes; filename="f"`, "\x00\xff") + end,
-			want: `{"id":"a","bool":true,"owner":{"name":"x\r\ny"},"bytes":"AP8="}`},
+		{
+			name: "multipart", target: "PUT /v1/items/a", ctype: mp, body: part("name=bool", "true") + part("name=owner.name", "x\r\ny") + part(`name=bytes; filename="f"`, "\x00\xff") + end,
+			want: `{"id":"a","bool":true,"owner":{"name":"x\r\ny"},"bytes":"AP8="}`,
+		},
 		{name: "multipart, path's field", target: "PUT /v1/items/a", ctype: mp, body: part("name=id", "evil") + end, fault: `form part "id": the path sets this field`},
 		{name: "multipart, bytes as text", target: "PUT /v1/items/a", ctype: mp, body: part("name=bytes", "AP8=") + end, want: `{"id":"a","bytes":"AP8="}`},
 		{name: "multipart, file for text", target: "PUT /v1/items/a", ctype: mp, body: part(`name=left; filename="f"`, "x") + end, fault: "a file cannot be given for this field", field: "left"},
@@ -235,11 +239,15 @@ func TestForms(t *testing.T) {
 		{name: "multipart, cut in a header", target: "PUT /v1/items/a", ctype: mp, body: part("name=bool", "true")[:20], fault: "malformed multipart/form-data"},
 		{name: "multipart, no boundary", target: "PUT /v1/items/a", ctype: "multipart/form-data", body: end, fault: "it has no boundary", http: 415},
 		{name: "multipart, empty", target: "PUT /v1/items/a", ctype: mp, body: end, want: `{"id":"a"}`},
-		{name: "multipart, a file in a message", target: "PUT /v1/attachments/a", ctype: mp,
+		{
+			name: "multipart, a file in a message", target: "PUT /v1/attachments/a", ctype: mp,
 			body: part("name=title", "t") + part("name=attachment.file; filename=\"f\"\r\nContent-Type: image/png", "png") + part("name=files; filename=f", "1") + part("name=files; filename=g", "2") + end,
-			want: `{"name":"a","title":"t","attachment":{"file":{"contentType":"image/png","data":"cG5n"}},"files":[{"data":"MQ=="},{"data":"Mg=="}]}`},
-		{name: "multipart, the body is a file", target: "POST /v1/uploads/a", ctype: mp, body: part("name=any; filename=\"f\"\r\nContent-Type: image/png", "png") + end,
-			want: `{"name":"a","file":{"contentType":"image/png","data":"cG5n"}}`},
+			want: `{"name":"a","title":"t","attachment":{"file":{"contentType":"image/png","data":"cG5n"}},"files":[{"data":"MQ=="},{"data":"Mg=="}]}`,
+		},
+		{
+			name: "multipart, the body is a file", target: "POST /v1/uploads/a", ctype: mp, body: part("name=any; filename=\"f\"\r\nContent-Type: image/png", "png") + end,
+			want: `{"name":"a","file":{"contentType":"image/png","data":"cG5n"}}`,
+		},
 		{name: "multipart, the request is a file", target: "POST /v1/raws", ctype: mp, body: part("name=any", "x") + end, want: `{"data":"eA=="}`},
 		{name: "multipart, two files for a file", target: "POST /v1/raws", ctype: mp, body: part("name=a", "x") + part("name=b", "x") + end, fault: "the body is one file"},
 		{name: "raw of another type", target: "POST /v1/raws", ctype: "image/png", body: "x", want: `{"contentType":"image/png","data":"eA=="}`},
@@ -306,8 +314,10 @@ func TestBody(t *testing.T) {
 		{name: "72 charset", target: "PUT /v1/items/a", ctype: "application/json; charset=utf-16", body: `{}`, fault: "text must be in UTF-8", http: 415},
 		{name: "72 text/plain", target: "PUT /v1/items/a", ctype: "text/plain", body: `{}`, fault: `content type "text/plain" is not supported`, http: 415},
 		{name: "72 malformed", target: "PUT /v1/items/a", ctype: ";", body: `{}`, fault: "is not supported", http: 415},
-		{name: "75 mask", target: "PATCH /v1/items/a", body: `{"bool":true,"owner":{"name":"x","parent":{"age":1}},"strings":[],"wrapped":null,"labels":{"a":"b"},"time":"1970-01-01T00:00:01Z"}`,
-			want: `{"item":{"id":"a","bool":true,"owner":{"name":"x","parent":{"age":1}},"labels":{"a":"b"},"time":"1970-01-01T00:00:01Z"},"updateMask":"bool,owner.name,owner.parent.age,strings,wrapped,labels,time"}`},
+		{
+			name: "75 mask", target: "PATCH /v1/items/a", body: `{"bool":true,"owner":{"name":"x","parent":{"age":1}},"strings":[],"wrapped":null,"labels":{"a":"b"},"time":"1970-01-01T00:00:01Z"}`,
+			want: `{"item":{"id":"a","bool":true,"owner":{"name":"x","parent":{"age":1}},"labels":{"a":"b"},"time":"1970-01-01T00:00:01Z"},"updateMask":"bool,owner.name,owner.parent.age,strings,wrapped,labels,time"}`,
+		},
 		{name: "75 a given mask is kept", target: "PATCH /v1/items/a?updateMask=bool", body: `{"bool":true,"int32":1}`, want: `{"item":{"id":"a","bool":true,"int32":1},"updateMask":"bool"}`},
 		{name: "75 an empty mask is filled", target: "PATCH /v1/items/a?updateMask=&validateOnly=true", body: `{"bool":true}`, want: `{"item":{"id":"a","bool":true},"updateMask":"bool","validateOnly":true}`},
 		{name: "75 nothing set", target: "PATCH /v1/items/a", body: `{}`, want: `{"item":{"id":"a"},"updateMask":""}`},

@@ -213,8 +213,9 @@ func (p *param) appendText(dst []byte, text string) ([]byte, error) {
 			return dst, err
 		}
 		return out, nil
+	default:
+		return dst, fmt.Errorf("%s cannot be given as one parameter", p.kindName())
 	}
-	return dst, fmt.Errorf("%s cannot be given as one parameter", p.kindName())
 }
 
 // appendMaskPath appends one path of a FieldMask, given with its names in lowerCamelCase, as in JSON, or as in the .proto

@@ -15,7 +15,7 @@ import (
 )
 
 // schemes are the kinds of target, for errors.
-const schemes = "host:port, dns:///host:port, static:///host:port,host:port, file:///path or unix:///path"
+const schemes = "host:port, dns:///host:port, static:///host:port,host:port, file:///path, kubernetes:///service.namespace:port or unix:///path"
 
 // parseTarget checks a Config.Target and returns it as grpc-go wants it.
 func parseTarget(target string) (string, error) {
@@ -54,6 +54,12 @@ func parseTarget(target string) (string, error) {
 			return "", fmt.Errorf("%q names no file", target)
 		}
 		return target, nil
+	case "kubernetes":
+		if u.Host != "" {
+			return "", fmt.Errorf("%q needs three slashes: kubernetes:///%s", target, rest)
+		}
+		_, err := parseKubeTarget(path)
+		return target, err
 	}
 	return "", fmt.Errorf("%q has the unknown scheme %q; give %s", target, scheme, schemes)
 }
@@ -87,6 +93,9 @@ func authorityOf(cfg Config, target string) string {
 		return first
 	case "file":
 		return cfg.Name
+	case "kubernetes":
+		name, _, _ := strings.Cut(strings.TrimPrefix(rest, "/"), ":")
+		return name
 	}
 	return ""
 }
@@ -97,6 +106,7 @@ func resolvers(cfg Config, adaptive bool, c *channels, log *slog.Logger) []resol
 		dnsBuilder{orDefault(cfg.DNSRefresh, 10*time.Second), log},
 		staticBuilder{},
 		fileBuilder{log, adaptive},
+		kubeBuilder{cfg.Kubernetes, log, adaptive},
 	}
 	for i, b := range builders {
 		builders[i] = countedBuilder{b, c}

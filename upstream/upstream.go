@@ -47,14 +47,18 @@ type Config struct {
 	//	host:port, dns:///host:port          every address that DNS has for host
 	//	static:///host:port,host:port        these
 	//	file:///path/endpoints.yaml          those that the file lists, followed as it changes (see EndpointFile)
+	//	kubernetes:///service.namespace:port  the ready pods of a service, followed by its EndpointSlices
 	//	unix:/path, unix:///path             a socket
 	//
 	// Required.
 	Target string
+	// Kubernetes is for kubernetes targets; nil is the cluster whose pod this is.
+	Kubernetes *Kubernetes
 	// TLS is how to speak to the endpoints; nil is plaintext HTTP/2.
 	TLS *TLS
 	// Authority is the ":authority" of calls, and the name checked in certificates unless TLS names another. Empty: the
-	// target's host, the first address of a static target, or Name for a file.
+	// target's host, the first address of a static target, Name for a file, service.namespace in
+	// Kubernetes.
 	Authority string
 	// LB is the name of a balancing policy: "adaptive" (if empty), "round_robin", "weighted_round_robin", "least_request",
 	// "peak_ewma", "random", "ring_hash", "bounded_hash", all of package loadaware, or "pick_first". One that needs
@@ -115,6 +119,11 @@ func (c Config) Validate() error {
 	}
 	if _, err := parseServiceConfig(c); err != nil {
 		errs = append(errs, fmt.Errorf("service config: %w", err))
+	}
+	if c.Kubernetes != nil {
+		if _, err := c.Kubernetes.client(); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if _, err := parseHashOn(c.HashOn); err != nil {
 		errs = append(errs, err)

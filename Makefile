@@ -4,6 +4,9 @@ SHELL := bash
 MAKEFLAGS += --no-builtin-rules
 .DEFAULT_GOAL := help
 
+# No C compiler is needed but for the race detector; one setting everywhere, so that all targets share what is compiled.
+export CGO_ENABLED := 0
+
 # Each tool is pinned in a module file of its own.
 BUF := go tool -modfile=.tools/buf.mod buf
 LINT := go tool -modfile=.tools/lint.mod golangci-lint
@@ -35,8 +38,8 @@ run: build ## Run the demo: three backends, the proxy, a page to click
 .PHONY: build
 build: ## Build bin/transom, static, and build/bank.binpb, the demo's descriptor set
 	@mkdir -p bin build
-	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/transom ./cmd/transom
-	@CGO_ENABLED=0 go run ./.tools/bankset build/bank.binpb
+	@go build -ldflags='-s -w' -o bin/transom ./cmd/transom
+	@go run ./.tools/bankset build/bank.binpb
 
 # A suite's target stands alone too, without the budget. The last thing printed is what go test says.
 .PHONY: test
@@ -56,7 +59,7 @@ test: ## Everything that must hold: lint, checkgenerate, unit, race, e2e, confor
 	timeout --foreground --kill-after=30s $(UNIT_BUDGET) $(MAKE) --no-print-directory unit
 
 .PHONY: unit
-unit: ## Run the unit tests, with the allocation gates and each fuzz target's seeds
+unit: deps ## Run the unit tests, with the allocation gates and each fuzz target's seeds
 	@go test -vet=off -timeout $(UNIT_BUDGET) $(UNIT)
 
 .PHONY: race
@@ -64,7 +67,7 @@ race: deps ## Run the unit tests under the race detector (needs a C compiler)
 	@CGO_ENABLED=1 go test -vet=off -race -timeout $(RACE_BUDGET) $(UNIT)
 
 .PHONY: e2e
-e2e: deps build build/tools/ghz ## Run the end-to-end tests: real processes, real clients
+e2e: deps build ghz ## Run the end-to-end tests: real processes, real clients
 	@go test -vet=off -count=1 -timeout $(E2E_BUDGET) ./e2e/...
 
 .PHONY: lint
@@ -102,6 +105,10 @@ fuzz: ## Fuzz every target of PKG for FUZZTIME each
 bench: ## Run the benchmarks of PKG that match BENCH, for benchstat
 	@go test -vet=off -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCHTIME) $(PKG)
 
+.PHONY: load
+load: build ghz ## Load one server directly and through the proxy, with ghz
+	@.tools/load
+
 .PHONY: clean
 clean: ## Remove what was built
 	@rm -rf bin build
@@ -112,13 +119,15 @@ deps: build/deps
 build/deps: .tools/deps
 	@mkdir -p build && .tools/deps && touch $@
 
+.PHONY: ghz
+ghz: build/tools/ghz ## Build the load generator, build/tools/ghz
 build/tools/ghz: .tools/ghz.mod .tools/ghz.sum
-	@mkdir -p build/tools && CGO_ENABLED=0 go build -modfile=.tools/ghz.mod -o $@ github.com/bojand/ghz/cmd/ghz
+	@mkdir -p build/tools && go build -modfile=.tools/ghz.mod -o $@ github.com/bojand/ghz/cmd/ghz
 
 # The public protos that ours import come out of Go modules.
 .PHONY: imports
 imports:
-	@mkdir -p build/proto && CGO_ENABLED=0 go run ./.tools/exportprotos build/proto
+	@mkdir -p build/proto && go run ./.tools/exportprotos build/proto
 
 .PHONY: bench-proxy
 bench-proxy: build ## Compare the CPU of one REST request: transom, a null proxy, grpc-gateway

@@ -8,11 +8,14 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"transom/gateway/configfile"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -88,6 +91,32 @@ func TestGuide(t *testing.T) {
 	}
 	if ran != len(want) {
 		t.Errorf("%d commands ran, %d are expected", ran, len(want))
+	}
+}
+
+// The commands and the configuration that the README shows are those that work.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := guide(8080, 8443, []string{"127.0.0.1:50061"})
+	commands := 0
+	for line := range strings.Lines(string(readme)) {
+		if strings.HasPrefix(line, "curl ") || strings.HasPrefix(line, "go tool ") {
+			commands++
+			if !strings.Contains(known, "  "+line) {
+				t.Errorf("the demo does not print %s", line)
+			}
+		}
+	}
+	if commands < 6 {
+		t.Errorf("%d commands, want those of the demo", commands)
+	}
+	_, config, _ := strings.Cut(string(readme), "```yaml\n")
+	config, _, _ = strings.Cut(config, "```")
+	if _, err := configfile.Parse("README.md", []byte(config), os.LookupEnv); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -42,14 +42,14 @@ type backend struct {
 	*bank.Bank
 	addr string
 	srv  *grpc.Server
-	// canceled gets the method of every call that was cancelled.
-	canceled chan string
+	// canceled gets the method of every call that was cancelled, started that of every unary call that begins.
+	canceled, started chan string
 }
 
 // startBank runs a bank until the test ends.
 func startBank(t *testing.T, cfg bank.Config) *backend {
 	t.Helper()
-	b := &backend{canceled: make(chan string, 64)}
+	b := &backend{canceled: make(chan string, 64), started: make(chan string, 64)}
 	cfg.Canceled = func(method string, _ error) {
 		select {
 		case b.canceled <- method:
@@ -57,7 +57,14 @@ func startBank(t *testing.T, cfg bank.Config) *backend {
 		}
 	}
 	b.Bank = bank.New(cfg)
-	b.srv = grpc.NewServer(append(b.ServerOptions(), grpc.MaxRecvMsgSize(64<<20))...)
+	begin := func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		select {
+		case b.started <- info.FullMethod:
+		default:
+		}
+		return handler(ctx, req)
+	}
+	b.srv = grpc.NewServer(append(b.ServerOptions(), grpc.MaxRecvMsgSize(64<<20), grpc.ChainUnaryInterceptor(begin))...)
 	b.Register(b.srv)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -71,6 +78,34 @@ func startBank(t *testing.T, cfg bank.Config) *backend {
 		wg.Wait()
 	})
 	return b
+}
+
+// forget drops what was reported of earlier calls.
+func (b *backend) forget() {
+	for {
+		select {
+		case <-b.canceled:
+		case <-b.started:
+		default:
+			return
+		}
+	}
+}
+
+// awaitStart waits until a unary call of method has begun.
+func (b *backend) awaitStart(t *testing.T, method string) {
+	t.Helper()
+	limit := time.After(patience)
+	for {
+		select {
+		case m := <-b.started:
+			if m == method {
+				return
+			}
+		case <-limit:
+			t.Fatalf("%s was not called", method)
+		}
+	}
 }
 
 // proxy is a running transom process.

@@ -144,7 +144,7 @@ func startTransom(t *testing.T, upstream string, args ...string) *proxy {
 	if err := os.WriteFile(set, bank.DescriptorSet(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return startProcess(t, cert, pool, append([]string{
+	return startProcess(t, cert, pool, 2, append([]string{
 		"serve", "--listen", "127.0.0.1:0", "--listen-tls", "127.0.0.1:0",
 		"--tls-cert", cert, "--tls-key", key, "--http3", "--descriptors", set, "--upstream", upstream,
 	}, args...)...)
@@ -152,8 +152,8 @@ func startTransom(t *testing.T, upstream string, args ...string) *proxy {
 
 var listening = regexp.MustCompile(`msg=listening address=(\S+) tls=(\S+)`)
 
-// startProcess runs transom and waits until it listens.
-func startProcess(t *testing.T, ca string, pool *x509.CertPool, args ...string) *proxy {
+// startProcess runs transom and waits until it listens on want sockets.
+func startProcess(t *testing.T, ca string, pool *x509.CertPool, want int, args ...string) *proxy {
 	t.Helper()
 	p := &proxy{cmd: exec.Command(binary(t), args...), ca: ca, pool: pool, exited: make(chan struct{})} //nolint:noctx // ended by the cleanup
 	r, w := io.Pipe()
@@ -164,7 +164,6 @@ func startProcess(t *testing.T, ca string, pool *x509.CertPool, args ...string) 
 	ready := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		want := strings.Count(strings.Join(args, " "), "--listen")
 		lines := bufio.NewScanner(r)
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {

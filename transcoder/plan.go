@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -65,7 +66,9 @@ type binding struct {
 	// bodyMessage is the type of the body field if it is a plain singular message, else nil.
 	bodyMessage *codec.Message
 	// mask is the field mask that a PATCH without one gets from the body; nil if the rule has none.
-	mask     *param
+	mask *param
+	// unmasked are the paths, within the body field, that the template sets: names of the resource, not changes to it.
+	unmasked []string
 	response *codec.Field
 	raw      HTTPBody
 }
@@ -169,6 +172,11 @@ func (p *Plan) compile(b *descriptors.Binding) (*binding, error) {
 			c.bodyMessage = types.Message(b.BodyField.Message())
 			if b.Verb == "PATCH" {
 				c.mask = maskField(p.query)
+			}
+			for _, v := range b.Vars {
+				if rest, ok := strings.CutPrefix(v.Name, string(b.BodyField.Name())+"."); ok {
+					c.unmasked = append(c.unmasked, rest)
+				}
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -146,7 +147,8 @@ func (p *Plan) appendPath(dst []byte, b *binding, m *descriptors.Match) ([]byte,
 	return dst, nil
 }
 
-// appendMask appends the field mask of a PATCH that gives none: the paths that its body sets.
+// appendMask appends the field mask of a PATCH that gives none: the paths that its body sets, but for those that the
+// template sets anyway.
 func (p *Plan) appendMask(dst []byte, b *binding, body []byte) ([]byte, error) {
 	paths, err := b.bodyMessage.AppendMaskPaths(nil, body, &p.plans.options.JSON)
 	if err != nil {
@@ -154,6 +156,9 @@ func (p *Plan) appendMask(dst []byte, b *binding, body []byte) ([]byte, error) {
 	}
 	start := len(dst)
 	for _, path := range paths {
+		if slices.Contains(b.unmasked, path) {
+			continue
+		}
 		dst = protowire.AppendTag(dst, 1, protowire.BytesType)
 		dst = protowire.AppendString(dst, path)
 	}

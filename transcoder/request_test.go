@@ -318,6 +318,7 @@ func TestBody(t *testing.T) {
 			name: "75 mask", target: "PATCH /v1/items/a", body: `{"bool":true,"owner":{"name":"x","parent":{"age":1}},"strings":[],"wrapped":null,"labels":{"a":"b"},"time":"1970-01-01T00:00:01Z"}`,
 			want: `{"item":{"id":"a","bool":true,"owner":{"name":"x","parent":{"age":1}},"labels":{"a":"b"},"time":"1970-01-01T00:00:01Z"},"updateMask":"bool,owner.name,owner.parent.age,strings,wrapped,labels,time"}`,
 		},
+		{name: "75 what the path sets is no change", target: "PATCH /v1/items/a", body: `{"id":"a","bool":true}`, want: `{"item":{"id":"a","bool":true},"updateMask":"bool"}`},
 		{name: "75 a given mask is kept", target: "PATCH /v1/items/a?updateMask=bool", body: `{"bool":true,"int32":1}`, want: `{"item":{"id":"a","bool":true,"int32":1},"updateMask":"bool"}`},
 		{name: "75 an empty mask is filled", target: "PATCH /v1/items/a?updateMask=&validateOnly=true", body: `{"bool":true}`, want: `{"item":{"id":"a","bool":true},"updateMask":"bool","validateOnly":true}`},
 		{name: "75 nothing set", target: "PATCH /v1/items/a", body: `{}`, want: `{"item":{"id":"a"},"updateMask":""}`},

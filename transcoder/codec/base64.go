@@ -74,9 +74,9 @@ func appendBase64(dst, b []byte) []byte {
 	return dst[:end]
 }
 
-// appendUnbase64 decodes s, in either alphabet, padded or not; line breaks are skipped, as encoding/base64 does. It
-// returns nil when s is malformed. s has no JSON escapes.
-func appendUnbase64(dst, s []byte) []byte {
+// appendUnbase64 decodes s, in either alphabet, padded or not; line breaks are skipped, as encoding/base64 does, if
+// breaks are allowed. It returns nil when s is malformed. s has no JSON escapes.
+func appendUnbase64(dst, s []byte, breaks bool) []byte {
 	dst = room(dst, len(s)/4*3+16)
 	n := len(dst)
 	out := dst[n:cap(dst)]
@@ -94,12 +94,12 @@ func appendUnbase64(dst, s []byte) []byte {
 		seen |= a | b
 		store64(to, o, bits.ReverseBytes64(uint64(a)<<40|uint64(b&0xffffff)<<16))
 	}
-	return appendUnbase64Tail(dst[:n+o], s, i, seen)
+	return appendUnbase64Tail(dst[:n+o], s, i, seen, breaks)
 }
 
 // appendUnbase64Tail decodes s[i:], where i is a whole number of groups. Mixed alphabets are refused, and so is text
 // whose padding does not fit: when its length is a multiple of four it must be padded, else it must not.
-func appendUnbase64Tail(dst, s []byte, i int, seen uint32) []byte {
+func appendUnbase64Tail(dst, s []byte, i int, seen uint32, breaks bool) []byte {
 	var group uint32
 	count := 0
 	for ; i < len(s); i++ {
@@ -107,7 +107,7 @@ func appendUnbase64Tail(dst, s []byte, i int, seen uint32) []byte {
 		if c == '=' {
 			break
 		}
-		if c == '\r' || c == '\n' {
+		if (c == '\r' || c == '\n') && breaks {
 			continue
 		}
 		v := decode6[3][c]
@@ -127,6 +127,9 @@ func appendUnbase64Tail(dst, s []byte, i int, seen uint32) []byte {
 		case '=':
 			pads++
 		case '\r', '\n':
+			if !breaks {
+				return nil
+			}
 		default:
 			return nil
 		}

@@ -10,7 +10,7 @@ import (
 
 const (
 	defaultDepth = 100
-	maxScratch   = 1 << 20 // larger scratch is not kept
+	maxScratch   = 2 << 20 // larger scratch is not kept
 )
 
 func (t *Types) newWriter(o *Options) *writer {
@@ -297,7 +297,7 @@ func appendTextValue(dst []byte, g *field, s string) (out []byte, fault string) 
 		}
 		return protowire.AppendString(protowire.AppendVarint(dst, uint64(g.tag)), s), ""
 	case kindBytes:
-		b := appendUnbase64([]byte{}, in)
+		b := appendUnbase64([]byte{}, in, true)
 		if b == nil {
 			return dst, "expected base64, found " + strconv.Quote(s)
 		}

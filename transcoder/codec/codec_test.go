@@ -1,37 +1,562 @@
 package codec
 
 import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
-	"google.golang.org/protobuf/types/known/apipb"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/dynamicpb"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/typepb"
+
+	benchv1 "transom/proto/transom/bench/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestRoundTrip(t *testing.T) {
-	types := NewTypes(nil)
-	api := types.Message((&apipb.Api{}).ProtoReflect().Descriptor())
-	const text = `{"name":"a","methods":[{"name":"m","requestStreaming":true}],"sourceContext":{"fileName":"x"}}`
-	wire, err := api.AppendWire(nil, []byte(text), nil)
+func newTypes() *Types { return NewTypes(dynamicpb.NewTypes(protoregistry.GlobalFiles)) }
+
+func descriptor(m proto.Message) protoreflect.MessageDescriptor { return m.ProtoReflect().Descriptor() }
+
+func fieldOf(t *testing.T, types *Types, m proto.Message, name string) *Field {
+	t.Helper()
+	fd := descriptor(m).Fields().ByName(protoreflect.Name(name))
+	if fd == nil {
+		t.Fatalf("no field %s", name)
+	}
+	return types.Field(fd)
+}
+
+// TestAccepts reads JSON and writes it again; want is empty when it comes back the same.
+func TestAccepts(t *testing.T) {
+	types := newTypes()
+	for _, c := range []struct {
+		msg        proto.Message
+		text, want string
+	}{
+		{&benchv1.Small{}, `{}`, ""},
+		{&benchv1.Small{}, " \n{ \"id\" : \"a\" ,\t\"active\":true}\r\n", `{"id":"a","active":true}`},
+		{&benchv1.Small{}, `{"display_name":"a"}`, `{"displayName":"a"}`},
+		{&benchv1.Small{}, `{"\u0064isplayName":"\u00e9\ud83c\udf89\/"}`, `{"displayName":"é🎉/"}`},
+		{&benchv1.Small{}, `{"id":null,"tags":null,"currency":null}`, `{}`},
+		{&benchv1.Small{}, `{"balance":1e3,"revision":"10.0e-1"}`, `{"balance":"1000","revision":1}`},
+		{&benchv1.Small{}, `{"balance":9007199254740993}`, `{"balance":"9007199254740993"}`},
+		{&benchv1.Small{}, `{"balance":-9223372036854775808}`, `{"balance":"-9223372036854775808"}`},
+		{&benchv1.Small{}, `{"rate":"NaN"}`, ""},
+		{&benchv1.Small{}, `{"rate":-0}`, `{"rate":-0}`},
+		{&benchv1.Small{}, `{"rate":"1e-7"}`, `{"rate":1e-7}`},
+		{&benchv1.Small{}, `{"currency":2}`, `{"currency":"CURRENCY_USD"}`},
+		{&benchv1.Small{}, `{"currency":77}`, ""},
+		{&benchv1.Small{}, `{"id":"\u0000\u001f\b\f\n\r\t\"\\\u007f"}`, "{\"id\":\"\\u0000\\u001f\\b\\f\\n\\r\\t\\\"\\\\\u007f\"}"},
+		{&benchv1.Order{}, `{"labels":{"b":"2","a":"1"},"adjustments":{"+1":{},"-01":{}}}`, `{"labels":{"a":"1","b":"2"},"adjustments":{"-1":{},"1":{}}}`},
+		{&benchv1.Order{}, `{"card":null,"iban":"x"}`, `{"iban":"x"}`},
+		{&benchv1.Blob{}, `{"content":"-_-_"}`, `{"content":"+/+/"}`},
+		{&benchv1.Blob{}, `{"content":"QQ"}`, `{"content":"QQ=="}`},
+		{&benchv1.Blob{}, `{"content":"QU\nI=\n\n\n"}`, `{"content":"QUI="}`},
+		{&benchv1.WellKnown_Event{}, `{"at":"2020-02-29T23:59:59.5+01:00"}`, `{"at":"2020-02-29T22:59:59.500Z"}`},
+		{&benchv1.WellKnown_Event{}, `{"at":"0001-01-01T00:00:00Z","took":"-0.5s"}`, `{"at":"0001-01-01T00:00:00Z","took":"-0.500s"}`},
+		{&benchv1.WellKnown_Event{}, `{"at":"9999-12-31T23:59:59.999999999Z","took":"315576000000s"}`, ""},
+		{&benchv1.WellKnown_Event{}, `{"subject":"","count":"0","final":false}`, ""},
+		{&benchv1.WellKnown_Event{}, `{"changed":"fooBar,a.bC"}`, ""},
+		{&benchv1.WellKnown_Event{}, `{"changed":""}`, ""},
+		{&benchv1.WellKnown_Event{}, `{"attributes":{"a":[null,true,1.5,"x",{},[]]}}`, ""},
+		{&benchv1.WellKnown_Event{}, `{"detail":{}}`, ""},
+		{
+			&benchv1.WellKnown_Event{}, `{"detail":{"units":"5","@type":"x/transom.bench.v1.Money"}}`,
+			`{"detail":{"@type":"x/transom.bench.v1.Money","units":"5"}}`,
+		},
+		{&benchv1.WellKnown_Event{}, `{"detail":{"@type":"x/google.protobuf.Duration","value":"1s"}}`, ""},
+		{
+			&benchv1.WellKnown_Event{}, `{"detail":{"@type":"x/google.protobuf.Any","value":{"@type":"x/google.protobuf.Value","value":null}}}`, "",
+		},
+		{&benchv1.WellKnown_Event{}, `{"detail":{"@type":"x/google.protobuf.Empty","value":{}}}`, `{"detail":{"@type":"x/google.protobuf.Empty"}}`},
+		{&structpb.Value{}, `null`, ""},
+		{&structpb.ListValue{}, `[1,[2,[3]]]`, ""},
+	} {
+		m := types.Message(descriptor(c.msg))
+		wire, err := m.AppendWire(nil, []byte(c.text), nil)
+		if err != nil {
+			t.Errorf("%s: %v", c.text, err)
+			continue
+		}
+		got, err := m.AppendJSON(nil, wire, nil)
+		want := c.want
+		if want == "" {
+			want = c.text
+		}
+		if err != nil || string(got) != want {
+			t.Errorf("%s: got %s, %v, want %s", c.text, got, err, want)
+		}
+	}
+}
+
+// TestRefuses gives text that must be refused, with what the error says.
+func TestRefuses(t *testing.T) {
+	types := newTypes()
+	for _, c := range []struct {
+		msg        proto.Message
+		text, want string
+	}{
+		{&benchv1.Small{}, ``, `expected an object, found the end (line 1, column 1)`},
+		{&benchv1.Small{}, `null`, `expected an object, found null (line 1, column 1)`},
+		{&benchv1.Small{}, `[]`, `expected an object, found an array (line 1, column 1)`},
+		{&benchv1.Small{}, `{} x`, `expected the end, found x (line 1, column 4)`},
+		{&benchv1.Small{}, "\ufeff{}", "expected an object, found \ufffd (line 1, column 1)"},
+		{&benchv1.Small{}, "{\n\"id\":\"a\",\n\"nope\":1}", `unknown field "nope" (line 3, column 1)`},
+		{&benchv1.Small{}, `{"id":"a","id":"b"}`, `duplicate field (line 1, column 11)`},
+		{&benchv1.Small{}, `{"displayName":"a","display_name":"b"}`, `duplicate field`},
+		{&benchv1.Small{}, `{"id":"a",}`, `expected a field name, found }`},
+		{&benchv1.Small{}, `{'id':1}`, `expected a field name, found '`},
+		{&benchv1.Small{}, `{"id":"\ud800"}`, `id: malformed escape in a string`},
+		{&benchv1.Small{}, "{\"id\":\"\n\"}", `id: control character in a string`},
+		{&benchv1.Small{}, "{\"id\":\"\xff\"}", `id: not valid UTF-8`},
+		{&benchv1.Small{}, `{"id":"a`, `id: a string without end`},
+		{&benchv1.Small{}, `{"revision":1.5}`, `revision: expected a 32-bit integer, found 1.5`},
+		{&benchv1.Small{}, `{"revision":2147483648}`, `revision: out of range: 2147483648`},
+		{&benchv1.Small{}, `{"revision":" 1"}`, `revision: expected a 32-bit integer, found " 1"`},
+		{&benchv1.Small{}, `{"revision":""}`, `revision: expected a 32-bit integer, found ""`},
+		{&benchv1.Small{}, `{"revision":01}`, `revision: expected an integer, found 01`},
+		{&benchv1.Small{}, `{"revision":+1}`, `revision: expected an integer, found +1`},
+		{&benchv1.Small{}, `{"revision":0x1}`, `revision: expected an integer, found 0x1`},
+		{&benchv1.Small{}, `{"revision":1E}`, `revision: expected an integer, found 1E`},
+		{&benchv1.Small{}, `{"rate":NaN}`, `rate: expected a number, found NaN`},
+		{&benchv1.Small{}, `{"rate":1e400}`, `rate: out of range: 1e400`},
+		{&benchv1.Small{}, `{"active":"true"}`, `active: expected true or false, found "true"`},
+		{&benchv1.Small{}, `{"currency":"XXX"}`, `currency: "XXX" is not a value of enum transom.bench.v1.Currency`},
+		{&benchv1.Small{}, `{"tags":["a",null]}`, `tags[1]: expected a string, found null`},
+		{&benchv1.Order{}, `{"items":[{},{},{"unitPrice":{"units":"x"}}]}`, `items[2].unitPrice.units: expected a 64-bit integer, found "x" (line 1, column 39)`},
+		{&benchv1.Order{}, `{"card":{},"iban":"x"}`, `another field of oneof payment is set already`},
+		{&benchv1.Order{}, `{"labels":{"a":"1","\u0061":"2"}}`, `labels: duplicate map key`},
+		{&benchv1.Order{}, `{"labels":{"a b":null}}`, `labels["a b"]: expected a string, found null`},
+		{&benchv1.Order{}, `{"adjustments":{"1":{},"01":{}}}`, `duplicate map key "01"`},
+		{&benchv1.Order{}, `{"adjustments":{"x":{}}}`, `expected a map key of type int32, found "x"`},
+		{&benchv1.Blob{}, "{\"content\":\"QU\nI=\n\n\n\"}", `control character in a string`},
+		{&benchv1.Blob{}, `{"content":"A"}`, `content: expected base64, found "A"`},
+		{&benchv1.Blob{}, `{"content":"+_+_"}`, `content: expected base64`},
+		{&benchv1.WellKnown_Event{}, `{"at":"2020-02-30T00:00:00Z"}`, `at: expected a timestamp`},
+		{&benchv1.WellKnown_Event{}, `{"at":"2020-01-01t00:00:00Z"}`, `at: expected a timestamp`},
+		{&benchv1.WellKnown_Event{}, `{"at":"2020-01-01T00:00:60Z"}`, `at: expected a timestamp`},
+		{&benchv1.WellKnown_Event{}, `{"at":"2020-01-01T00:00:00.1234567890Z"}`, `at: expected a timestamp`},
+		{&benchv1.WellKnown_Event{}, `{"took":"1"}`, `took: expected a duration`},
+		{&benchv1.WellKnown_Event{}, `{"took":"315576000001s"}`, `took: expected a duration`},
+		{&benchv1.WellKnown_Event{}, `{"took":"1h2m"}`, `took: expected a duration`},
+		{&benchv1.WellKnown_Event{}, `{"changed":"foo_bar"}`, `changed: expected field paths`},
+		{&benchv1.WellKnown_Event{}, `{"detail":{"units":"5"}}`, `detail: missing "@type"`},
+		{&benchv1.WellKnown_Event{}, `{"detail":{"@type":"x/none.Such"}}`, `unknown type "x/none.Such"`},
+		{&benchv1.WellKnown_Event{}, `{"detail":{"@type":"x/google.protobuf.Duration"}}`, `missing "value"`},
+		{
+			&benchv1.WellKnown_Event{}, `{"detail":{"@type":"x/transom.bench.v1.Money","units":"5","@type":"x/transom.bench.v1.Money"}}`,
+			`duplicate "@type"`,
+		},
+	} {
+		dst, err := types.Message(descriptor(c.msg)).AppendWire([]byte("kept"), []byte(c.text), nil)
+		e, ok := errors.AsType[*Error](err)
+		if !ok || !strings.Contains(e.Error(), c.want) {
+			t.Errorf("%s: got %v, want %s", c.text, err, c.want)
+		}
+		if string(dst) != "kept" {
+			t.Errorf("%s: got %q", c.text, dst)
+		}
+	}
+}
+
+// TestBadWire gives wire bytes that have no JSON form.
+func TestBadWire(t *testing.T) {
+	types := newTypes()
+	row := func(units []byte) []byte {
+		price := protowire.AppendBytes([]byte{4<<3 | 2}, units)
+		first := []byte{1<<3 | 2, 0}
+		return append(first, protowire.AppendBytes([]byte{1<<3 | 2}, price)...)
+	}
+	for _, c := range []struct {
+		msg  proto.Message
+		wire []byte
+		want string
+	}{
+		{&benchv1.Small{}, []byte{0x0a, 5, 'a'}, "malformed protobuf data"},
+		{&benchv1.Small{}, []byte{0x00}, "malformed protobuf data"},
+		{&benchv1.Small{}, []byte{0x0c}, "malformed protobuf data"},
+		{&benchv1.Small{}, []byte{0x0a, 1, 0xff}, "id: not valid UTF-8"},
+		{&benchv1.List{}, row([]byte{0x10}), "rows[1].price: malformed protobuf data"},
+		{&benchv1.WellKnown_Event{}, []byte{0x0a, 2, 0x10, 0x80}, "at: malformed protobuf data"},
+		{&benchv1.WellKnown_Event{}, []byte("\x0a\x07\x08\x80\x80\x80\x80\x80\x40"), "at: timestamp out of range"},
+		{&benchv1.WellKnown_Event{}, []byte("\x12\x0d\x08\x01\x10\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"), "took: seconds and nanoseconds of a duration differ in sign"},
+		{&benchv1.WellKnown_Event{}, []byte("\x32\x05\x0a\x03a_1"), `changed: field mask path has no JSON form: "a_1"`},
+		{&benchv1.WellKnown_Event{}, []byte("\x3a\x07\x0a\x05\x0a\x01k\x12\x00"), "attributes.k: a google.protobuf.Value holds nothing"},
+		{&benchv1.WellKnown_Event{}, []byte("\x42\x03\x0a\x01x"), `detail: unknown type "x"`},
+	} {
+		_, err := types.Message(descriptor(c.msg)).AppendJSON(nil, c.wire, nil)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%x: got %v, want %s", c.wire, err, c.want)
+		}
+	}
+}
+
+func TestOptions(t *testing.T) {
+	types := newTypes()
+	m := types.Message(descriptor(&benchv1.Small{}))
+	wire, err := m.AppendWire(nil, []byte(`{"displayName":"a","balance":"5","currency":1}`), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := api.AppendJSON(nil, wire, nil)
-	if err != nil || string(got) != text {
-		t.Fatalf("got %s, %v, want %s", got, err, text)
+	for _, c := range []struct {
+		o    Options
+		want string
+	}{
+		{Options{}, `{"displayName":"a","balance":"5","currency":"CURRENCY_EUR"}`},
+		{Options{ProtoNames: true}, `{"display_name":"a","balance":"5","currency":"CURRENCY_EUR"}`},
+		{Options{EnumNumbers: true, Int64Numbers: true}, `{"displayName":"a","balance":5,"currency":1}`},
+		{
+			Options{EmitDefaults: true},
+			`{"id":"","displayName":"a","balance":"5","revision":0,"active":false,"currency":"CURRENCY_EUR","rate":0,"tags":[],"accountNumber":""}`,
+		},
+	} {
+		if got, err := m.AppendJSON(nil, wire, &c.o); err != nil || string(got) != c.want {
+			t.Errorf("%+v: got %s, %v, want %s", c.o, got, err, c.want)
+		}
 	}
-	f := types.Field(api.Descriptor().Fields().ByName("methods"))
-	got, err = f.AppendJSON(nil, wire, nil)
-	if want := `[{"name":"m","requestStreaming":true}]`; err != nil || string(got) != want {
-		t.Fatalf("got %s, %v, want %s", got, err, want)
+	got, err := m.AppendWire(nil, []byte(`{"x":[{"y":1}],"currency":"NONE","balance":1}`), &Options{DiscardUnknown: true})
+	if err != nil || string(got) != "\x18\x01" {
+		t.Errorf("got %x, %v", got, err)
 	}
-	paths, err := api.AppendMaskPaths(nil, []byte(text), nil)
-	if err != nil || len(paths) != 3 || paths[2] != "source_context.file_name" {
-		t.Fatalf("got %q, %v", paths, err)
+}
+
+func TestDepth(t *testing.T) {
+	types := newTypes()
+	for _, c := range []struct {
+		depth, max int
+		ok         bool
+	}{{100, 0, true}, {101, 0, false}, {5, 5, true}, {6, 5, false}, {2000, 10000, true}} {
+		text := strings.Repeat("[", c.depth) + strings.Repeat("]", c.depth)
+		m := types.Message(descriptor(&structpb.ListValue{}))
+		wire, err := m.AppendWire(nil, []byte(text), &Options{MaxDepth: c.max})
+		if (err == nil) != c.ok {
+			t.Errorf("depth %d of %d: %v", c.depth, c.max, err)
+			continue
+		}
+		if !c.ok {
+			if wire, err = m.AppendWire(nil, []byte(text), &Options{MaxDepth: 10000}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := m.AppendJSON(nil, wire, &Options{MaxDepth: c.max})
+		if (err == nil) != c.ok || c.ok && string(got) != text {
+			t.Errorf("depth %d of %d, back: %v", c.depth, c.max, err)
+		}
 	}
-	name := types.Field(api.Descriptor().Fields().ByName("name"))
-	if got, err := name.AppendText(nil, "a"); err != nil || string(got) != "\n\x01a" {
-		t.Fatalf("got %q, %v", got, err)
+}
+
+func TestField(t *testing.T) {
+	types := newTypes()
+	for _, c := range []struct {
+		msg              proto.Message
+		field, text, out string
+	}{
+		{&benchv1.Small{}, "id", `"a"`, `"a"`},
+		{&benchv1.Small{}, "id", `null`, `""`},
+		{&benchv1.Small{}, "balance", ` 5 `, `"5"`},
+		{&benchv1.Small{}, "currency", `"CURRENCY_EUR"`, `"CURRENCY_EUR"`},
+		{&benchv1.Small{}, "currency", `0`, `"CURRENCY_UNSPECIFIED"`},
+		{&benchv1.Small{}, "tags", `["a","b"]`, `["a","b"]`},
+		{&benchv1.Small{}, "tags", `[]`, `[]`},
+		{&benchv1.Order{}, "labels", `{"a":"b"}`, `{"a":"b"}`},
+		{&benchv1.Order{}, "labels", `{}`, `{}`},
+		{&benchv1.Order{}, "total", `{"units":"1"}`, `{"units":"1"}`},
+		{&benchv1.Order{}, "total", `{}`, `{}`},
+		{&benchv1.Order{}, "total", `null`, `null`},
+		{&benchv1.Order{}, "iban", `"x"`, `"x"`},
+		{&benchv1.Numbers{}, "ints", `[1,-2]`, `[1,-2]`},
+		{&benchv1.WellKnown_Event{}, "subject", `"s"`, `"s"`},
+		{&benchv1.WellKnown_Event{}, "at", `"2020-01-01T00:00:00Z"`, `"2020-01-01T00:00:00Z"`},
+	} {
+		f := fieldOf(t, types, c.msg, c.field)
+		wire, err := f.AppendWire(nil, []byte(c.text), nil)
+		if err != nil {
+			t.Errorf("%s %s: %v", c.field, c.text, err)
+			continue
+		}
+		if got, err := f.AppendJSON(nil, wire, nil); err != nil || string(got) != c.out {
+			t.Errorf("%s %s: got %s, %v, want %s", c.field, c.text, got, err, c.out)
+		}
+	}
+	// Records of other fields around it, in pieces, and the oneof's other member after it.
+	total := fieldOf(t, types, &benchv1.Order{}, "total")
+	wire, err := hex.DecodeString("0a0161" + "5a021005" + "5a021807" + "520162")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := total.AppendJSON(nil, wire, nil); err != nil || string(got) != `{"units":"5","nanos":7}` {
+		t.Errorf("got %s, %v", got, err)
+	}
+	card := fieldOf(t, types, &benchv1.Order{}, "card")
+	if got, err := card.AppendJSON(nil, []byte("\x42\x03\x0a\x01n\x4a\x01i"), nil); err != nil || string(got) != `null` {
+		t.Errorf("got %s, %v", got, err)
+	}
+	for _, text := range []string{`{}`, `[1]`, `["a"`, `["a"]]`, ``} {
+		if _, err := fieldOf(t, types, &benchv1.Small{}, "tags").AppendWire(nil, []byte(text), nil); err == nil {
+			t.Errorf("%s is taken for a list of strings", text)
+		}
+	}
+}
+
+func TestAppendText(t *testing.T) {
+	types := newTypes()
+	for _, c := range []struct {
+		msg               proto.Message
+		field, text, want string // the bare JSON of the field, or ! for a refusal
+	}{
+		{&benchv1.Small{}, "id", "a/b", `"a/b"`},
+		{&benchv1.Small{}, "id", "\xff", "!"},
+		{&benchv1.Small{}, "balance", "-5", `"-5"`},
+		{&benchv1.Small{}, "balance", "5x", "!"},
+		{&benchv1.Small{}, "balance", "", "!"},
+		{&benchv1.Small{}, "balance", `"5"`, "!"},
+		{&benchv1.Small{}, "revision", "2147483648", "!"},
+		{&benchv1.Small{}, "active", "true", "true"},
+		{&benchv1.Small{}, "active", "1", "!"},
+		{&benchv1.Small{}, "active", "True", "!"},
+		{&benchv1.Small{}, "currency", "CURRENCY_EUR", `"CURRENCY_EUR"`},
+		{&benchv1.Small{}, "currency", "2", `"CURRENCY_USD"`},
+		{&benchv1.Small{}, "currency", "EUR", "!"},
+		{&benchv1.Small{}, "rate", "1.5", "1.5"},
+		{&benchv1.Small{}, "rate", "-Infinity", `"-Infinity"`},
+		{&benchv1.Small{}, "rate", "inf", "!"},
+		{&benchv1.Small{}, "tags", "x", `["x"]`},
+		{&benchv1.Blob{}, "content", "-_8", `"+/8="`},
+		{&benchv1.Blob{}, "content", "+/8=", `"+/8="`},
+		{&benchv1.Blob{}, "content", "?", "!"},
+		{&benchv1.Order{}, "labels", "x", "!"},
+		{&benchv1.Order{}, "total", "x", "!"},
+		{&benchv1.Numbers{}, "ints", "7", "[7]"},
+		{&benchv1.Numbers{}, "floats", "0.1", "[0.1]"},
+		{&benchv1.Numbers{}, "floats", "NaN", `["NaN"]`},
+		{&benchv1.WellKnown_Event{}, "at", "2020-01-01T00:00:00Z", `"2020-01-01T00:00:00Z"`},
+		{&benchv1.WellKnown_Event{}, "at", "yesterday", "!"},
+		{&benchv1.WellKnown_Event{}, "took", "1.5s", `"1.500s"`},
+		{&benchv1.WellKnown_Event{}, "subject", "s", `"s"`},
+		{&benchv1.WellKnown_Event{}, "count", "5", `"5"`},
+		{&benchv1.WellKnown_Event{}, "final", "false", `false`},
+		{&benchv1.WellKnown_Event{}, "changed", "a.bC,d", `"a.bC,d"`},
+		{&benchv1.WellKnown_Event{}, "attributes", `{"a":1}`, `{"a":1}`},
+		{&benchv1.WellKnown_Event{}, "attributes", `1`, `!`},
+	} {
+		f := fieldOf(t, types, c.msg, c.field)
+		wire, err := f.AppendText(nil, c.text)
+		if c.want == "!" {
+			if err == nil {
+				t.Errorf("%s %q: got %x, want an error", c.field, c.text, wire)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s %q: %v", c.field, c.text, err)
+			continue
+		}
+		if got, err := f.AppendJSON(nil, wire, nil); err != nil || string(got) != c.want {
+			t.Errorf("%s %q: got %s, %v, want %s", c.field, c.text, got, err, c.want)
+		}
+	}
+	// A zero is written, so that it replaces what comes before it.
+	if got, err := fieldOf(t, types, &benchv1.Small{}, "balance").AppendText(nil, "0"); err != nil || string(got) != "\x18\x00" {
+		t.Errorf("got %x, %v", got, err)
+	}
+}
+
+func TestMaskPaths(t *testing.T) {
+	m := newTypes().Message(descriptor(&benchv1.Order{}))
+	for _, c := range []struct {
+		text string
+		want []string
+	}{
+		{`{}`, nil},
+		{`{"note":"x","billing_address":{"city":"y","lines":[]},"total":null}`, []string{"note", "billing_address.city", "billing_address.lines", "total"}},
+		{`{"labels":{"a":"b"},"items":[{"sku":"x"}],"card":{ }}`, []string{"labels", "items", "card"}},
+	} {
+		if got, err := m.AppendMaskPaths(nil, []byte(c.text), nil); err != nil || !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %q, %v, want %q", c.text, got, err, c.want)
+		}
+	}
+	for _, text := range []string{`{"nope":1}`, `[]`, `{"note":}`, `{"note":"x"} x`, `{"total":{"units":1}`} {
+		if got, err := m.AppendMaskPaths(nil, []byte(text), nil); err == nil {
+			t.Errorf("%s: got %q", text, got)
+		}
+	}
+}
+
+// TestTruncated cuts texts and messages at every byte. No part of the text is taken, and nothing panics.
+func TestTruncated(t *testing.T) {
+	types := newTypes()
+	m := types.Message(descriptor(&benchv1.WellKnown_Event{}))
+	const text = `{"at":"2020-01-01T00:00:00.5Z","took":"1s","subject":"\u0041\ud83c\udf89","count":"5","final":true,` +
+		`"changed":"a,b","attributes":{"a":[1.5e3,null,{"b":"é"}]},"detail":{"units":"5","@type":"x/transom.bench.v1.Money"}}`
+	for i := range text {
+		if _, err := m.AppendWire(nil, []byte(text[:i]), nil); err == nil {
+			t.Errorf("%s is taken", text[:i])
+		}
+	}
+	wire, err := m.AppendWire(nil, []byte(text), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range wire {
+		_, err := m.AppendJSON(nil, wire[:i], nil)
+		want := proto.Unmarshal(wire[:i], &benchv1.WellKnown_Event{})
+		if want != nil && err == nil {
+			t.Errorf("%x is taken", wire[:i])
+		}
+	}
+}
+
+// TestPanickingOracle pins a message on which dynamicpb panics: a map entry whose key comes again with a wrong wire type.
+func TestPanickingOracle(t *testing.T) {
+	m := newTypes().Message(descriptor(&benchv1.Order{}))
+	got, err := m.AppendJSON(nil, []byte("\x32\x05\x0a\x01k\x08\x00"), nil)
+	if err != nil || string(got) != `{"labels":{"k":""}}` {
+		t.Errorf("got %s, %v", got, err)
+	}
+}
+
+// TestHostile translates inputs made to be slow, and twice as much of each: time must not grow faster than the input.
+func TestHostile(t *testing.T) {
+	types := newTypes()
+	value := types.Message(descriptor(&structpb.Value{}))
+	order := types.Message(descriptor(&benchv1.Order{}))
+	event := types.Message(descriptor(&benchv1.WellKnown_Event{}))
+	typ := types.Message(descriptor(&typepb.Type{}))
+	nest := func(open, inside, end string, n int) string {
+		return strings.Repeat(open, n) + inside + strings.Repeat(end, n)
+	}
+	keys := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `,"key%d":1`, i)
+		}
+		return "{" + b.String()[1:] + "}"
+	}
+	wire := func(m proto.Message) []byte {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	backwards := func(n int) []byte { // fields of each message in reverse order
+		var b []byte
+		for range n {
+			b = append(b, wire(&typepb.Type{SourceContext: nil, Oneofs: []string{"o"}})...)
+			b = append(b, wire(&typepb.Type{Fields: []*typepb.Field{{Name: "f", Number: 3}}})...)
+			b = append(b, wire(&typepb.Type{Name: "n"})...)
+		}
+		return b
+	}
+	pieces := func(n int) []byte { // one singular message, merged from n
+		return bytes.Repeat([]byte("\x1a\x03\x12\x01c"), n)
+	}
+	for _, c := range []struct {
+		name  string
+		do    func(in []byte) error
+		input func(n int) []byte
+		size  int
+	}{
+		{"arrays", decode(value), func(n int) []byte {
+			return []byte("[" + strings.Repeat(nest("[", "1", "]", 90)+",", n) + "1]")
+		}, 400},
+		{"long text far down", decode(value), func(n int) []byte {
+			return []byte(nest("[", `"`+strings.Repeat("x", n)+`"`, "]", 90))
+		}, 200_000},
+		{"many keys", decode(value), func(n int) []byte { return []byte(keys(n)) }, 8000},
+		{"one long number", decode(value), func(n int) []byte { return append([]byte("0."), bytes.Repeat([]byte("7"), n)...) }, 100_000},
+		{"zeros", decode(value), func(n int) []byte { return append([]byte("0."), bytes.Repeat([]byte("0"), n)...) }, 200_000},
+		{"long key", decode(value), func(n int) []byte { return []byte(`{"` + strings.Repeat("k", n) + `":1}`) }, 200_000},
+		{"escapes", decode(value), func(n int) []byte { return []byte(`"` + strings.Repeat(`\u00e9`, n) + `"`) }, 50_000},
+		{"Any inside Any, type last", decode(event), func(n int) []byte {
+			text := `"@type":"x/google.protobuf.Empty"`
+			for range 40 {
+				text = `"value":{` + text + `},"@type":"x/google.protobuf.Any"`
+			}
+			return []byte(`{"detail":{` + strings.Replace(text, `"@type"`, `"value":{`+strings.Repeat(" ", n)+`},"@type"`, 1) + `}}`)
+		}, 100_000},
+		{"fields backwards", encode(typ), backwards, 2000},
+		{"many pieces", encode(order), pieces, 5000},
+		{"map entries backwards", encode(order), func(n int) []byte {
+			var b []byte
+			for i := range n {
+				b = protowire.AppendBytes(append(b, 0x32), fmt.Appendf([]byte("\x0a\x06"), "%06d", n-i))
+			}
+			return b
+		}, 4000},
+	} {
+		best := func(in []byte) time.Duration {
+			least := time.Hour
+			for range 7 {
+				start := time.Now()
+				if err := c.do(in); err != nil {
+					t.Fatalf("%s: %v", c.name, err)
+				}
+				least = min(least, time.Since(start))
+			}
+			return least
+		}
+		one, four := best(c.input(c.size)), best(c.input(4*c.size))
+		if four > 12*one+2*time.Millisecond {
+			t.Errorf("%s: %v, four times as much: %v", c.name, one, four)
+		}
+	}
+}
+
+func decode(m *Message) func(in []byte) error {
+	return func(in []byte) error {
+		_, err := m.AppendWire(nil, in, nil)
+		return err
+	}
+}
+
+func encode(m *Message) func(in []byte) error {
+	return func(in []byte) error {
+		_, err := m.AppendJSON(nil, in, nil)
+		return err
+	}
+}
+
+// TestConcurrent uses one Types from many goroutines while it learns types for Any.
+func TestConcurrent(t *testing.T) {
+	types := newTypes()
+	done := make(chan error)
+	for i := range 8 {
+		go func() {
+			m := types.Message(descriptor(&anypb.Any{}))
+			names := []string{"transom.bench.v1.Money", "transom.bench.v1.Small", "transom.bench.v1.Order", "google.protobuf.Type"}
+			for k := range 200 {
+				text := `{"@type":"x/` + names[(i+k)%len(names)] + `"}`
+				wire, err := m.AppendWire(nil, []byte(text), nil)
+				if err == nil {
+					var got []byte
+					if got, err = m.AppendJSON(nil, wire, nil); err == nil && string(got) != text {
+						err = fmt.Errorf("got %s, want %s", got, text)
+					}
+				}
+				if err != nil {
+					done <- err
+					return
+				}
+			}
+			done <- nil
+		}()
+	}
+	for range 8 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -59,6 +59,9 @@ func (w *writer) in(f *field, n int) []byte {
 	if w.struck {
 		return nil
 	}
+	if f.desc.FullName() == "google.protobuf.Struct.fields" {
+		return nil // not there in JSON
+	}
 	name := f.desc.JSONName()
 	if w.style == styleProto {
 		name = f.desc.TextName()

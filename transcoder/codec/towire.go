@@ -469,7 +469,7 @@ func (r *reader) bytes(dst []byte, i int) ([]byte, int) {
 	}
 	// What is neither base64 nor the closing quote ends the quick way, be it wrong or escaped.
 	if k := bytes.IndexByte(r.in[i+1:], '"'); k >= 0 {
-		if out := appendSized(dst, r.in[i+1:i+1+k]); out != nil {
+		if out := appendSized(dst, r.in[i+1:i+1+k], false); out != nil {
 			return out, i + k + 2
 		}
 	}
@@ -482,14 +482,15 @@ func (r *reader) bytes(dst []byte, i int) ([]byte, int) {
 			return dst, r.badString(i)
 		}
 	}
-	if dst = appendSized(dst, s); dst == nil {
+	if dst = appendSized(dst, s, true); dst == nil {
 		return dst, r.expected(i, "base64")
 	}
 	return dst, end
 }
 
-// appendSized writes the length of what s is in base64, and that, or returns nil.
-func appendSized(dst, s []byte) []byte {
+// appendSized writes the length of what s is in base64, and that, or returns nil. Line breaks can only have come as
+// escapes.
+func appendSized(dst, s []byte, breaks bool) []byte {
 	n := len(s) / 4 * 3
 	switch {
 	case len(s)%4 != 0:
@@ -502,7 +503,7 @@ func appendSized(dst, s []byte) []byte {
 	}
 	dst = appendVarint(room(dst, 16+n), uint64(n))
 	at := len(dst)
-	if dst = appendUnbase64(dst, s); dst == nil || len(dst) == at+n {
+	if dst = appendUnbase64(dst, s, breaks); dst == nil || len(dst) == at+n {
 		return dst
 	}
 	// Line breaks made it shorter.

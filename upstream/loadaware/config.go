@@ -54,7 +54,7 @@ type Config struct {
 	// OOBPeriod is the interval at which servers are asked to report out of band. Default 0, not at all.
 	OOBPeriod Duration `json:"oobPeriod,omitempty"`
 	// Probes is the greatest number of probes per call. They are sent only as far as servers report load that does not
-	// come from here. Default 3; 0 for none.
+	// come from here. Default 0.03; 0 for none.
 	Probes float64 `json:"probes"`
 	// HashBound is the greatest load of an endpoint under bounded_hash, as a multiple of the mean. Default 1.25.
 	HashBound float64  `json:"hashBound"`

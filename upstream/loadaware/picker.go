@@ -75,6 +75,9 @@ func newPicker(b *lb, listed map[int]int, ready map[int][]target) *picker {
 	return p
 }
 
+// maxProbes is the greatest number of probes per call that may be set.
+const maxProbes = 10
+
 // record is one pick under way. Records are pooled; done is bound once per record, not per pick.
 type record struct {
 	b         *lb
@@ -135,7 +138,8 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 			a.Tried.add(t.node)
 		}
 	}
-	if i := l.table.Probe(now, &rnd); i >= 0 {
+	var ask [maxProbes]int
+	for _, i := range l.table.Probes(now, &rnd, ask[:0]) {
 		p.b.probes.start(l.targets[i].endpoint)
 	}
 	res.Done = r.done

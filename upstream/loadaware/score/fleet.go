@@ -18,8 +18,8 @@ type Params struct {
 	// Samples bounds how many calls the mean time per call looks back, Memory how long: a time constant.
 	Samples float64
 	Memory  time.Duration
-	// Shrink is how many calls it takes to half believe a node's own mean rather than the fleet's median.
-	Shrink float64
+	// Doubt is how many standard errors, squared, a node's deviation from the fleet's median must have to be half believed.
+	Doubt float64
 	// FastestRatio bounds from below how much faster than the median a node may seem, so that one that answers nonsense
 	// at once does not draw every call.
 	FastestRatio float64
@@ -32,6 +32,9 @@ type Params struct {
 	Choices, ScanAll int
 	// WaitPower shapes the cost of load: wait = 1 + load^WaitPower.
 	WaitPower float64
+	// OwnWeight counts each call in flight from here as so many more, in proportion to the load that comes from elsewhere: if
+	// the others choose alike, one call from here means as many from them that no report has told of yet (C3).
+	OwnWeight float64
 	// ZonePenalty is added to the load of nodes in another zone.
 	ZonePenalty float64
 
@@ -74,14 +77,14 @@ type Params struct {
 func Defaults() Params {
 	return Params{
 		Warmup: 90 * time.Second, CleanAnswers: 3,
-		Samples: 64, Memory: 10 * time.Second, Shrink: 8, FastestRatio: 1. / 3, PeakDecay: 10 * time.Second,
-		ReportMemory: 100 * time.Millisecond,
-		Choices:      4, ScanAll: 16, WaitPower: 2, ZonePenalty: 0.1,
+		Samples: 64, Memory: 10 * time.Second, Doubt: 2, FastestRatio: 1. / 3, PeakDecay: 10 * time.Second,
+		ReportMemory: 500 * time.Millisecond, OwnWeight: 15,
+		Choices: 4, ScanAll: 16, WaitPower: 2, ZonePenalty: 0.1,
 		ConsecutiveFailures: 5, SuccessRateMargin: 0.3, SuccessRateVolume: 10, LatencyFactor: 5,
 		EjectFor: time.Second, EjectMax: 4 * time.Second, MaxEjected: 0.5, Panic: 0.5,
 		FailurePenalty: 5, ErrorPenalty: 100, HealthMemory: 3 * time.Second,
 		HungFactor: 10, HungAtLeast: 200 * time.Millisecond,
-		Probes: 3, ProbeAge: 20 * time.Millisecond,
+		Probes: 0.03, ProbeAge: 20 * time.Millisecond,
 		Blackout: 10 * time.Second, Expiry: 3 * time.Minute, Update: time.Second,
 		HashBound: 1.25,
 	}
@@ -201,8 +204,8 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		n.bad.set(n.bad.get()*keep + float64(n.bads.Swap(0)))
 		good += n.good.get()
 		bad += n.bad.get()
-		if u := n.utilMean.get(); u > 0.01 && n.rifMean.get() > 0 {
-			caps += math.Log(n.rifMean.get() / u)
+		if c := n.concurrency(); c > 0 {
+			caps += math.Log(c)
 			ncaps++
 		}
 		if sv, k := n.serviceOf(); k >= 1 {
@@ -241,15 +244,15 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	}
 	f.errorRate.set(rate)
 	// Where most calls fail wherever they go, nobody is to be blamed.
-	f.panicking.Store(float64(int32(len(t.nodes))-ejected) < p.Panic*float64(len(t.nodes)) || rate > 0.6)
+	f.panicking.Store(float64(int32(len(t.nodes))-ejected) < p.Panic*float64(len(t.nodes)) || rate > 0.4)
 	typical := 1.
 	if ncaps > 0 {
 		typical = math.Exp(caps / ncaps)
 	}
 	for _, n := range t.nodes {
 		c := typical
-		if u := n.utilMean.get(); u > 0.01 && n.rifMean.get() > 0 {
-			c = min(max(n.rifMean.get()/u, typical/8), typical*8)
+		if own := n.concurrency(); own > 0 {
+			c = min(max(own, typical/8), typical*8)
 		}
 		if ncaps == 0 {
 			c = 1
@@ -259,9 +262,17 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	}
 }
 
-// serviceOf returns the node's time per call without waiting, and how many calls are behind it.
+// serviceOf returns the node's time per call without waiting, and how many calls are behind it: those from here, and as far
+// as the server's load comes from elsewhere, what the server says.
 func (n *Node) serviceOf() (ns, samples float64) {
-	return n.service.get(), n.samples.get()
+	sv, k := n.service.get(), n.samples.get()
+	if share := n.fleet.sharing.get(); share > 0.1 {
+		if rep := n.serviceRep.get(); rep > 0 {
+			w := 64 * share
+			sv, k = (sv*k+rep*w)/(k+w), k+w
+		}
+	}
+	return sv, k
 }
 
 // judge decides slowness, penalty, ejection and gates of one node.
@@ -271,7 +282,7 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 	k /= 1 + float64(now-n.learnt.get())/float64(p.Memory)
 	slow := 1.
 	if median > 0 && sv > 0 {
-		slow = math.Pow(max(sv/median, p.FastestRatio), k/(k+p.Shrink))
+		slow = n.believe(math.Log(max(sv/median, p.FastestRatio)), k)
 	}
 	n.slowness.set(slow)
 
@@ -292,7 +303,7 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 			n.ejections.Store(0)
 		}
 	}
-	if n.gated(gateSuspect) && n.consecutive.Load() == 0 && n.penalty.get() < 0.5 {
+	if n.gated(gateSuspect) && !n.failing.Load() && n.penalty.get() < 0.5 {
 		n.clearGate(gateSuspect)
 	}
 	if n.gated(gateWarmup) && n.Age(now) >= p.Warmup {
@@ -302,6 +313,17 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 		now-n.quiet.get() > max(p.HungAtLeast, time.Duration(p.HungFactor*median)) {
 		n.setGate(gateHung)
 	}
+}
+
+// believe shrinks the logarithm d of how much slower a node seems, from k calls, towards 0 by how uncertain it is, and
+// returns the factor. Little deviations are mostly chance and would only make all proxies prefer the same node; large ones
+// stay as they are.
+func (n *Node) believe(d, k float64) float64 {
+	cv2 := 0.5 // even a steady server's time varies with what it is asked
+	if m := n.service.get(); m > 0 {
+		cv2 = max(cv2, n.square.get()/(m*m)-1)
+	}
+	return math.Exp(d * d * d / (d*d + n.fleet.par().Doubt*cv2/max(k, 0.1)))
 }
 
 // warmth is the part of its share that the node's age allows, 0.1 to 1.

@@ -34,15 +34,18 @@ type Node struct {
 	penalty  number        // added cost, decided by the tick and by failures
 
 	fleet   *Fleet
+	slot    atomic.Int32 // index in the newest table
 	weight  number
 	remote  atomic.Bool
 	streams atomic.Int64
 	picks   atomic.Uint64
 	picked  instant // last pick
+	asked   instant // last probe
 
 	// Learnt from finished calls, by whoever holds learning.
 	learning atomic.Bool
 	service  number  // time per call without waiting, in nanoseconds, EWMA
+	square   number  // mean of the squares of the same
 	samples  number  // how many calls are behind service, decaying
 	latency  number  // time per call as seen, in nanoseconds, peak EWMA
 	learnt   instant // when service was last updated
@@ -50,6 +53,7 @@ type Node struct {
 	oks, bads   atomic.Uint32
 	good, bad   number
 	consecutive atomic.Int32
+	failing     atomic.Bool  // the last call whose end tells anything failed
 	clean       atomic.Int32 // clean answers in probation
 
 	// Ejection. Written by Done on consecutive failures and by the tick.
@@ -66,6 +70,7 @@ type Node struct {
 	errorsRep   number // errors per second over requests per second
 	rps         number
 	serviceRep  number // the server's own mean time per call in nanoseconds
+	doubt       number // how often fewer requests were reported than are in flight from here, EWMA
 	booted      instant
 	hasBooted   atomic.Bool
 	weighed     number // A58 weight
@@ -104,12 +109,14 @@ func (n *Node) SetLimit(calls int) { n.limit.Store(uint32(max(0, calls))) }
 func (n *Node) Start(now time.Duration) {
 	n.samples.set(0)
 	n.service.set(0)
+	n.square.set(0)
 	n.latency.set(0)
 	n.good.set(0)
 	n.bad.set(0)
 	n.oks.Store(0)
 	n.bads.Store(0)
 	n.consecutive.Store(0)
+	n.failing.Store(false)
 	n.clean.Store(0)
 	n.reported.set(0)
 	n.others.set(0)
@@ -211,6 +218,7 @@ func (n *Node) End(now time.Duration, s Sample) {
 	case Failed:
 		n.bads.Add(1)
 		n.clean.Store(0)
+		n.failing.Store(true)
 		n.setGate(gateSuspect)
 		if c := n.consecutive.Add(1); par.ConsecutiveFailures > 0 && int(c) >= par.ConsecutiveFailures && n.fleet.unlikely(int(c)) || n.gated(gateEjected) {
 			n.fleet.eject(now, n)
@@ -238,7 +246,10 @@ func (n *Node) End(now time.Duration, s Sample) {
 	k = min(k+1, par.Samples)
 	n.samples.set(k)
 	sv := n.service.get()
-	n.service.set(sv + (took/max(1, s.Load)-sv)/k)
+	alone := took / max(1, s.Load)
+	n.service.set(sv + (alone-sv)/k)
+	sq := n.square.get()
+	n.square.set(sq + (alone*alone-sq)/k)
 	lat := n.latency.get()
 	if took > lat {
 		lat = took
@@ -311,6 +322,16 @@ func (n *Node) Observe(now time.Duration, r Report) {
 	}
 	own := float64(n.inflight.Load())
 	if r.InFlight >= 0 && !math.IsInf(r.InFlight, 0) {
+		if own > 0 {
+			// What is in flight from here is at the server, but for the little that is on the way. A server that says
+			// otherwise more often than not reports nonsense.
+			const a = 1. / 8
+			less := 0.
+			if r.InFlight < own {
+				less = a
+			}
+			n.doubt.set(n.doubt.get()*(1-a) + less)
+		}
 		n.rif.set(r.InFlight)
 		n.others.set(max(0, r.InFlight-own))
 	} else {
@@ -337,8 +358,14 @@ func (n *Node) Observe(now time.Duration, r Report) {
 			}
 		}
 	}
-	if r.Service >= 0 {
-		n.serviceRep.set(float64(r.Service))
+	if r.Service > 0 {
+		// The server's time per call includes waiting. By Little's law its mean number in flight is rate times time; the part
+		// of it that exceeds its concurrency waits.
+		sv := float64(r.Service)
+		if c := n.concurrency(); c > 0 && r.PerSecond > 0 {
+			sv /= max(1, r.PerSecond*r.Service.Seconds()/c)
+		}
+		n.serviceRep.set(sv)
 	}
 	if r.PerSecond >= 0 {
 		n.rps.set(r.PerSecond)
@@ -346,6 +373,14 @@ func (n *Node) Observe(now time.Duration, r Report) {
 	n.reported.set(now)
 	n.clearGate(gateProbation)
 	n.fleet.remember(n)
+}
+
+// concurrency is how many calls the server works at without waiting, as far as its reports tell; 0 if they do not.
+func (n *Node) concurrency() float64 {
+	if u := n.utilMean.get(); u > 0.01 {
+		return n.rifMean.get() / u
+	}
+	return 0
 }
 
 // elsewhere estimates the calls in flight at the server that did not come from here.
@@ -356,8 +391,8 @@ func (n *Node) elsewhere(now time.Duration) float64 {
 		return mean
 	}
 	o := n.others.get()
-	if o == mean {
-		return o
+	if o == mean || n.doubt.get() > 0.5 {
+		return mean
 	}
 	age := float64(now - at)
 	return mean + (o-mean)/(1+age/float64(n.fleet.par().ReportMemory))

@@ -81,6 +81,9 @@ type Table struct {
 func (f *Fleet) NewTable(p Policy, nodes []*Node, names []string, seed uint64) *Table {
 	t := &Table{fleet: f, policy: p, nodes: nodes}
 	t.next.Store(seed)
+	for i, n := range nodes {
+		n.slot.Store(int32(i))
+	}
 	if p == RingHash || p == BoundedHash {
 		t.ring = newRing(nodes, names)
 	}
@@ -146,7 +149,7 @@ func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must b
 	}
 	if g&gateSuspect != 0 && n.inflight.Load() == 0 {
 		rest := t.fleet.par().EjectFor
-		if n.consecutive.Load() == 0 {
+		if !n.failing.Load() {
 			rest /= 10
 		}
 		if now-n.picked.get() > rest {
@@ -154,7 +157,7 @@ func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must b
 		}
 	}
 	if g&gateProbation != 0 {
-		return true, n.consecutive.Load() == 0
+		return true, !n.failing.Load()
 	}
 	if g&gateWarmup != 0 && t.policy == Adaptive {
 		// Relative to the warmest: a fleet that is new as a whole is not held back.
@@ -169,8 +172,8 @@ func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must b
 func (t *Table) cost(now time.Duration, n *Node) float64 {
 	f := t.fleet
 	q := float64(n.inflight.Load())
-	if f.sharing.get() > 0 {
-		q += n.elsewhere(now)
+	if s := f.sharing.get(); s > 0 {
+		q += q*s*f.par().OwnWeight + n.elsewhere(now)
 	}
 	load := q + 1
 	if c := n.capacity.get(); c > 0 {
@@ -233,6 +236,18 @@ func (t *Table) adaptive(now time.Duration, r *Rand, p *Pick) int {
 		}
 		return best
 	}
+	if t.fleet.sharing.get() > 0.1 {
+		// Most reports are stale where others send most of the load: look at those that are not.
+		for k := range t.fleet.recent {
+			nd := t.fleet.recent[k].Load()
+			if nd == nil || now-nd.reported.get() > 2*t.fleet.par().ReportMemory {
+				continue
+			}
+			if i := int(nd.slot.Load()); i < n && t.nodes[i] == nd && look(i) {
+				return best
+			}
+		}
+	}
 	// Choices without replacement: a random start and random steps, none long enough to come round.
 	at := r.IntN(n)
 	for range t.fleet.par().Choices {
@@ -282,22 +297,28 @@ func (t *Table) leastBad(now time.Duration, r *Rand, p *Pick) int {
 	return best
 }
 
-// Probe returns the index of a node whose load is worth asking for now, or -1. It is to be called once per call. The rate
-// is Params.Probes times the part of the servers' load that comes from elsewhere.
-func (t *Table) Probe(now time.Duration, r *Rand) int {
+// Probes appends to dst the indexes of nodes whose load is worth asking for now, and returns it. It is to be called once
+// per call. The rate is Params.Probes times the part of the servers' load that comes from elsewhere.
+func (t *Table) Probes(now time.Duration, r *Rand, dst []int) []int {
 	f := t.fleet
 	s := f.sharing.get()
 	if s < 0.1 || len(t.nodes) < 2 {
-		return -1
+		return dst
 	}
-	if r.Float64() >= f.par().Probes*s {
-		return -1
-	}
-	for range 4 {
-		i := r.IntN(len(t.nodes))
-		if n := t.nodes[i]; now-n.reported.get() >= f.par().ProbeAge && n.gates.Load()&(gateEjected|gateHung) == 0 {
-			return i
+	p := f.par()
+	want := p.Probes * s
+	for ; want > 0 && len(dst) < cap(dst); want-- {
+		if want < 1 && r.Float64() >= want {
+			break
+		}
+		for range 4 {
+			i := r.IntN(len(t.nodes))
+			if n := t.nodes[i]; now-n.reported.get() >= p.ProbeAge && now-n.asked.get() >= p.ProbeAge && n.gates.Load()&(gateEjected|gateHung) == 0 {
+				n.asked.set(now)
+				dst = append(dst, i)
+				break
+			}
 		}
 	}
-	return -1
+	return dst
 }

@@ -1,0 +1,148 @@
+package sim
+
+import (
+	"math"
+	"slices"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func cell(c Cell) Cell {
+	if c.Requests == 0 {
+		c.Requests = 8000
+	}
+	c.Warmup = max(c.Warmup, 2*time.Second)
+	return c.over(Cell{})
+}
+
+func TestSameSeedSameResult(t *testing.T) {
+	c := cell(Cell{Proxies: 4, Requests: 2000})
+	for _, p := range Policies() {
+		a, err := One(c, p, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := One(c, p, 1); a != b {
+			t.Errorf("%s: two runs of one seed differ: %+v, %+v", p, a, b)
+		}
+		if b, _ := One(c, p, 2); a.P99 == b.P99 {
+			t.Errorf("%s: two seeds give the same p99", p)
+		}
+	}
+}
+
+// The single server is an M/M/4 queue: its mean is known.
+func TestQueueAgreesWithErlang(t *testing.T) {
+	c := cell(Cell{Nodes: 1, Requests: 100000, Load: 0.8})
+	c.Network = 1
+	r, err := Run(c, "random", 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := 0.
+	for _, l := range r.Latencies {
+		sum += float64(l)
+	}
+	got := sum / float64(len(r.Latencies))
+	// Erlang C with 4 servers and 3.2 Erlang: waiting probability 0.5964; wait = C · mean / (4 - 3.2).
+	want := 40 + 0.5964*40/0.8
+	if math.Abs(got-want) > 0.06*want {
+		t.Errorf("mean latency %.1f ms, want %.1f", got, want)
+	}
+}
+
+func TestEveryRequestIsCounted(t *testing.T) {
+	for _, e := range []Event{
+		{Kind: "fail", Count: 1, From: time.Second, To: 4 * time.Second, Code: "unavailable"},
+		{Kind: "freeze", Count: 1, From: time.Second, To: 4 * time.Second},
+		{Kind: "kill", Count: 1, From: time.Second, To: 4 * time.Second},
+		{Kind: "drain", Count: 1, From: time.Second, To: 4 * time.Second},
+		{Kind: "gc", Count: 4, From: time.Second, Period: 4 * time.Second, Pause: 300 * time.Millisecond},
+		{Kind: "slots", Count: 1, Factor: 0.4, Period: 2 * time.Second},
+		{Kind: "cold", Count: 1, From: time.Second, Factor: 10},
+		{Kind: "add", Count: 1, From: time.Second, Factor: 10},
+	} {
+		for _, retry := range []bool{false, true} {
+			c := cell(Cell{Nodes: 4, Load: 0.6, Events: []Event{e}, Retry: retry, Timeout: time.Second, Requests: 4000})
+			for _, p := range []string{"adaptive", "prequal", "least_request"} {
+				r, err := Run(c, p, 1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := len(r.Latencies) + r.Errors; got != r.Requests || r.Requests < 3000 {
+					t.Errorf("%s, %s, retry %v: %d requests, %d ends", p, e.Kind, retry, r.Requests, got)
+				}
+			}
+		}
+	}
+}
+
+func TestScenariosAreValid(t *testing.T) {
+	all, err := Scenarios()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for _, s := range all {
+		ids = append(ids, s.ID)
+		for _, c := range s.Cells {
+			c.Requests, c.Warmup = 200, 200*time.Millisecond
+			for _, p := range s.policies(false)[:1] {
+				if _, err := Run(c, p, 1); err != nil {
+					t.Errorf("%s %s %s: %v", s.ID, c.Name, p, err)
+				}
+			}
+		}
+	}
+	if len(ids) != 19 || !slices.Contains(ids, "S19") {
+		t.Errorf("scenarios %v, want S1 to S19", ids)
+	}
+}
+
+// What the published policies are known for must come out.
+func TestPublishedShapes(t *testing.T) {
+	p99 := func(c Cell, p string) float64 {
+		t.Helper()
+		s, err := One(c, p, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.P99
+	}
+	hole := cell(Cell{Nodes: 20, Load: 0.5, Requests: 20000, Events: []Event{{Kind: "fail", Count: 2, From: 0, To: time.Hour, Code: "unavailable"}}})
+	// P2C with replacement sends 1-(18/20)² of the calls to two black holes: twice what round robin does.
+	for p, want := range map[string]float64{"round_robin": 0.10, "least_request": 0.19} {
+		s, err := One(hole, p, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if math.Abs(s.Errors-want) > 0.02 {
+			t.Errorf("%s: %.3f of the calls fail with 2 of 20 black holes, want %.2f", p, s.Errors, want)
+		}
+	}
+	mixed := cell(Cell{Load: 0.75, Requests: 20000, Events: []Event{{Kind: "slow", Count: 5, Factor: 2}}})
+	rr, ewma, oracle := p99(mixed, "round_robin"), p99(mixed, "peak_ewma"), p99(mixed, "oracle")
+	if rr < 5*ewma || ewma < oracle {
+		t.Errorf("half the servers slow: round robin %.0f, peak EWMA %.0f, oracle %.0f ms, want them apart in this order", rr, ewma, oracle)
+	}
+	herd := cell(Cell{Nodes: 16, Proxies: 64, Requests: 20000})
+	one := herd
+	one.Proxies = 1
+	if a, b := p99(one, "least_request"), p99(herd, "least_request"); b < 1.03*a {
+		t.Errorf("least request with 64 proxies has %.0f ms, with one %.0f: want it to lose what it knows", b, a)
+	}
+}
+
+func BenchmarkAdaptive(b *testing.B) {
+	c := cell(Cell{Requests: 20000})
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Run(c, "adaptive", 1); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -172,7 +172,7 @@ func (r *reader) object(dst []byte, m *message, i int, inAny bool) ([]byte, int)
 				goto comma
 			case keyExtension:
 				if slices.Contains(r.exts[xbase:], f) {
-					return dst, r.fail(keyAt, "duplicate field")
+					return dst, r.fail(keyAt, "duplicate field "+found(in, keyAt))
 				}
 				r.exts = append(r.exts, f)
 			}
@@ -184,11 +184,11 @@ func (r *reader) object(dst []byte, m *message, i int, inAny bool) ([]byte, int)
 			next = int(x) + 1
 			if !wide {
 				if seen>>uint(x)&1 != 0 {
-					return dst, r.fail(keyAt, "duplicate field")
+					return dst, r.fail(keyAt, "duplicate field "+found(in, keyAt))
 				}
 				seen |= 1 << uint(x)
 			} else if !r.mark(sbase, int(x)) {
-				return dst, r.fail(keyAt, "duplicate field")
+				return dst, r.fail(keyAt, "duplicate field "+found(in, keyAt))
 			}
 		}
 		if r.at(i) == 'n' && !f.null {

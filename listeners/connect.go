@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -365,7 +366,7 @@ func (s *connectUnary) finish(err error) {
 	writeMetadata(h, "", s.header, false)
 	writeMetadata(h, "Trailer-", s.trailer, false)
 	if s.Request.Method == http.MethodGet {
-		h["Vary"] = append(h["Vary"], "Accept-Encoding")
+		h["Vary"] = append(slices.Clip(h["Vary"]), "Accept-Encoding")
 	}
 	st := rpc.StatusOf(err)
 	code := http.StatusOK

@@ -33,6 +33,8 @@ type FrontConfig struct {
 	// "https://app.example", "https://*.example" or "*".
 	Origins   []string
 	WebSocket WebSocketConfig
+	// CORS lets web pages of other origins call; nil lets none.
+	CORS *CORS
 	// Observer may be nil.
 	Observer Observer
 }
@@ -45,6 +47,8 @@ type Front struct {
 	// forward are the canonical names of request headers that REST and WebSocket pass on.
 	forward map[string]bool
 	sockets sockets
+	// calls serves what is neither a health check nor a WebSocket.
+	calls http.Handler
 }
 
 // NewFront returns a Front that serves what source has in force.
@@ -53,7 +57,12 @@ func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
 		cfg.IdleBody = 30 * time.Second
 	}
 	cfg.WebSocket.setDefaults()
-	return &Front{cfg: cfg, source: source, log: log, forward: cfg.Metadata.compile()}
+	f := &Front{cfg: cfg, source: source, log: log, forward: cfg.Metadata.compile()}
+	f.calls = http.HandlerFunc(f.serveCall)
+	if cfg.CORS != nil {
+		f.calls = cfg.CORS.m.Wrap(f.calls)
+	}
+	return f
 }
 
 // ServeHTTP runs one request to its end.
@@ -66,6 +75,11 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.serveWebSocket(w, r)
 		return
 	}
+	f.calls.ServeHTTP(w, r)
+}
+
+// serveCall tells the protocols apart.
+func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	v := f.source.Acquire()
 	defer v.Release()
 	ct := r.Header.Get("Content-Type")

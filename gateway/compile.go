@@ -38,7 +38,7 @@ func drainOf(cfg *configv1.Config) time.Duration {
 	return defaultDrain
 }
 
-func frontConfig(cfg *configv1.Config, l *configv1.Listener, ready func() bool) listeners.FrontConfig {
+func frontConfig(cfg *configv1.Config, l *configv1.Listener, ready func() bool) (listeners.FrontConfig, error) {
 	fc := listeners.FrontConfig{
 		Name:     l.GetName(),
 		Metadata: listeners.MetadataRules{Forward: cfg.GetMetadata().GetRequestHeaders()},
@@ -55,7 +55,34 @@ func frontConfig(cfg *configv1.Config, l *configv1.Listener, ready func() bool) 
 	fc.Origins = l.GetCors().GetAllowOrigins()
 	lim := limitsOf(cfg, l)
 	fc.WebSocket = listeners.WebSocketConfig{MaxMessageBytes: int(lim.GetWebsocketMessageBytes()), MaxCalls: int(lim.GetStreams())}
-	return fc
+	var err error
+	fc.CORS, err = corsOf(l)
+	return fc, err
+}
+
+// corsOf compiles a listener's CORS settings, nil if it has none.
+func corsOf(l *configv1.Listener) (*listeners.CORS, error) {
+	c := l.GetCors()
+	if c == nil {
+		return nil, nil
+	}
+	cc := listeners.CORSConfig{
+		Origins: c.GetAllowOrigins(), Credentials: c.GetAllowCredentials(),
+		AllowHeaders: c.GetAllowHeaders(), ExposeHeaders: c.GetExposeHeaders(), MaxAge: c.GetMaxAge().AsDuration(),
+	}
+	if c.GetMaxAge() != nil && cc.MaxAge == 0 {
+		cc.MaxAge = -1
+	}
+	return listeners.NewCORS(cc)
+}
+
+// checkListeners finds the faults of the listeners' settings that show without binding a socket.
+func (b *builder) checkListeners() {
+	for i, l := range b.cfg.GetListeners() {
+		if _, err := corsOf(l); err != nil {
+			b.faultOf(fmt.Sprintf("listeners[%d].cors", i), err)
+		}
+	}
 }
 
 // listenerConfig turns a listener's configuration into what package listeners takes.
@@ -130,6 +157,7 @@ func flatten(err error) []error {
 
 // build does all of it. On faults nothing is held; otherwise the Snapshot holds what it needs until it is released.
 func (b *builder) build() (*Snapshot, error) {
+	b.checkListeners()
 	b.openClusters()
 	b.loadSchema()
 	var s *Snapshot

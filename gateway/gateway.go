@@ -79,7 +79,11 @@ func (g *Gateway) listen(ctx context.Context, l *configv1.Listener) (*listeners.
 		}
 		tc = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
 	}
-	front := listeners.NewFront(frontConfig(g.cfg, l, g.ready.Load), &g.current, g.log)
+	fc, err := frontConfig(g.cfg, l, g.ready.Load)
+	if err != nil {
+		return nil, err
+	}
+	front := listeners.NewFront(fc, &g.current, g.log)
 	return listeners.Listen(ctx, listenerConfig(g.cfg, l, tc), front, g.log)
 }
 

@@ -188,3 +188,27 @@ func TestBareWebSocket(t *testing.T) {
 		t.Errorf("the call ends with %v, want close 4005", err)
 	}
 }
+
+func TestCORSFromConfig(t *testing.T) {
+	_, addr := start(t, func(cfg *configv1.Config) {
+		cfg.Listeners[0].Cors = &configv1.Cors{AllowOrigins: []string{"https://app.example"}, ExposeHeaders: []string{"X-Quota"}}
+	})
+	req, _ := http.NewRequestWithContext(t.Context(), "GET", "http://"+addr+"/v1/customers/7/accounts/1", nil)
+	req.Header.Set("Origin", "https://app.example")
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if got := resp.Header.Get("Access-Control-Allow-Origin"); got != "https://app.example" {
+		t.Errorf("allowed origin %q", got)
+	}
+	bad := &configv1.Config{
+		Listeners: []*configv1.Listener{{Address: "127.0.0.1:0", Cors: &configv1.Cors{AllowOrigins: []string{"app.example", "https://app.example/x"}}}},
+		Clusters:  map[string]*configv1.Cluster{"bank": {Target: "static:///127.0.0.1:1"}},
+	}
+	_, err = gateway.New(t.Context(), bad, slog.New(slog.DiscardHandler))
+	if err == nil || strings.Count(err.Error(), "listeners[0].cors") != 2 {
+		t.Errorf("New with two bad origins: %v", err)
+	}
+}

@@ -60,7 +60,7 @@ func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
 	f := &Front{cfg: cfg, source: source, log: log, forward: cfg.Metadata.compile()}
 	f.calls = http.HandlerFunc(f.serveCall)
 	if cfg.CORS != nil {
-		f.calls = cfg.CORS.m.Wrap(f.calls)
+		f.calls = cfg.CORS.wrap(f.calls)
 	}
 	return f
 }

@@ -150,3 +150,7 @@ conformance: build/conformance ## Run Connect's conformance suite, with its refe
 .PHONY: conformance-short
 conformance-short: build/conformance ## Run half of the conformance suite
 	@$(CONFORMANCE) --conf short.yaml -- $(LAUNCHER)/referenceserver
+
+.PHONY: bench-idle
+bench-idle: build ## Compare the memory of 5,000 idle WebSockets with open streams: transom, a null proxy
+	@go run ./e2e/benchidle

@@ -16,6 +16,7 @@ PKG ?= ./...
 FUZZTIME ?= 30s
 BENCH ?= .
 BENCHTIME ?= 1s
+CASES ?= 1000000
 
 # The suites of `make test`, and how long each may take. The limits leave room for a cold start, where the tools are built.
 LINT_BUDGET := 20m
@@ -154,3 +155,11 @@ conformance-short: build/conformance ## Run half of the conformance suite
 .PHONY: bench-idle
 bench-idle: build ## Compare the memory of 5,000 idle WebSockets with open streams: transom, a null proxy
 	@go run ./e2e/benchidle
+
+.PHONY: difftest
+difftest: ## Compare the JSON codec with protojson on CASES random messages each way
+	@CODEC_CASES=$(CASES) go test -count=1 -timeout 60m -v -run 'TestDiff' ./transcoder/codec
+
+.PHONY: bench-codec
+bench-codec: ## Compare the CPU of the JSON codec with protojson over dynamic and generated messages
+	@go run ./transcoder/codec/codecbench -rounds 25

@@ -56,6 +56,7 @@ test: ## Everything that must hold: lint, checkgenerate, unit, race, e2e, confor
 	suite race $(RACE_BUDGET); \
 	suite e2e $(E2E_BUDGET); \
 	suite conformance-short $(CONFORMANCE_BUDGET); \
+	suite interop $(CONFORMANCE_BUDGET); \
 	echo "== unit (at most $(UNIT_BUDGET))"; \
 	timeout --foreground --kill-after=30s $(UNIT_BUDGET) $(MAKE) --no-print-directory unit
 
@@ -163,3 +164,7 @@ difftest: ## Compare the JSON codec with protojson on CASES random messages each
 .PHONY: bench-codec
 bench-codec: ## Compare the CPU of the JSON codec with protojson over dynamic and generated messages
 	@go run ./transcoder/codec/codecbench -rounds 25
+
+.PHONY: interop
+interop: ## Run gRPC's interop client through transom to its server
+	@cd e2e/interop && go test -mod=mod -count=1 ./...

@@ -110,6 +110,11 @@ func clusterConfig(name string, c *configv1.Cluster) upstream.Config {
 		Name: name, Target: c.GetTarget(), Authority: c.GetAuthority(), LB: c.GetLb().GetPolicy(),
 		MaxMessageBytes: int(c.GetMessageBytes()), ConnectTimeout: c.GetConnectTimeout().AsDuration(), Keepalive: c.GetKeepalive().AsDuration(),
 	}
+	if w := c.GetLb().GetWarmup(); w != nil {
+		if uc.Warmup = w.AsDuration(); uc.Warmup == 0 {
+			uc.Warmup = -1 // none, where 0 would be the default
+		}
+	}
 	if t := c.GetTls(); t != nil {
 		uc.TLS = &upstream.TLS{CAFile: t.GetCa(), CertFile: t.GetCertificate(), KeyFile: t.GetKey(), ServerName: t.GetServerName()}
 	}

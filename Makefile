@@ -68,8 +68,12 @@ unit: deps ## Run the unit tests, with the allocation gates and each fuzz target
 race: deps ## Run the unit tests under the race detector (needs a C compiler)
 	@CGO_ENABLED=1 go test -vet=off -race -timeout $(RACE_BUDGET) $(UNIT)
 
+.PHONY: web
+web: deps ## Build and test the TypeScript client
+	@cd clients/web && npm ci --silent --no-audit --no-fund && npm run --silent build && npm test --silent
+
 .PHONY: e2e
-e2e: deps build ghz ## Run the end-to-end tests: real processes, real clients
+e2e: deps build ghz web ## Run the end-to-end tests: real processes, real clients
 	@go test -vet=off -count=1 -timeout $(E2E_BUDGET) ./e2e/...
 
 .PHONY: lint

@@ -13,6 +13,7 @@ import (
 type Snapshot struct {
 	schema *descriptors.Schema
 	plans  *transcoder.Plans
+	edge   *listeners.Edge
 	// routes are by Method.ID; opaque is the route of methods without a schema, nil if they are refused.
 	routes []listeners.Route
 	opaque *listeners.Route
@@ -65,6 +66,9 @@ func (s *Snapshot) Route(m *descriptors.Method) *listeners.Route {
 
 // Plans implements listeners.View.
 func (s *Snapshot) Plans() *transcoder.Plans { return s.plans }
+
+// Edge implements listeners.View.
+func (s *Snapshot) Edge() *listeners.Edge { return s.edge }
 
 // Release implements listeners.View.
 func (s *Snapshot) Release() {

@@ -252,6 +252,9 @@ func addHeaderOf(h http.Header, err error) {
 	if e, ok := errors.AsType[*withHeader](err); ok {
 		maps.Copy(h, e.header)
 	}
+	if md := rpc.HeaderOf(err); md != nil {
+		transcoder.AddHeader(h, md, "")
+	}
 }
 
 // notPOST refuses a request whose HTTP method is not the one that the protocol has for a call.

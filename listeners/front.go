@@ -21,8 +21,6 @@ import (
 type FrontConfig struct {
 	// Name is the listener's name in logs and metrics.
 	Name string
-	// Metadata says which request headers REST and WebSocket pass on as metadata.
-	Metadata MetadataRules
 	// HealthPath answers GET with 200 while Ready, else 503. Empty turns it off.
 	HealthPath string
 	// Ready reports whether traffic should come; nil is always.
@@ -41,11 +39,9 @@ type FrontConfig struct {
 
 // Front is the one http.Handler behind every socket.
 type Front struct {
-	cfg    FrontConfig
-	source Source
-	log    *slog.Logger
-	// forward are the canonical names of request headers that REST and WebSocket pass on.
-	forward map[string]bool
+	cfg     FrontConfig
+	source  Source
+	log     *slog.Logger
 	sockets sockets
 	// calls serves what is neither a health check nor a WebSocket.
 	calls http.Handler
@@ -57,7 +53,7 @@ func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
 		cfg.IdleBody = 30 * time.Second
 	}
 	cfg.WebSocket.setDefaults()
-	f := &Front{cfg: cfg, source: source, log: log, forward: cfg.Metadata.compile()}
+	f := &Front{cfg: cfg, source: source, log: log}
 	f.calls = http.HandlerFunc(f.serveCall)
 	if cfg.CORS != nil {
 		f.calls = cfg.CORS.wrap(f.calls)

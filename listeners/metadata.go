@@ -13,31 +13,15 @@ import (
 	"transom/transcoder"
 )
 
-// MetadataRules say which HTTP headers REST and WebSocket requests pass on as metadata. authorization, cookie,
-// traceparent, tracestate and Grpc-Metadata-* (without the prefix) always pass; the zero value adds none.
-type MetadataRules struct {
-	// Forward are further header names, case ignored.
-	Forward []string
-}
-
 // metadataPrefix marks headers that REST clients mean as metadata.
 const metadataPrefix = "Grpc-Metadata-"
 
-// compile returns the set of canonical header names to forward.
-func (r MetadataRules) compile() map[string]bool {
-	set := map[string]bool{"Authorization": true, "Cookie": true, "Traceparent": true, "Tracestate": true}
-	for _, name := range r.Forward {
-		set[http.CanonicalHeaderKey(name)] = true
-	}
-	return set
-}
-
 // restMetadata picks the metadata of a REST or WebSocket request. It returns nil if there is none.
-func (f *Front) restMetadata(h http.Header) (metadata.MD, error) {
+func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
 	var picked http.Header
 	for name, vs := range h {
 		switch {
-		case f.forward[name]:
+		case e.forwards(name):
 		case len(name) > len(metadataPrefix) && name[:len(metadataPrefix)] == metadataPrefix:
 			name = name[len(metadataPrefix):]
 		default:

@@ -2,9 +2,7 @@ package listeners
 
 import (
 	"context"
-	"errors"
 	"io"
-	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -131,7 +129,7 @@ func (s *restStream) serve(v View) error {
 			return err
 		}
 	}
-	if s.call.Header, err = s.front.restMetadata(r.Header); err != nil {
+	if s.call.Header, err = restMetadata(v.Edge(), r.Header); err != nil {
 		s.info.Fail(rpc.SourceClient)
 		return err
 	}
@@ -700,9 +698,7 @@ func (s *restStream) finishError(err error, st *status.Status) int {
 	defer putBuffer(body)
 	*body = s.plans.AppendStatus(*body, st, code)
 	h := s.w.Header()
-	if e, ok := errors.AsType[*withHeader](err); ok {
-		maps.Copy(h, e.header)
-	}
+	addHeaderOf(h, err)
 	h["Cache-Control"] = noStore
 	if code == http.StatusRequestEntityTooLarge && s.Request.ProtoMajor == 1 {
 		h["Connection"] = []string{"close"}

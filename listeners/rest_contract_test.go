@@ -64,6 +64,7 @@ func (v *view) Route(m *descriptors.Method) *listeners.Route {
 	return &listeners.Route{Handler: v.h, Plan: v.plans.Method(m), MaxMessageBytes: 8 << 20}
 }
 func (v *view) Plans() *transcoder.Plans { return v.plans }
+func (v *view) Edge() *listeners.Edge    { return nil }
 func (v *view) Release()                 {}
 
 // serve runs a Front over HTTP/1.1 or HTTP/2.

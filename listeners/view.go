@@ -27,6 +27,8 @@ type View interface {
 	Route(m *descriptors.Method) *Route
 	// Plans renders errors with the types of the schema in force.
 	Plans() *transcoder.Plans
+	// Edge is what holds for every request, whatever its method; nil is the zero Edge.
+	Edge() *Edge
 	// Release ends the use of the View. It is called exactly once.
 	Release()
 }

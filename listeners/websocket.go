@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"runtime/debug"
 	"sync"
@@ -55,9 +54,7 @@ func (x *exchange) refuseUpgrade(v View, err error) {
 	x.info.Fail(rpc.SourceClient)
 	st, code := rpc.StatusOf(err), transcoder.HTTPStatusOf(err)
 	h := x.w.Header()
-	if e, ok := errors.AsType[*withHeader](err); ok {
-		maps.Copy(h, e.header)
-	}
+	addHeaderOf(h, err)
 	h["Content-Type"], h["Cache-Control"] = jsonType, noStore
 	x.w.WriteHeader(code)
 	_, _ = x.w.Write(v.Plans().AppendStatus(nil, st, code))
@@ -435,7 +432,7 @@ func (s *wsStream) open(v View) (*Route, time.Duration, error) {
 			return nil, 0, err
 		}
 	}
-	s.call.Header, err = s.front.restMetadata(s.upgrade.authorize(r.Header))
+	s.call.Header, err = restMetadata(v.Edge(), s.upgrade.authorize(r.Header))
 	return s.route, timeout, err
 }
 

@@ -55,7 +55,7 @@ func (s *grpcWebSocket) open(v View) (*Route, time.Duration, error) {
 	}
 	s.call.Method = m
 	var err error
-	if s.plain, err = s.front.restMetadata(s.upgrade.authorize(r.Header)); err != nil {
+	if s.plain, err = restMetadata(v.Edge(), s.upgrade.authorize(r.Header)); err != nil {
 		return nil, 0, err
 	}
 	route := *v.Route(m)

@@ -49,7 +49,9 @@ const heldMessages = transcoder.EnvelopeWindow + 4
 
 // serveSession takes over a socket for transom.v1. It returns when the connection is no longer net/http's.
 func (f *Front) serveSession(w http.ResponseWriter, r *http.Request, u upgrade) {
-	header, err := f.restMetadata(u.authorize(r.Header))
+	v := f.source.Acquire()
+	header, err := restMetadata(v.Edge(), u.authorize(r.Header))
+	v.Release()
 	var conn *wsConn
 	if err == nil {
 		conn, err = u.grant(w, &f.cfg.WebSocket, f.cfg.WebSocket.MaxMessageBytes)
@@ -606,7 +608,12 @@ func (c *sessionCall) finish(err error) {
 	c.cut(nil)
 	st := rpc.StatusOf(err)
 	b := getBuffer()
-	*b = c.view.Plans().AppendStatusFrame(*b, c.s.text, c.id, c.header, st, c.trailer)
+	trailer := c.trailer
+	if md := rpc.HeaderOf(err); md != nil {
+		maps.Copy(md, trailer)
+		trailer = md
+	}
+	*b = c.view.Plans().AppendStatusFrame(*b, c.s.text, c.id, c.header, st, trailer)
 	c.s.sendEnd(nil, *b)
 	putBuffer(b)
 	c.drop()

@@ -6,6 +6,7 @@ import (
 	"io"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 )
 
@@ -38,6 +39,35 @@ func StatusOf(err error) *status.Status {
 		return status.New(codes.Internal, "stream ended inside a message")
 	}
 	return status.New(codes.Internal, "internal error")
+}
+
+// withHeader is a refusal that comes with response metadata.
+type withHeader struct {
+	error
+	header metadata.MD
+}
+
+func (e *withHeader) Unwrap() error { return e.error }
+
+// WithHeader is err with response metadata for the client that is refused, such as "www-authenticate" and "retry-after".
+// Clients of HTTP get them as header fields of that name, clients of gRPC in a trailers-only answer. They are lost if the
+// response has begun. err must not be nil.
+func WithHeader(err error, md metadata.MD) error { return &withHeader{err, md} }
+
+// HeaderOf gives the metadata of all WithHeader in err's chain; what is further out wins. The result may be changed.
+func HeaderOf(err error) metadata.MD {
+	var md metadata.MD
+	for e, ok := errors.AsType[*withHeader](err); ok; e, ok = errors.AsType[*withHeader](e.error) {
+		for k, v := range e.header {
+			if _, there := md[k]; !there {
+				if md == nil {
+					md = metadata.MD{}
+				}
+				md[k] = v
+			}
+		}
+	}
+	return md
 }
 
 // Known reports whether err carries a meaning for the client. StatusOf turns an error that does not into a bare

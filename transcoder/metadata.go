@@ -48,6 +48,27 @@ var responseFates = map[string]fate{"date": drop, "user-agent": pass, "x-user-ag
 // and what the gRPC protocols reserve.
 func Reserved(lower string) bool { return fateOf(lower) == drop }
 
+// identityPrefix begins the names of request metadata that only the gateway sets.
+const identityPrefix = "x-transom-"
+
+// Identity reports whether a name, in lower case, is one in which the gateway tells backends who calls, or is an alias of
+// one: "_" and "." are "-" to CGI and many frameworks. Clients must not be able to send it.
+func Identity(lower string) bool {
+	if len(lower) < len(identityPrefix) || lower[0] != 'x' {
+		return false
+	}
+	for i := range len(identityPrefix) {
+		c := lower[i]
+		if c == '_' || c == '.' {
+			c = '-'
+		}
+		if c != identityPrefix[i] {
+			return false
+		}
+	}
+	return true
+}
+
 func fateOf(lower string) fate {
 	if f, ok := fates[lower]; ok {
 		return f
@@ -98,7 +119,7 @@ func Lower(name string) string {
 }
 
 // RequestMetadata makes gRPC request metadata of the header fields of an HTTP request: names lowered, reserved ones and
-// those that a Connection field names left out, values of "-bin" names split at commas and decoded from base64, padded or
+// those that a Connection field names left out, and so those in which the gateway itself tells backends who calls (Identity), values of "-bin" names split at commas and decoded from base64, padded or
 // not. A name or value that gRPC cannot carry (ASCII 0x20 to 0x7E) is InvalidArgument naming the field, except in the
 // fields that browsers add unasked, which are left out. The result shares its value slices with h. It is nil if nothing
 // is left. Source: gRPC over HTTP/2, "Custom-Metadata"; RFC 9110 section 7.6.1.
@@ -108,7 +129,7 @@ func RequestMetadata(h map[string][]string) (metadata.MD, error) {
 	for name, values := range h {
 		key := Lower(name)
 		f := fateOf(key)
-		if f == drop || len(hop) > 0 && named(hop, key) {
+		if f == drop || Identity(key) || len(hop) > 0 && named(hop, key) {
 			continue
 		}
 		if !validKey(key) {

@@ -36,6 +36,9 @@ func TestRequestMetadata(t *testing.T) {
 		{name: "101 not ASCII", in: http.Header{"X-A": {"é"}}, fault: "header x-a: the value"},
 		{name: "101 not ASCII, unasked", in: http.Header{"Cookie": {"é"}, "Referer": {"http://x"}}, want: metadata.MD{"referer": {"http://x"}}},
 		{name: "101 name", in: http.Header{"X!": {"a"}}, fault: `header "X!"`},
+		{name: "identity", in: http.Header{
+			"X-Transom-Consumer": {"x"}, "X_transom_consumer": {"x"}, "X.transom.plan": {"x"}, "X-Transom_groups": {"x"}, "X-Transomx": {"1"}, "X-T": {"1"},
+		}, want: metadata.MD{"x-transomx": {"1"}, "x-t": {"1"}}},
 		{name: "authorization", in: http.Header{"Authorization": {"Bearer x"}}, want: metadata.MD{"authorization": {"Bearer x"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

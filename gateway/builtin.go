@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"strings"
+
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -54,6 +56,12 @@ func builtinHandlers(schema *descriptors.Schema, hs *health.Server) map[string]r
 			return alpha.ServerReflectionInfo(&grpc.GenericServerStream[reflectionalphapb.ServerReflectionRequest, reflectionalphapb.ServerReflectionResponse]{ServerStream: ss})
 		}),
 	}
+}
+
+// isHealth reports whether m is of grpc.health.v1, which policies do not hold for: what stands in front of the gateway asks
+// it without credentials, and it tells no more than up or down.
+func isHealth(m *descriptors.Method) bool {
+	return strings.HasPrefix(m.FullPath, "/"+healthpb.Health_ServiceDesc.ServiceName+"/")
 }
 
 // servicesOf lists the services of a schema for reflection.

@@ -15,6 +15,8 @@ import (
 
 	"transom/descriptors"
 	"transom/listeners"
+	"transom/policy/access"
+	"transom/policy/identity"
 	configv1 "transom/proto/transom/config/v1"
 	"transom/rpc"
 	"transom/transcoder"
@@ -40,9 +42,8 @@ func drainOf(cfg *configv1.Config) time.Duration {
 
 func frontConfig(cfg *configv1.Config, l *configv1.Listener, ready func() bool) (listeners.FrontConfig, error) {
 	fc := listeners.FrontConfig{
-		Name:     l.GetName(),
-		Metadata: listeners.MetadataRules{Forward: cfg.GetMetadata().GetRequestHeaders()},
-		Ready:    ready,
+		Name:  l.GetName(),
+		Ready: ready,
 	}
 	if fc.Name == "" {
 		fc.Name = l.GetAddress()
@@ -110,11 +111,6 @@ func clusterConfig(name string, c *configv1.Cluster) upstream.Config {
 		Name: name, Target: c.GetTarget(), Authority: c.GetAuthority(), LB: c.GetLb().GetPolicy(),
 		MaxMessageBytes: int(c.GetMessageBytes()), ConnectTimeout: c.GetConnectTimeout().AsDuration(), Keepalive: c.GetKeepalive().AsDuration(),
 	}
-	if w := c.GetLb().GetWarmup(); w != nil {
-		if uc.Warmup = w.AsDuration(); uc.Warmup == 0 {
-			uc.Warmup = -1 // none, where 0 would be the default
-		}
-	}
 	if t := c.GetTls(); t != nil {
 		uc.TLS = &upstream.TLS{CAFile: t.GetCa(), CertFile: t.GetCertificate(), KeyFile: t.GetKey(), ServerName: t.GetServerName()}
 	}
@@ -130,6 +126,9 @@ type builder struct {
 	holds
 	clusters map[string]*upstream.Cluster
 	schema   *descriptors.Schema
+	// directory and rules are of authentication and authorization.
+	directory *identity.Directory
+	rules     *access.Compiler
 	// missing are the descriptor sources that did not answer.
 	missing []*configv1.DescriptorSource
 	faults  []Fault
@@ -164,6 +163,7 @@ func flatten(err error) []error {
 func (b *builder) build() (*Snapshot, error) {
 	b.checkListeners()
 	b.openClusters()
+	b.openConsumers()
 	b.loadSchema()
 	var s *Snapshot
 	if len(b.faults) == 0 {
@@ -312,18 +312,23 @@ func (b *builder) snapshot() *Snapshot {
 		return nil
 	}
 	methods := b.schema.Methods()
-	s := &Snapshot{schema: b.schema, plans: plans, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods))}
+	edge := listeners.NewEdge(listeners.EdgeConfig{Forward: append(credentialHeaders(b.cfg), b.cfg.GetMetadata().GetRequestHeaders()...)})
+	s := &Snapshot{schema: b.schema, plans: plans, edge: edge, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods))}
 	local := builtinHandlers(b.schema, b.health)
 	for _, m := range methods {
 		eff, faults := set.effective(string(m.Name))
 		b.faults = append(b.faults, faults...)
 		s.effective[m.ID] = eff
+		inner, own := local[m.FullPath]
+		if !own {
+			inner = b.cluster(eff)
+		}
 		s.routes[m.ID] = listeners.Route{
-			Handler: local[m.FullPath], Plan: plans.Method(m),
+			Handler: inner, Plan: plans.Method(m),
 			Timeout: timeoutOf(eff.Policy, m.Unary()), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy),
 		}
-		if s.routes[m.ID].Handler == nil {
-			s.routes[m.ID].Handler = b.chain(m, eff)
+		if !isHealth(m) {
+			s.routes[m.ID].Handler = b.chain(m, eff, inner)
 		}
 	}
 	if u := b.cfg.GetUnknownMethods(); u != nil {
@@ -333,14 +338,17 @@ func (b *builder) snapshot() *Snapshot {
 			return nil
 		}
 		eff, _ := set.effective("")
-		s.opaque = &listeners.Route{Handler: cluster.Invoke, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy)}
+		s.opaque = &listeners.Route{Handler: b.chain(descriptors.Opaque("/*/*"), eff, cluster.Invoke), Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy)}
 	}
 	return s
 }
 
 // chain writes out the handler chain of one method, outermost first. What a policy does not ask for is not in it.
-func (b *builder) chain(_ *descriptors.Method, eff Effective) rpc.Handler {
-	return rpc.Chain(b.cluster(eff))
+func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler) rpc.Handler {
+	return rpc.Chain(inner,
+		b.authenticate(eff),
+		b.authorize(m, eff),
+	)
 }
 
 // cluster is the innermost handler: the cluster that the policy names, or the only one there is.

@@ -17,6 +17,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	structpb "google.golang.org/protobuf/types/known/structpb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -110,7 +111,9 @@ type Config struct {
 	// What a load balancer in front asks on the data ports.
 	Health *Health `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"`
 	// How HTTP rules are found and matched.
-	HttpRules     *HttpRules `protobuf:"bytes,12,opt,name=http_rules,json=httpRules,proto3" json:"http_rules,omitempty"`
+	HttpRules *HttpRules `protobuf:"bytes,12,opt,name=http_rules,json=httpRules,proto3" json:"http_rules,omitempty"`
+	// Who calls: how callers show who they are, and those known by name.
+	Consumers     *Consumers `protobuf:"bytes,20,opt,name=consumers,proto3" json:"consumers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -218,6 +221,13 @@ func (x *Config) GetHealth() *Health {
 func (x *Config) GetHttpRules() *HttpRules {
 	if x != nil {
 		return x.HttpRules
+	}
+	return nil
+}
+
+func (x *Config) GetConsumers() *Consumers {
+	if x != nil {
+		return x.Consumers
 	}
 	return nil
 }
@@ -830,7 +840,14 @@ type Policy struct {
 	// Default: Limits.message_bytes.
 	MessageBytes uint32 `protobuf:"varint,7,opt,name=message_bytes,json=messageBytes,proto3" json:"message_bytes,omitempty"`
 	// Take HTML forms (form-urlencoded and multipart/form-data) as request bodies, from pages of the same origin.
-	Forms         bool `protobuf:"varint,8,opt,name=forms,proto3" json:"forms,omitempty"`
+	Forms bool `protobuf:"varint,8,opt,name=forms,proto3" json:"forms,omitempty"`
+	// Who must show who they are, and how. Default: nobody has to.
+	Auth *Auth `protobuf:"bytes,20,opt,name=auth,proto3" json:"auth,omitempty"`
+	// What callers must be. All of it must hold.
+	Access *Access `protobuf:"bytes,21,opt,name=access,proto3" json:"access,omitempty"`
+	// A CEL expression that must be true for a call to be let through: over method, consumer, provider, plan, scopes,
+	// groups, claims, metadata, peer and request (the message; of a stream, each). An error in it refuses the call.
+	Allow         string `protobuf:"bytes,22,opt,name=allow,proto3" json:"allow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -921,6 +938,634 @@ func (x *Policy) GetForms() bool {
 	return false
 }
 
+func (x *Policy) GetAuth() *Auth {
+	if x != nil {
+		return x.Auth
+	}
+	return nil
+}
+
+func (x *Policy) GetAccess() *Access {
+	if x != nil {
+		return x.Access
+	}
+	return nil
+}
+
+func (x *Policy) GetAllow() string {
+	if x != nil {
+		return x.Allow
+	}
+	return ""
+}
+
+// Auth says who must show who they are.
+type Auth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The names of providers, in order: the first that finds its kind of credential in the call decides.
+	Require []string `protobuf:"bytes,1,rep,name=require,proto3" json:"require,omitempty"`
+	// Let calls without a credential through as well; a credential that is no good is refused all the same.
+	Anonymous     bool `protobuf:"varint,2,opt,name=anonymous,proto3" json:"anonymous,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Auth) Reset() {
+	*x = Auth{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Auth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Auth) ProtoMessage() {}
+
+func (x *Auth) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Auth.ProtoReflect.Descriptor instead.
+func (*Auth) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Auth) GetRequire() []string {
+	if x != nil {
+		return x.Require
+	}
+	return nil
+}
+
+func (x *Auth) GetAnonymous() bool {
+	if x != nil {
+		return x.Anonymous
+	}
+	return false
+}
+
+// Access says what callers must be.
+type Access struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Scopes that the caller must have, all of them.
+	Scopes []string `protobuf:"bytes,1,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// Groups or roles of which the caller must have one.
+	Groups []string `protobuf:"bytes,2,rep,name=groups,proto3" json:"groups,omitempty"`
+	// The callers that are let through, as their name is: of those in consumers.known, or "provider:subject".
+	Consumers []string `protobuf:"bytes,3,rep,name=consumers,proto3" json:"consumers,omitempty"`
+	// Addresses ("192.0.2.7") and networks ("192.0.2.0/24", "2001:db8::/32") that calls may come from. Default: all.
+	AllowIps []string `protobuf:"bytes,4,rep,name=allow_ips,json=allowIps,proto3" json:"allow_ips,omitempty"`
+	// Addresses and networks that calls may not come from, even if allow_ips has them.
+	DenyIps       []string `protobuf:"bytes,5,rep,name=deny_ips,json=denyIps,proto3" json:"deny_ips,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Access) Reset() {
+	*x = Access{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Access) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Access) ProtoMessage() {}
+
+func (x *Access) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Access.ProtoReflect.Descriptor instead.
+func (*Access) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Access) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *Access) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *Access) GetConsumers() []string {
+	if x != nil {
+		return x.Consumers
+	}
+	return nil
+}
+
+func (x *Access) GetAllowIps() []string {
+	if x != nil {
+		return x.AllowIps
+	}
+	return nil
+}
+
+func (x *Access) GetDenyIps() []string {
+	if x != nil {
+		return x.DenyIps
+	}
+	return nil
+}
+
+// Consumers is who calls.
+type Consumers struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How callers show who they are, by a name that policies use.
+	Providers map[string]*Provider `protobuf:"bytes,1,rep,name=providers,proto3" json:"providers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The callers that are known by name. The name is what limits, logs and backends see.
+	Known         map[string]*Consumer `protobuf:"bytes,2,rep,name=known,proto3" json:"known,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Consumers) Reset() {
+	*x = Consumers{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Consumers) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Consumers) ProtoMessage() {}
+
+func (x *Consumers) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Consumers.ProtoReflect.Descriptor instead.
+func (*Consumers) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Consumers) GetProviders() map[string]*Provider {
+	if x != nil {
+		return x.Providers
+	}
+	return nil
+}
+
+func (x *Consumers) GetKnown() map[string]*Consumer {
+	if x != nil {
+		return x.Known
+	}
+	return nil
+}
+
+// Provider is one way to show who one is.
+type Provider struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Provider_ApiKey
+	//	*Provider_Jwt
+	Kind isProvider_Kind `protobuf_oneof:"kind"`
+	// Leave the credential in the call for the backend to see. Default: it is taken out.
+	Forward       bool `protobuf:"varint,10,opt,name=forward,proto3" json:"forward,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Provider) Reset() {
+	*x = Provider{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Provider) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Provider) ProtoMessage() {}
+
+func (x *Provider) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Provider.ProtoReflect.Descriptor instead.
+func (*Provider) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Provider) GetKind() isProvider_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Provider) GetApiKey() *ApiKey {
+	if x != nil {
+		if x, ok := x.Kind.(*Provider_ApiKey); ok {
+			return x.ApiKey
+		}
+	}
+	return nil
+}
+
+func (x *Provider) GetJwt() *Jwt {
+	if x != nil {
+		if x, ok := x.Kind.(*Provider_Jwt); ok {
+			return x.Jwt
+		}
+	}
+	return nil
+}
+
+func (x *Provider) GetForward() bool {
+	if x != nil {
+		return x.Forward
+	}
+	return false
+}
+
+type isProvider_Kind interface {
+	isProvider_Kind()
+}
+
+type Provider_ApiKey struct {
+	// A secret key of a known consumer.
+	ApiKey *ApiKey `protobuf:"bytes,1,opt,name=api_key,json=apiKey,proto3,oneof"`
+}
+
+type Provider_Jwt struct {
+	// A signed token (JWT, RFC 7519) of an OpenID Connect provider or any other issuer with a JWKS.
+	Jwt *Jwt `protobuf:"bytes,2,opt,name=jwt,proto3,oneof"`
+}
+
+func (*Provider_ApiKey) isProvider_Kind() {}
+
+func (*Provider_Jwt) isProvider_Kind() {}
+
+// ApiKey takes a secret key from a header.
+type ApiKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The header or metadata name. Default "x-api-key".
+	Header        string `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApiKey) Reset() {
+	*x = ApiKey{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApiKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApiKey) ProtoMessage() {}
+
+func (x *ApiKey) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApiKey.ProtoReflect.Descriptor instead.
+func (*ApiKey) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ApiKey) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+// Jwt takes a token from "authorization: Bearer …". Its iss, aud and exp are always required and checked. The caller's
+// name is "provider:subject", or that of the known consumer which has this identity.
+type Jwt struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What iss must be. Required.
+	Issuer string `protobuf:"bytes,1,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// One of these must be in aud. Required.
+	Audiences []string `protobuf:"bytes,2,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// Where the issuer's keys are. Default: what its discovery document says (issuer + "/.well-known/openid-configuration").
+	JwksUri string `protobuf:"bytes,3,opt,name=jwks_uri,json=jwksUri,proto3" json:"jwks_uri,omitempty"`
+	// The signature algorithms that are accepted. Default: RS256 and ES256. None of them is symmetric.
+	Algorithms []string `protobuf:"bytes,4,rep,name=algorithms,proto3" json:"algorithms,omitempty"`
+	// What the token's typ must be, such as "at+jwt". Default: it is not looked at.
+	Type string `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"`
+	// How far clocks may be apart. Default 30s, 0s … 5m.
+	Leeway *durationpb.Duration `protobuf:"bytes,6,opt,name=leeway,proto3" json:"leeway,omitempty"`
+	// The claim that says who the caller is, as a path: "sub", "act.sub". Default "sub".
+	SubjectClaim string `protobuf:"bytes,7,opt,name=subject_claim,json=subjectClaim,proto3" json:"subject_claim,omitempty"`
+	// The claims that hold groups and roles, as paths. Default: groups, roles, realm_access.roles.
+	GroupClaims []string `protobuf:"bytes,8,rep,name=group_claims,json=groupClaims,proto3" json:"group_claims,omitempty"`
+	// How the issuer is reached.
+	Outbound *Outbound `protobuf:"bytes,9,opt,name=outbound,proto3" json:"outbound,omitempty"`
+	// Claims that backends get as metadata: {x-transom-email: email}.
+	Metadata      map[string]string `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Jwt) Reset() {
+	*x = Jwt{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Jwt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Jwt) ProtoMessage() {}
+
+func (x *Jwt) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Jwt.ProtoReflect.Descriptor instead.
+func (*Jwt) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Jwt) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *Jwt) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *Jwt) GetJwksUri() string {
+	if x != nil {
+		return x.JwksUri
+	}
+	return ""
+}
+
+func (x *Jwt) GetAlgorithms() []string {
+	if x != nil {
+		return x.Algorithms
+	}
+	return nil
+}
+
+func (x *Jwt) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *Jwt) GetLeeway() *durationpb.Duration {
+	if x != nil {
+		return x.Leeway
+	}
+	return nil
+}
+
+func (x *Jwt) GetSubjectClaim() string {
+	if x != nil {
+		return x.SubjectClaim
+	}
+	return ""
+}
+
+func (x *Jwt) GetGroupClaims() []string {
+	if x != nil {
+		return x.GroupClaims
+	}
+	return nil
+}
+
+func (x *Jwt) GetOutbound() *Outbound {
+	if x != nil {
+		return x.Outbound
+	}
+	return nil
+}
+
+func (x *Jwt) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+// Outbound is how transom itself calls an HTTP service: https only, five seconds and 1 MiB at most, no redirect to
+// another host, and never an address of a link-local or otherwise special network.
+type Outbound struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The service is inside: allow http, and loopback and private addresses.
+	Private bool `protobuf:"varint,1,opt,name=private,proto3" json:"private,omitempty"`
+	// The PEM file of the authorities that vouch for the service. Default: the system's.
+	Ca            string `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Outbound) Reset() {
+	*x = Outbound{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Outbound) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Outbound) ProtoMessage() {}
+
+func (x *Outbound) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Outbound.ProtoReflect.Descriptor instead.
+func (*Outbound) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Outbound) GetPrivate() bool {
+	if x != nil {
+		return x.Private
+	}
+	return false
+}
+
+func (x *Outbound) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+// Consumer is a caller known by name.
+type Consumer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the consumer's API keys, in hex: "sha256:" and 64 digits (printf %s KEY | sha256sum). A key should be
+	// random, of 128 bits or more.
+	ApiKeys []string `protobuf:"bytes,1,rep,name=api_keys,json=apiKeys,proto3" json:"api_keys,omitempty"`
+	// Who the consumer is elsewhere: "provider:subject".
+	Identities []string `protobuf:"bytes,2,rep,name=identities,proto3" json:"identities,omitempty"`
+	// Groups and scopes of the consumer, beside those of its token.
+	Groups []string `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty"`
+	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// The consumer's tier.
+	Plan string `protobuf:"bytes,5,opt,name=plan,proto3" json:"plan,omitempty"`
+	// Whatever else policies want to know; of a token's claims and these, the token's win.
+	Claims        *structpb.Struct `protobuf:"bytes,6,opt,name=claims,proto3" json:"claims,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Consumer) Reset() {
+	*x = Consumer{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Consumer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Consumer) ProtoMessage() {}
+
+func (x *Consumer) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
+func (*Consumer) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Consumer) GetApiKeys() []string {
+	if x != nil {
+		return x.ApiKeys
+	}
+	return nil
+}
+
+func (x *Consumer) GetIdentities() []string {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *Consumer) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *Consumer) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *Consumer) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *Consumer) GetClaims() *structpb.Struct {
+	if x != nil {
+		return x.Claims
+	}
+	return nil
+}
+
 // Metadata is what passes between HTTP headers and gRPC metadata beyond the rules built in: clients of gRPC, gRPC-Web
 // and Connect pass all but reserved, hop-by-hop and identity headers; REST and WebSocket pass Authorization, Cookie,
 // Traceparent, Tracestate and those that start with "Grpc-Metadata-".
@@ -936,7 +1581,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[9]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1593,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[9]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,7 +1606,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Metadata) GetRequestHeaders() []string {
@@ -1007,7 +1652,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1019,7 +1664,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1032,7 +1677,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Limits) GetHeaderTimeout() *durationpb.Duration {
@@ -1119,7 +1764,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1776,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1789,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Drain) GetDelay() *durationpb.Duration {
@@ -1172,7 +1817,7 @@ type UnknownMethods struct {
 
 func (x *UnknownMethods) Reset() {
 	*x = UnknownMethods{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1829,7 @@ func (x *UnknownMethods) String() string {
 func (*UnknownMethods) ProtoMessage() {}
 
 func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1842,7 @@ func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnknownMethods.ProtoReflect.Descriptor instead.
 func (*UnknownMethods) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UnknownMethods) GetCluster() string {
@@ -1234,7 +1879,7 @@ type Json struct {
 
 func (x *Json) Reset() {
 	*x = Json{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1891,7 @@ func (x *Json) String() string {
 func (*Json) ProtoMessage() {}
 
 func (x *Json) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1904,7 @@ func (x *Json) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Json.ProtoReflect.Descriptor instead.
 func (*Json) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Json) GetEmitDefaults() bool {
@@ -1338,7 +1983,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1995,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +2008,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Health) GetPath() string {
@@ -1393,7 +2038,7 @@ type HttpRules struct {
 
 func (x *HttpRules) Reset() {
 	*x = HttpRules{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1405,7 +2050,7 @@ func (x *HttpRules) String() string {
 func (*HttpRules) ProtoMessage() {}
 
 func (x *HttpRules) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1418,7 +2063,7 @@ func (x *HttpRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpRules.ProtoReflect.Descriptor instead.
 func (*HttpRules) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HttpRules) GetServiceConfig() string {
@@ -1448,7 +2093,7 @@ type DescriptorSource_ProtoFiles struct {
 
 func (x *DescriptorSource_ProtoFiles) Reset() {
 	*x = DescriptorSource_ProtoFiles{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +2105,7 @@ func (x *DescriptorSource_ProtoFiles) String() string {
 func (*DescriptorSource_ProtoFiles) ProtoMessage() {}
 
 func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +2146,7 @@ type DescriptorSource_Reflection struct {
 
 func (x *DescriptorSource_Reflection) Reset() {
 	*x = DescriptorSource_Reflection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +2158,7 @@ func (x *DescriptorSource_Reflection) String() string {
 func (*DescriptorSource_Reflection) ProtoMessage() {}
 
 func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +2185,7 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x94\x06\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xd0\x06\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
 	"\vdescriptors\x18\x02 \x03(\v2#.transom.config.v1.DescriptorSourceR\vdescriptors\x12i\n" +
@@ -1554,7 +2199,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	" \x01(\v2\x17.transom.config.v1.JsonR\x04json\x121\n" +
 	"\x06health\x18\v \x01(\v2\x19.transom.config.v1.HealthR\x06health\x12;\n" +
 	"\n" +
-	"http_rules\x18\f \x01(\v2\x1c.transom.config.v1.HttpRulesR\thttpRules\x1aW\n" +
+	"http_rules\x18\f \x01(\v2\x1c.transom.config.v1.HttpRulesR\thttpRules\x12:\n" +
+	"\tconsumers\x18\x14 \x01(\v2\x1c.transom.config.v1.ConsumersR\tconsumers\x1aW\n" +
 	"\rClustersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
 	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xd4\x02\n" +
@@ -1621,7 +2267,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\rLoadBalancing\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12@\n" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\"\xa7\x03\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\"\xa7\x04\n" +
 	"\x06Policy\x12$\n" +
 	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\x12\x1a\n" +
 	"\boptional\x18\x02 \x01(\bR\boptional\x12\x18\n" +
@@ -1631,7 +2277,69 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x13stream_idle_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x11streamIdleTimeout\x120\n" +
 	"\rmessage_bytes\x18\a \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\xff\xff\aR\fmessageBytes\x12\x14\n" +
-	"\x05forms\x18\b \x01(\bR\x05forms\"\xae\x01\n" +
+	"\x05forms\x18\b \x01(\bR\x05forms\x12+\n" +
+	"\x04auth\x18\x14 \x01(\v2\x17.transom.config.v1.AuthR\x04auth\x121\n" +
+	"\x06access\x18\x15 \x01(\v2\x19.transom.config.v1.AccessR\x06access\x12\x1e\n" +
+	"\x05allow\x18\x16 \x01(\tB\b\xbaH\x05r\x03(\x80 R\x05allow\"\xb0\x01\n" +
+	"\x04Auth\x12\x18\n" +
+	"\arequire\x18\x01 \x03(\tR\arequire\x12\x1c\n" +
+	"\tanonymous\x18\x02 \x01(\bR\tanonymous:p\xbaHm\x1ak\n" +
+	"\n" +
+	"auth.empty\x123auth needs providers in require, or anonymous: true\x1a(this.anonymous || size(this.require) > 0\"\x8e\x01\n" +
+	"\x06Access\x12\x16\n" +
+	"\x06scopes\x18\x01 \x03(\tR\x06scopes\x12\x16\n" +
+	"\x06groups\x18\x02 \x03(\tR\x06groups\x12\x1c\n" +
+	"\tconsumers\x18\x03 \x03(\tR\tconsumers\x12\x1b\n" +
+	"\tallow_ips\x18\x04 \x03(\tR\ballowIps\x12\x19\n" +
+	"\bdeny_ips\x18\x05 \x03(\tR\adenyIps\"\x9a\x03\n" +
+	"\tConsumers\x12m\n" +
+	"\tproviders\x18\x01 \x03(\v2+.transom.config.v1.Consumers.ProvidersEntryB\"\xbaH\x1f\x9a\x01\x1c\"\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\tproviders\x12l\n" +
+	"\x05known\x18\x02 \x03(\v2'.transom.config.v1.Consumers.KnownEntryB-\xbaH*\x9a\x01'\"%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x05known\x1aY\n" +
+	"\x0eProvidersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x121\n" +
+	"\x05value\x18\x02 \x01(\v2\x1b.transom.config.v1.ProviderR\x05value:\x028\x01\x1aU\n" +
+	"\n" +
+	"KnownEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x121\n" +
+	"\x05value\x18\x02 \x01(\v2\x1b.transom.config.v1.ConsumerR\x05value:\x028\x01\"\x95\x01\n" +
+	"\bProvider\x124\n" +
+	"\aapi_key\x18\x01 \x01(\v2\x19.transom.config.v1.ApiKeyH\x00R\x06apiKey\x12*\n" +
+	"\x03jwt\x18\x02 \x01(\v2\x16.transom.config.v1.JwtH\x00R\x03jwt\x12\x18\n" +
+	"\aforward\x18\n" +
+	" \x01(\bR\aforwardB\r\n" +
+	"\x04kind\x12\x05\xbaH\x02\b\x01\"B\n" +
+	"\x06ApiKey\x128\n" +
+	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\xda\x04\n" +
+	"\x03Jwt\x12\x1f\n" +
+	"\x06issuer\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06issuer\x12&\n" +
+	"\taudiences\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\taudiences\x12\x19\n" +
+	"\bjwks_uri\x18\x03 \x01(\tR\ajwksUri\x12p\n" +
+	"\n" +
+	"algorithms\x18\x04 \x03(\tBP\xbaHM\x92\x01J\"HrFR\x05RS256R\x05RS384R\x05RS512R\x05PS256R\x05PS384R\x05PS512R\x05ES256R\x05ES384R\x05ES512R\x05EdDSAR\n" +
+	"algorithms\x12\x12\n" +
+	"\x04type\x18\x05 \x01(\tR\x04type\x12@\n" +
+	"\x06leeway\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\xac\x022\x00R\x06leeway\x12#\n" +
+	"\rsubject_claim\x18\a \x01(\tR\fsubjectClaim\x12!\n" +
+	"\fgroup_claims\x18\b \x03(\tR\vgroupClaims\x127\n" +
+	"\boutbound\x18\t \x01(\v2\x1b.transom.config.v1.OutboundR\boutbound\x12i\n" +
+	"\bmetadata\x18\n" +
+	" \x03(\v2$.transom.config.v1.Jwt.MetadataEntryB'\xbaH$\x9a\x01!\"\x1fr\x1d2\x1b^x-transom-[a-z0-9-]{1,50}$R\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"4\n" +
+	"\bOutbound\x12\x18\n" +
+	"\aprivate\x18\x01 \x01(\bR\aprivate\x12\x0e\n" +
+	"\x02ca\x18\x02 \x01(\tR\x02ca\"\x84\x02\n" +
+	"\bConsumer\x12<\n" +
+	"\bapi_keys\x18\x01 \x03(\tB!\xbaH\x1e\x92\x01\x1b\"\x19r\x172\x15^sha256:[0-9a-f]{64}$R\aapiKeys\x12E\n" +
+	"\n" +
+	"identities\x18\x02 \x03(\tB%\xbaH\"\x92\x01\x1f\"\x1dr\x1b2\x19^[a-z][a-z0-9-]{0,62}:.+$R\n" +
+	"identities\x12\x16\n" +
+	"\x06groups\x18\x03 \x03(\tR\x06groups\x12\x16\n" +
+	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x12\x12\n" +
+	"\x04plan\x18\x05 \x01(\tR\x04plan\x12/\n" +
+	"\x06claims\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x06claims\"\xae\x01\n" +
 	"\bMetadata\x12O\n" +
 	"\x0frequest_headers\x18\x01 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0erequestHeaders\x12Q\n" +
 	"\x10response_headers\x18\x02 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0fresponseHeaders\"\x8d\x05\n" +
@@ -1690,7 +2398,7 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
 	(*Config)(nil),                      // 1: transom.config.v1.Config
@@ -1702,57 +2410,82 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*UpstreamTLS)(nil),                 // 7: transom.config.v1.UpstreamTLS
 	(*LoadBalancing)(nil),               // 8: transom.config.v1.LoadBalancing
 	(*Policy)(nil),                      // 9: transom.config.v1.Policy
-	(*Metadata)(nil),                    // 10: transom.config.v1.Metadata
-	(*Limits)(nil),                      // 11: transom.config.v1.Limits
-	(*Drain)(nil),                       // 12: transom.config.v1.Drain
-	(*UnknownMethods)(nil),              // 13: transom.config.v1.UnknownMethods
-	(*Json)(nil),                        // 14: transom.config.v1.Json
-	(*Health)(nil),                      // 15: transom.config.v1.Health
-	(*HttpRules)(nil),                   // 16: transom.config.v1.HttpRules
-	nil,                                 // 17: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 18: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 19: transom.config.v1.DescriptorSource.Reflection
-	(*durationpb.Duration)(nil),         // 20: google.protobuf.Duration
+	(*Auth)(nil),                        // 10: transom.config.v1.Auth
+	(*Access)(nil),                      // 11: transom.config.v1.Access
+	(*Consumers)(nil),                   // 12: transom.config.v1.Consumers
+	(*Provider)(nil),                    // 13: transom.config.v1.Provider
+	(*ApiKey)(nil),                      // 14: transom.config.v1.ApiKey
+	(*Jwt)(nil),                         // 15: transom.config.v1.Jwt
+	(*Outbound)(nil),                    // 16: transom.config.v1.Outbound
+	(*Consumer)(nil),                    // 17: transom.config.v1.Consumer
+	(*Metadata)(nil),                    // 18: transom.config.v1.Metadata
+	(*Limits)(nil),                      // 19: transom.config.v1.Limits
+	(*Drain)(nil),                       // 20: transom.config.v1.Drain
+	(*UnknownMethods)(nil),              // 21: transom.config.v1.UnknownMethods
+	(*Json)(nil),                        // 22: transom.config.v1.Json
+	(*Health)(nil),                      // 23: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 24: transom.config.v1.HttpRules
+	nil,                                 // 25: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 26: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 27: transom.config.v1.DescriptorSource.Reflection
+	nil,                                 // 28: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 29: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 30: transom.config.v1.Jwt.MetadataEntry
+	(*durationpb.Duration)(nil),         // 31: google.protobuf.Duration
+	(*structpb.Struct)(nil),             // 32: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	2,  // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
 	5,  // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	17, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	25, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
 	9,  // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
-	10, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
-	11, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
-	12, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
-	13, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
-	14, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
-	15, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
-	16, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
-	3,  // 11: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	11, // 12: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	4,  // 13: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	0,  // 14: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	20, // 15: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	18, // 16: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	19, // 17: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	7,  // 18: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	8,  // 19: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	20, // 20: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	20, // 21: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	20, // 22: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	20, // 23: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	20, // 24: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	20, // 25: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	20, // 26: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	20, // 27: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	20, // 28: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	20, // 29: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	20, // 30: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	20, // 31: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	6,  // 32: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	18, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
+	19, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
+	20, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
+	21, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
+	22, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
+	23, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	24, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	12, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
+	3,  // 12: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	19, // 13: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	4,  // 14: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	0,  // 15: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
+	31, // 16: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	26, // 17: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	27, // 18: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	7,  // 19: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	8,  // 20: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	31, // 21: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	31, // 22: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	31, // 23: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	31, // 24: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	31, // 25: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	31, // 26: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	10, // 27: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	11, // 28: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	28, // 29: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	29, // 30: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	14, // 31: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	15, // 32: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	31, // 33: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	16, // 34: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	30, // 35: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	32, // 36: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	31, // 37: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	31, // 38: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	31, // 39: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	31, // 40: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	31, // 41: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	31, // 42: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	6,  // 43: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	13, // 44: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	17, // 45: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	46, // [46:46] is the sub-list for method output_type
+	46, // [46:46] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -1765,13 +2498,17 @@ func file_transom_config_v1_config_proto_init() {
 		(*DescriptorSource_Proto)(nil),
 		(*DescriptorSource_Reflection_)(nil),
 	}
+	file_transom_config_v1_config_proto_msgTypes[12].OneofWrappers = []any{
+		(*Provider_ApiKey)(nil),
+		(*Provider_Jwt)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,261 @@
+package policies_test
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	gooidc "github.com/coreos/go-oidc/v3/oidc"
+	"github.com/go-jose/go-jose/v4"
+	"google.golang.org/grpc/codes"
+)
+
+func sha(key string) string { return fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(key))) }
+
+const apiKeyConfig = `
+consumers:
+  providers: {keys: {api_key: {}}}
+  known:
+    shop: {plan: gold, groups: [partners], scopes: [accounts.read], api_keys: [%q]}
+policies:
+- {selector: "*", auth: {require: [keys]}}
+`
+
+func TestAPIKey(t *testing.T) {
+	p := start(t, fmt.Sprintf(apiKeyConfig, sha("secret-of-the-shop")))
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		o := call(t, p, map[string]string{"x-api-key": "secret-of-the-shop"})
+		o.want(t, "good key", codes.OK, 200, "")
+		for k, want := range map[string]string{
+			"x-transom-consumer": "shop", "x-transom-provider": "keys", "x-transom-plan": "gold", "x-transom-groups": "partners", "x-transom-scopes": "accounts.read",
+		} {
+			if got := o.seen[k]; !slices.Equal(got, []string{want}) {
+				t.Errorf("the backend sees %s: %q, want %q", k, got, want)
+			}
+		}
+		if got := o.seen["x-api-key"]; got != nil {
+			t.Errorf("the backend sees the key: %q", got)
+		}
+		for what, header := range map[string]map[string]string{
+			"CREDENTIALS_MISSING": nil, "CREDENTIALS_INVALID": {"x-api-key": "wrong"},
+		} {
+			o := call(t, p, header)
+			o.want(t, what, codes.Unauthenticated, 401, what)
+			if got := o.header["www-authenticate"]; !slices.Equal(got, []string{`ApiKey realm="transom", header="x-api-key"`}) {
+				t.Errorf("%s: challenge %q", what, got)
+			}
+		}
+	})
+}
+
+const jwtConfig = `
+consumers:
+  providers:
+    main:
+      jwt: {issuer: %q, audiences: [bank], outbound: {private: true}, leeway: 1s, metadata: {x-transom-email: email}}
+policies:
+- {selector: "*", auth: {require: [main]}}
+- {selector: bank.v1.Diagnostics.*, allow: '"transfer" in claims.scope.split(" ")'}
+`
+
+func TestJWT(t *testing.T) {
+	id := startOIDC(t)
+	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
+	provider, err := gooidc.NewProvider(t.Context(), id.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := id.token(t, nil)
+	// An independent client of the provider takes the token too.
+	if _, err := provider.Verifier(&gooidc.Config{ClientID: "bank"}).Verify(t.Context(), good); err != nil {
+		t.Fatal(err)
+	}
+	hour := time.Now().Add(time.Hour).Unix()
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		for range 2 { // verified, and from the cache
+			o := call(t, p, map[string]string{"authorization": "Bearer " + good})
+			o.want(t, "good token", codes.OK, 200, "")
+			if got := o.seen["x-transom-consumer"]; !slices.Equal(got, []string{"main:alice"}) {
+				t.Errorf("consumer %q", got)
+			}
+			if got := o.seen["x-transom-email"]; !slices.Equal(got, []string{"alice@example.com"}) {
+				t.Errorf("email %q", got)
+			}
+			if got := o.seen["authorization"]; got != nil {
+				t.Errorf("the backend sees the token")
+			}
+		}
+		call(t, p, map[string]string{"authorization": "Bearer " + id.token(t, map[string]any{"aud": []string{"other", "bank"}, "email": nil})}).want(t, "a list of audiences", codes.OK, 200, "")
+		for what, token := range map[string]string{
+			"CREDENTIALS_MISSING":                "",
+			"CREDENTIALS_EXPIRED":                id.token(t, map[string]any{"exp": time.Now().Add(-time.Minute).Unix()}),
+			"CREDENTIALS_INVALID other audience": id.token(t, map[string]any{"aud": "other"}),
+			"CREDENTIALS_INVALID no audience":    id.token(t, map[string]any{"aud": nil}),
+			"CREDENTIALS_INVALID no expiry":      id.token(t, map[string]any{"exp": nil}),
+			"CREDENTIALS_INVALID text expiry":    id.token(t, map[string]any{"exp": fmt.Sprint(hour)}),
+			"CREDENTIALS_INVALID issuer":         id.token(t, map[string]any{"iss": "https://evil.example"}),
+			"CREDENTIALS_INVALID not yet":        id.token(t, map[string]any{"nbf": hour}),
+			"CREDENTIALS_INVALID no subject":     id.token(t, map[string]any{"sub": nil}),
+			"CREDENTIALS_INVALID garbage":        "a.b.c",
+			"CREDENTIALS_INVALID cut":            good[:len(good)-4],
+		} {
+			header := map[string]string{}
+			if token != "" {
+				header["authorization"] = "Bearer " + token
+			}
+			o := call(t, p, header)
+			reason, _, _ := strings.Cut(what, " ")
+			o.want(t, what, codes.Unauthenticated, 401, reason)
+			want := `Bearer realm="transom", error="invalid_token"`
+			if token == "" {
+				want = `Bearer realm="transom"`
+			}
+			if got := o.header["www-authenticate"]; !slices.Equal(got, []string{want}) {
+				t.Errorf("%s: challenge %q, want %q", what, got, want)
+			}
+		}
+		o := call(t, p, map[string]string{"authorization": "Bearer " + id.token(t, map[string]any{"scope": "accounts.read"})})
+		o.want(t, "a rule that does not hold", codes.PermissionDenied, 403, "RULE_DENIED")
+		o = call(t, p, map[string]string{"authorization": "Bearer " + id.token(t, map[string]any{"scope": nil})})
+		o.want(t, "a rule that fails", codes.PermissionDenied, 403, "RULE_DENIED")
+	})
+}
+
+// TestForgedTokens has the known ways to pass off a token of one's own.
+func TestForgedTokens(t *testing.T) {
+	id := startOIDC(t)
+	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
+	good := id.token(t, nil)
+	parts := strings.Split(good, ".")
+	header := func(h string) string { return base64.RawURLEncoding.EncodeToString([]byte(h)) }
+	public, err := id.keys[0].Public().MarshalJSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := startOIDC(t)
+	for what, token := range map[string]string{
+		"alg none":           header(`{"alg":"none","kid":"key-1"}`) + "." + parts[1] + ".",
+		"alg None":           header(`{"alg":"None"}`) + "." + parts[1] + "." + parts[2],
+		"no alg":             header(`{"kid":"key-1"}`) + "." + parts[1] + "." + parts[2],
+		"HS256, public key":  id.sign(t, jose.SigningKey{Algorithm: jose.HS256, Key: jose.JSONWebKey{Key: public, KeyID: "key-1"}}, nil),
+		"another's key":      id.sign(t, jose.SigningKey{Algorithm: jose.ES256, Key: other.keys[0]}, nil),
+		"own key in header":  header(`{"alg":"ES256","kid":"key-1","jwk":`+string(public)+`}`) + "." + parts[1] + "." + parts[2],
+		"jku":                header(`{"alg":"ES256","kid":"key-1","jku":"`+other.URL+`/keys"}`) + "." + parts[1] + "." + parts[2],
+		"crit":               header(`{"alg":"ES256","kid":"key-1","crit":["b64"],"b64":false}`) + "." + parts[1] + "." + parts[2],
+		"empty signature":    parts[0] + "." + parts[1] + ".",
+		"changed claims":     parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"`+id.URL+`","aud":"bank","sub":"root","exp":9999999999}`)) + "." + parts[2],
+		"two authorizations": good + ", Bearer " + good,
+		"long":               good + strings.Repeat("A", 8<<10),
+	} {
+		o := callREST(t, p, map[string]string{"authorization": "Bearer " + token})
+		o.want(t, what, codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+	}
+	if n := other.fetches.Load(); n != 0 {
+		t.Errorf("a token made the gateway fetch keys from elsewhere %d times", n)
+	}
+	callREST(t, p, map[string]string{"authorization": "Bearer " + good}).want(t, "good token", codes.OK, 200, "")
+}
+
+// TestKeyRotation signs with a new key mid-run: the gateway learns it at once, and stops to trust the one that left.
+func TestKeyRotation(t *testing.T) {
+	id := startOIDC(t)
+	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
+	call := func(token string) outcome {
+		return callREST(t, p, map[string]string{"authorization": "Bearer " + token})
+	}
+	first := id.token(t, nil)
+	call(first).want(t, "first key", codes.OK, 200, "")
+	id.rotate(t)
+	call(id.token(t, nil)).want(t, "second key", codes.OK, 200, "")
+	call(first).want(t, "first key, still in the set", codes.OK, 200, "")
+	id.rotate(t)
+	call(id.token(t, nil)).want(t, "third key", codes.OK, 200, "")
+	call(first).want(t, "first key, which has left", codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+	// The issuer is down: keys that are there go on.
+	id.down.Store(true)
+	call(id.token(t, map[string]any{"jti": "2"})).want(t, "issuer down", codes.OK, 200, "")
+}
+
+// TestKeyFlood sends tokens with key ids that nobody knows.
+func TestKeyFlood(t *testing.T) {
+	id := startOIDC(t)
+	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
+	callREST(t, p, map[string]string{"authorization": "Bearer " + id.token(t, nil)}).want(t, "good", codes.OK, 200, "")
+	began := time.Now()
+	key := id.keys[0]
+	for i := range 200 {
+		key.KeyID = fmt.Sprintf("unknown-%d", i)
+		token := id.sign(t, jose.SigningKey{Algorithm: jose.ES256, Key: key}, nil)
+		callREST(t, p, map[string]string{"authorization": "Bearer " + token}).want(t, "unknown key", codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+	}
+	if n, most := id.fetches.Load(), 3+int64(time.Since(began)/(10*time.Second))+1; n > most {
+		t.Errorf("200 tokens with unknown key ids made %d fetches, want at most %d", n, most)
+	}
+	callREST(t, p, map[string]string{"authorization": "Bearer " + id.token(t, nil)}).want(t, "good after the flood", codes.OK, 200, "")
+}
+
+// TestIssuerDown has no keys at all: the gateway starts, and fails closed.
+func TestIssuerDown(t *testing.T) {
+	id := startOIDC(t)
+	id.down.Store(true)
+	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, map[string]string{"authorization": "Bearer " + id.token(t, nil)}).want(t, "no keys", codes.Unavailable, 503, "")
+	})
+}
+
+// TestSpoofedIdentity sends what only the gateway may say, in every spelling, with and without a credential.
+func TestSpoofedIdentity(t *testing.T) {
+	p := start(t, fmt.Sprintf(strings.Replace(apiKeyConfig, "[keys]", "[keys], anonymous: true", 1), sha("secret-of-the-shop")))
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		for _, key := range []string{"", "secret-of-the-shop"} {
+			header := map[string]string{}
+			if key != "" {
+				header["x-api-key"] = key
+			}
+			for _, name := range []string{
+				"x-transom-consumer", "x_transom_consumer", "x.transom.consumer", "x-transom_consumer", "X-Transom-Groups", "x-transom-anything",
+				"grpc-metadata-x-transom-consumer", "grpc-metadata-x_transom_consumer",
+			} {
+				header[name] = "root"
+			}
+			o := call(t, p, header)
+			o.want(t, "spoofed", codes.OK, 200, "")
+			for k, v := range o.seen {
+				if norm := strings.NewReplacer("_", "-", ".", "-").Replace(k); strings.HasPrefix(norm, "x-transom-") && slices.Contains(v, "root") {
+					t.Errorf("key %q: the backend sees %s: %q", key, k, v)
+				}
+			}
+		}
+	})
+}
+
+// TestMisconfigured has what is refused at start, each with its line.
+func TestMisconfigured(t *testing.T) {
+	for _, tc := range []struct{ name, text, want string }{
+		{"no such provider", "policies:\n- selector: \"*\"\n  auth: {require: [nobody]}\n", `3:19: there is no provider "nobody", only []`},
+		{"neither", "policies:\n- selector: \"*\"\n  auth: {}\n", `3:9: auth: auth needs providers in require, or anonymous: true`},
+		{"key not hashed", "consumers:\n  known:\n    shop:\n      api_keys: [secret]\n", `4:18: `},
+		{"same key", "consumers:\n  providers:\n    keys: {api_key: {}}\n  known:\n    a: {api_keys: [" + sha("x") + "]}\n    b: {api_keys: [" + sha("x") + "]}\n", `3:11: consumers a and b have the same API key`},
+		{"no audience", "consumers:\n  providers:\n    main:\n      jwt: {issuer: \"https://id.example\"}\n", `4:12: audiences: `},
+		{"plain http", "consumers:\n  providers:\n    main:\n      jwt: {issuer: \"http://id.example\", audiences: [bank]}\n", `4:7: "http://id.example" is not https`},
+		{"HS256", "consumers:\n  providers:\n    main:\n      jwt: {issuer: \"https://id.example\", audiences: [bank], algorithms: [HS256]}\n", `4:75: algorithms[0]: must be in list`},
+		{"unknown variable", "policies:\n- selector: bank.v1.Rates.Get\n  allow: claim.sub == \"x\"\n", `3:10: for bank.v1.Rates.Get: column 1: undeclared reference to 'claim'`},
+		{"not a condition", "policies:\n- selector: bank.v1.Rates.Get\n  allow: claims.sub\n", `3:10: for bank.v1.Rates.Get: the expression is of type dyn, not bool`},
+		{"unknown request field", "policies:\n- selector: bank.v1.Rates.Get\n  allow: request.nothing == 1\n", `3:10: for bank.v1.Rates.Get: column 8: undefined field 'nothing'`},
+		{"costly", "policies:\n- selector: \"*\"\n  allow: scopes.all(a, scopes.all(b, scopes.all(c, a + b != c)))\n", `3:10: for bank.v1.Accounts.Balance: the expression may cost too much`},
+		{"scopes without identity", "policies:\n- selector: bank.v1.Rates.Get\n  access: {scopes: [a]}\n", `3:11: scopes, groups and consumers need callers`},
+		{"not a network", "policies:\n- selector: bank.v1.Rates.Get\n  access: {allow_ips: [10.0.0.1/8]}\n", `3:24: network 10.0.0.1/8 has bits beyond its prefix, write 10.0.0.0/8`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			found := faults(t, tc.text)
+			if !slices.ContainsFunc(found, func(f string) bool { return strings.HasPrefix(f, tc.want) }) {
+				t.Errorf("faults:\n%s\nwant one that begins with\n%s", strings.Join(found, "\n"), tc.want)
+			}
+		})
+	}
+}

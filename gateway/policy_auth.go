@@ -1,0 +1,149 @@
+package gateway
+
+import (
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"transom/descriptors"
+	"transom/policy/access"
+	"transom/policy/identity"
+	configv1 "transom/proto/transom/config/v1"
+	"transom/rpc"
+)
+
+const (
+	defaultAPIKeyHeader = "x-api-key"
+	defaultLeeway       = 30e9 // nanoseconds
+)
+
+// openConsumers holds the providers and joins them with the consumers that are known.
+func (b *builder) openConsumers() {
+	cfg := b.cfg.GetConsumers()
+	var known []*identity.Consumer
+	for _, name := range slices.Sorted(maps.Keys(cfg.GetKnown())) {
+		known = append(known, consumerOf(name, cfg.GetKnown()[name]))
+	}
+	providers := map[string]identity.Entry{}
+	for _, name := range slices.Sorted(maps.Keys(cfg.GetProviders())) {
+		p := cfg.GetProviders()[name]
+		path := fmt.Sprintf("consumers.providers[%s]", name)
+		provider, err := b.provider(name, p, known)
+		if err != nil {
+			b.faultOf(path, err)
+			continue
+		}
+		providers[name] = identity.Entry{Provider: provider, Forward: p.GetForward()}
+	}
+	var err error
+	if b.directory, err = identity.NewDirectory(providers, known); err != nil {
+		b.faultOf("consumers.known", err)
+	}
+	if b.rules, err = access.NewCompiler(); err != nil {
+		b.faultOf("", err)
+	}
+}
+
+func consumerOf(name string, c *configv1.Consumer) *identity.Consumer {
+	out := &identity.Consumer{
+		Name: name, Identities: c.GetIdentities(), Groups: c.GetGroups(), Scopes: c.GetScopes(), Plan: c.GetPlan(),
+		Claims: c.GetClaims().AsMap(),
+	}
+	for _, key := range c.GetApiKeys() {
+		var hash [32]byte
+		if n, err := hex.Decode(hash[:], []byte(strings.TrimPrefix(key, "sha256:"))); err == nil && n == len(hash) {
+			out.KeyHashes = append(out.KeyHashes, hash)
+		}
+	}
+	return out
+}
+
+// provider makes one provider, or takes the one of the Snapshot before.
+func (b *builder) provider(name string, p *configv1.Provider, known []*identity.Consumer) (identity.Provider, error) {
+	switch kind := p.GetKind().(type) {
+	case *configv1.Provider_ApiKey:
+		return identity.NewAPIKeys(name, apiKeyHeader(kind.ApiKey), known)
+	case *configv1.Provider_Jwt:
+		j := kind.Jwt
+		return hold(&b.holds, "jwt", name, j, func() (*identity.JWT, func(), error) {
+			cfg := identity.JWTConfig{
+				Name: name, Issuer: j.GetIssuer(), Audiences: j.GetAudiences(), JWKSURI: j.GetJwksUri(), Algorithms: j.GetAlgorithms(),
+				Type: j.GetType(), Leeway: defaultLeeway, SubjectClaim: j.GetSubjectClaim(), GroupClaims: j.GetGroupClaims(),
+				Metadata: j.GetMetadata(), Outbound: identity.Outbound{Private: j.GetOutbound().GetPrivate(), CAFile: j.GetOutbound().GetCa()},
+			}
+			if l := j.GetLeeway(); l != nil {
+				cfg.Leeway = l.AsDuration()
+			}
+			provider, err := identity.NewJWT(cfg, b.log)
+			if err != nil {
+				return nil, nil, err
+			}
+			return provider, provider.Close, nil
+		})
+	}
+	return nil, fmt.Errorf("provider %s is of no known kind", name)
+}
+
+func apiKeyHeader(k *configv1.ApiKey) string {
+	if h := k.GetHeader(); h != "" {
+		return h
+	}
+	return defaultAPIKeyHeader
+}
+
+// credentialHeaders are the headers in which providers look for credentials, beside authorization.
+func credentialHeaders(cfg *configv1.Config) []string {
+	var names []string
+	for _, p := range cfg.GetConsumers().GetProviders() {
+		if k := p.GetApiKey(); k != nil {
+			names = append(names, apiKeyHeader(k))
+		}
+	}
+	return names
+}
+
+// authenticate is the middleware that tells who calls; nil if nobody has to say.
+func (b *builder) authenticate(eff Effective) rpc.Middleware {
+	mw, err := b.directory.Middleware(identity.Requirement{Providers: eff.Policy.GetAuth().GetRequire(), Anonymous: eff.Policy.GetAuth().GetAnonymous()})
+	if err != nil {
+		b.faultOf(eff.path("auth")+".require", err)
+	}
+	return mw
+}
+
+// authorize is the middleware that decides what callers may do; nil if everything.
+func (b *builder) authorize(m *descriptors.Method, eff Effective) rpc.Middleware {
+	a := eff.Policy.GetAccess()
+	cfg := access.Config{Scopes: a.GetScopes(), Groups: a.GetGroups(), Consumers: a.GetConsumers()}
+	cfg.AllowIPs = b.networks(eff.path("access")+".allow_ips", a.GetAllowIps())
+	cfg.DenyIPs = b.networks(eff.path("access")+".deny_ips", a.GetDenyIps())
+	if len(cfg.Scopes)+len(cfg.Groups)+len(cfg.Consumers) > 0 && (len(eff.Policy.GetAuth().GetRequire()) == 0 || eff.Policy.GetAuth().GetAnonymous()) {
+		b.fault(eff.path("access"), "scopes, groups and consumers need callers that say who they are: auth.require without anonymous, for %s", m.Name)
+	}
+	if source := eff.Policy.GetAllow(); source != "" {
+		e, err := b.rules.Compile(source, m)
+		if err != nil {
+			for _, err := range flatten(err) {
+				b.fault(eff.path("allow"), "for %s: %v", m.Name, err)
+			}
+		}
+		cfg.Allow = e
+	}
+	return access.New(cfg)
+}
+
+// networks parses addresses and networks.
+func (b *builder) networks(path string, list []string) []netip.Prefix {
+	var nets []netip.Prefix
+	for i, s := range list {
+		p, err := access.ParseNetwork(s)
+		if err != nil {
+			b.fault(fmt.Sprintf("%s[%d]", path, i), "%v", err)
+		}
+		nets = append(nets, p)
+	}
+	return nets
+}

@@ -1,0 +1,81 @@
+package identity
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"transom/rpc"
+)
+
+// APIKeys identifies consumers by secret keys. Only hashes of the keys are kept: keys are random and long, so that a fast
+// hash protects them.
+type APIKeys struct {
+	header string
+	// byPrefix are the keys by the first 8 bytes of their hash, so that what is looked up in variable time tells nothing
+	// about a key.
+	byPrefix map[uint64][]apiKey
+}
+
+type apiKey struct {
+	hash [sha256.Size]byte
+	who  *caller
+}
+
+// NewAPIKeys makes the provider of that name from the consumers that have keys. header is the metadata name, in lower case,
+// that carries the key. Two consumers with one key are an error.
+func NewAPIKeys(name, header string, known []*Consumer) (*APIKeys, error) {
+	p := &APIKeys{header: header, byPrefix: map[uint64][]apiKey{}}
+	var errs []error
+	for _, c := range known {
+		who := known1(name, c)
+		for _, hash := range c.KeyHashes {
+			at := binary.LittleEndian.Uint64(hash[:])
+			for _, other := range p.byPrefix[at] {
+				if other.hash == hash {
+					errs = append(errs, fmt.Errorf("consumers %s and %s have the same API key", other.who.Consumer, c.Name))
+				}
+			}
+			p.byPrefix[at] = append(p.byPrefix[at], apiKey{hash, who})
+		}
+	}
+	return p, errors.Join(errs...)
+}
+
+// known1 is a consumer as a provider that knows it by name identifies it.
+func known1(provider string, c *Consumer) *caller {
+	return &caller{
+		Principal: rpc.Principal{
+			Consumer: c.Name, Provider: provider, Claims: c.Claims, Scopes: c.Scopes, Groups: c.Groups, Plan: c.Plan,
+		},
+		identity: provider + ":" + c.Name,
+	}
+}
+
+func (p *APIKeys) identify(_ context.Context, call *rpc.Call) (*caller, error) {
+	values := call.Header[p.header]
+	switch len(values) {
+	case 0:
+		return nil, errNone
+	case 1:
+	default:
+		return nil, invalid("the call has more than one API key")
+	}
+	hash := sha256.Sum256([]byte(values[0]))
+	for _, k := range p.byPrefix[binary.LittleEndian.Uint64(hash[:])] {
+		if subtle.ConstantTimeCompare(k.hash[:], hash[:]) == 1 {
+			return k.who, nil
+		}
+	}
+	return nil, invalid("the API key is not valid")
+}
+
+func (p *APIKeys) strip(call *rpc.Call) { delete(call.Header, p.header) }
+
+// challenge names the header, since there is no registered scheme for API keys.
+func (p *APIKeys) challenge(string) string {
+	return `ApiKey realm="transom", header="` + p.header + `"`
+}

@@ -1,0 +1,333 @@
+// Package identity tells who calls. A [Provider] checks one kind of credential: API keys, signed tokens (JWT) and others. A
+// [Directory] joins providers with the consumers that are known by name, and makes the middleware that sets a call's
+// Principal or refuses the call.
+//
+// # What is refused, and how
+// A call without a credential, or with one that is no good, ends with UNAUTHENTICATED, a google.rpc.ErrorInfo of domain
+// "transom" and a challenge in "www-authenticate" for each provider that would do. What the credential was is never said.
+// If a provider cannot tell, because what it must ask does not answer, the call ends with UNAVAILABLE: it fails closed.
+//
+// # What backends see
+// The credential is taken out of the call's metadata, unless the provider is to leave it in, and the caller's name comes
+// in as "x-transom-consumer", with "x-transom-provider", "-plan", "-scopes" (split by spaces) and "-groups" (split by
+// commas) where there are any. Bytes outside 0x20 to 0x7E and "%" are percent-encoded in them. Listeners drop every name
+// like these from what clients send.
+//
+// # Concurrency
+// Everything is safe for concurrent use. A provider that fetches keys does so in goroutines of its own, which Close ends.
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"transom/rpc"
+)
+
+// Provider checks one kind of credential.
+type Provider interface {
+	// identify looks for the provider's credential in the call. It returns errNone if there is none, errForeign if there is
+	// one that another provider might know, a *refusal if it is no good, and any other error if it cannot be judged.
+	identify(ctx context.Context, call *rpc.Call) (*caller, error)
+	// strip takes the credential out of the call's metadata.
+	strip(call *rpc.Call)
+	// challenge is the value of www-authenticate for a call without a good credential; code is the error code of RFC 6750
+	// section 3.1, or "" if there was no credential. "" if there is no challenge to make.
+	challenge(code string) string
+}
+
+var (
+	errNone    = errors.New("no credential")
+	errForeign = errors.New("a credential of another issuer")
+)
+
+// refusal is a credential that is no good.
+type refusal struct {
+	// reason is that of the google.rpc.ErrorInfo.
+	reason string
+	msg    string
+}
+
+func (r *refusal) Error() string { return r.msg }
+
+// The reasons of refusals.
+const (
+	reasonMissing = "CREDENTIALS_MISSING"
+	reasonInvalid = "CREDENTIALS_INVALID"
+	reasonExpired = "CREDENTIALS_EXPIRED"
+)
+
+func invalid(msg string) *refusal { return &refusal{reasonInvalid, msg} }
+
+// caller is what a provider found out. It is shared by the calls of one credential and immutable but for linked.
+type caller struct {
+	rpc.Principal
+	// identity is "provider:subject".
+	identity string
+	// extra are claims that backends get as metadata.
+	extra []field
+	// linked is the caller joined with the consumer of one Directory.
+	linked atomic.Pointer[linked]
+}
+
+// field is one metadata entry whose values are shared and never changed.
+type field struct {
+	key    string
+	values []string
+}
+
+// linked is a caller as one Directory knows it.
+type linked struct {
+	by        *Directory
+	principal *rpc.Principal
+	header    []field
+}
+
+// Consumer is a caller that is known by name.
+type Consumer struct {
+	Name string
+	// KeyHashes are the SHA-256 of its API keys.
+	KeyHashes [][32]byte
+	// PasswordHash is a bcrypt hash for HTTP basic authentication; empty if it has no password.
+	PasswordHash string
+	// Identities are what providers call it, "provider:subject".
+	Identities []string
+	Groups     []string
+	Scopes     []string
+	Plan       string
+	Claims     map[string]any
+}
+
+// Entry is a provider as a Directory has it.
+type Entry struct {
+	Provider Provider
+	// Forward leaves the credential in the call.
+	Forward bool
+}
+
+// Directory knows providers and consumers by name. It is immutable.
+type Directory struct {
+	providers map[string]Entry
+	// identities are the consumers by "provider:subject".
+	identities map[string]*Consumer
+}
+
+// NewDirectory joins providers, by name, with the consumers that are known. An identity that two consumers claim is an
+// error.
+func NewDirectory(providers map[string]Entry, known []*Consumer) (*Directory, error) {
+	d := &Directory{providers: providers, identities: map[string]*Consumer{}}
+	var errs []error
+	for _, c := range known {
+		for _, id := range c.Identities {
+			if other := d.identities[id]; other != nil {
+				errs = append(errs, fmt.Errorf("identity %q is claimed by consumer %s and by %s", id, other.Name, c.Name))
+			}
+			d.identities[id] = c
+			if name, _, _ := strings.Cut(id, ":"); providers[name].Provider == nil {
+				errs = append(errs, fmt.Errorf("identity %q of consumer %s: there is no provider %q", id, c.Name, name))
+			}
+		}
+	}
+	return d, errors.Join(errs...)
+}
+
+// link joins a caller with what the Directory knows of it.
+func (d *Directory) link(c *caller) *linked {
+	if l := c.linked.Load(); l != nil && l.by == d {
+		return l
+	}
+	p := c.Principal
+	if known := d.identities[c.identity]; known != nil {
+		p.Consumer = known.Name
+		p.Groups = union(p.Groups, known.Groups)
+		p.Scopes = union(p.Scopes, known.Scopes)
+		if known.Plan != "" {
+			p.Plan = known.Plan
+		}
+		if len(known.Claims) > 0 {
+			claims := maps.Clone(known.Claims)
+			maps.Copy(claims, p.Claims)
+			p.Claims = claims
+		}
+	}
+	l := &linked{by: d, principal: &p, header: append(headerOf(&p), c.extra...)}
+	c.linked.Store(l)
+	return l
+}
+
+// union is a with what only b has.
+func union(a, b []string) []string {
+	a = slices.Clone(a)
+	for _, s := range b {
+		if !slices.Contains(a, s) {
+			a = append(a, s)
+		}
+	}
+	return a
+}
+
+// headerOf is the metadata that tells backends who calls.
+func headerOf(p *rpc.Principal) []field {
+	h := []field{{"x-transom-consumer", []string{fieldValue(p.Consumer)}}, {"x-transom-provider", []string{fieldValue(p.Provider)}}}
+	for _, f := range []struct{ key, value string }{
+		{"x-transom-plan", p.Plan}, {"x-transom-scopes", strings.Join(p.Scopes, " ")}, {"x-transom-groups", strings.Join(p.Groups, ",")},
+	} {
+		if f.value != "" {
+			h = append(h, field{f.key, []string{fieldValue(f.value)}})
+		}
+	}
+	return h
+}
+
+// fieldValue is s with what metadata cannot carry percent-encoded, and "%" too.
+func fieldValue(s string) string {
+	const hex = "0123456789ABCDEF"
+	plain := func(c byte) bool { return c >= 0x20 && c <= 0x7E && c != '%' }
+	i := 0
+	for i < len(s) && plain(s[i]) {
+		i++
+	}
+	if i == len(s) {
+		return s
+	}
+	b := append(make([]byte, 0, len(s)+8), s[:i]...)
+	for ; i < len(s); i++ {
+		if c := s[i]; plain(c) {
+			b = append(b, c)
+		} else {
+			b = append(b, '%', hex[c>>4], hex[c&15])
+		}
+	}
+	return string(b)
+}
+
+// Requirement says who must show who they are.
+type Requirement struct {
+	// Providers are names of the Directory's, in order: the first that finds its kind of credential decides.
+	Providers []string
+	// Anonymous lets calls without a credential through as well.
+	Anonymous bool
+}
+
+// Middleware enforces a Requirement. It is nil if that asks for nothing. A provider that the Directory does not have is an
+// error.
+func (d *Directory) Middleware(req Requirement) (rpc.Middleware, error) {
+	if len(req.Providers) == 0 {
+		return nil, nil
+	}
+	c := &check{dir: d, anonymous: req.Anonymous}
+	for _, name := range req.Providers {
+		e, ok := d.providers[name]
+		if !ok {
+			return nil, fmt.Errorf("there is no provider %q, only %q", name, slices.Sorted(maps.Keys(d.providers)))
+		}
+		c.entries = append(c.entries, e)
+	}
+	return func(next rpc.Handler) rpc.Handler {
+		return func(ctx context.Context, call *rpc.Call) error { return c.run(ctx, call, next) }
+	}, nil
+}
+
+// check is the compiled Requirement.
+type check struct {
+	dir       *Directory
+	entries   []Entry
+	anonymous bool
+}
+
+func (c *check) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error {
+	var foreign bool
+	for i := range c.entries {
+		e := &c.entries[i]
+		who, err := e.Provider.identify(ctx, call)
+		switch err {
+		case nil:
+			if !e.Forward {
+				e.Provider.strip(call)
+			}
+			return c.admit(ctx, call, who, next)
+		case errNone:
+			continue
+		case errForeign:
+			foreign = true
+			continue
+		}
+		if r, ok := errors.AsType[*refusal](err); ok {
+			return c.refuse(call, r)
+		}
+		call.Info.Fail(rpc.SourceGateway)
+		call.Info.Note("auth", "unavailable")
+		return err
+	}
+	switch {
+	case foreign:
+		return c.refuse(call, invalid("the credential is of no issuer that is trusted here"))
+	case c.anonymous:
+		return next(ctx, call)
+	}
+	return c.refuse(call, &refusal{reasonMissing, "the call needs a credential"})
+}
+
+// refuse ends the call with UNAUTHENTICATED.
+func (c *check) refuse(call *rpc.Call, r *refusal) error {
+	call.Info.Fail(rpc.SourceClient)
+	call.Info.Note("auth", r.reason)
+	code := "invalid_token"
+	if r.reason == reasonMissing {
+		code = ""
+	}
+	md := metadata.MD{}
+	for _, e := range c.entries {
+		if v := e.Provider.challenge(code); v != "" && !slices.Contains(md["www-authenticate"], v) {
+			md["www-authenticate"] = append(md["www-authenticate"], v)
+		}
+	}
+	return rpc.WithHeader(unauthenticated(r.reason, r.msg), md)
+}
+
+// unauthenticated is a status with an ErrorInfo.
+func unauthenticated(reason, msg string) error {
+	st := status.New(codes.Unauthenticated, msg)
+	if detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: "transom"}); err == nil {
+		st = detailed
+	}
+	return st.Err()
+}
+
+// admit runs the call as who. A stream is ended when the credential is.
+func (c *check) admit(ctx context.Context, call *rpc.Call, who *caller, next rpc.Handler) error {
+	l := c.dir.link(who)
+	call.Principal = l.principal
+	if call.Header == nil {
+		call.Header = make(metadata.MD, len(l.header))
+	}
+	for _, f := range l.header {
+		call.Header[f.key] = f.values
+	}
+	if who.Expires.IsZero() || call.Method.Unary() {
+		return next(ctx, call)
+	}
+	ctx, cut := context.WithCancelCause(ctx)
+	defer cut(nil)
+	expired := unauthenticated(reasonExpired, "the credential has expired while the call was open")
+	timer := time.AfterFunc(time.Until(who.Expires), func() { cut(expired) })
+	defer timer.Stop()
+	err := next(ctx, call)
+	if err != nil && context.Cause(ctx) == expired { //nolint:errorlint // this very error is meant
+		call.Info.Fail(rpc.SourceClient)
+		call.Info.Note("auth", reasonExpired)
+		return expired
+	}
+	return err
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -114,7 +115,7 @@ func TestRefuses(t *testing.T) {
 		{&benchv1.Small{}, `{} x`, `expected the end, found x (line 1, column 4)`},
 		{&benchv1.Small{}, "\ufeff{}", "expected an object, found \ufffd (line 1, column 1)"},
 		{&benchv1.Small{}, "{\n\"id\":\"a\",\n\"nope\":1}", `unknown field "nope" (line 3, column 1)`},
-		{&benchv1.Small{}, `{"id":"a","id":"b"}`, `duplicate field (line 1, column 11)`},
+		{&benchv1.Small{}, `{"id":"a","id":"b"}`, `duplicate field "id" (line 1, column 11)`},
 		{&benchv1.Small{}, `{"displayName":"a","display_name":"b"}`, `duplicate field`},
 		{&benchv1.Small{}, `{"id":"a",}`, `expected a field name, found }`},
 		{&benchv1.Small{}, `{'id':1}`, `expected a field name, found '`},
@@ -500,11 +501,11 @@ func TestHostile(t *testing.T) {
 		best := func(in []byte) time.Duration {
 			least := time.Hour
 			for range 7 {
-				start := time.Now()
+				start := cpuTime(t)
 				if err := c.do(in); err != nil {
 					t.Fatalf("%s: %v", c.name, err)
 				}
-				least = min(least, time.Since(start))
+				least = min(least, cpuTime(t)-start)
 			}
 			return least
 		}
@@ -513,6 +514,16 @@ func TestHostile(t *testing.T) {
 			t.Errorf("%s: %v, four times as much: %v", c.name, one, four)
 		}
 	}
+}
+
+// cpuTime is what the process has used: on a busy machine the clock on the wall says little.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func decode(m *Message) func(in []byte) error {

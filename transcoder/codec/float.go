@@ -25,23 +25,38 @@ func log2Pow10(x int) int { return (x * 108853) >> 15 }
 // log10ThreeQuarters is floor(log10(3/4·2^x)), for the narrower interval below a power of two.
 func log10ThreeQuarters(x int) int { return (x*631305 - 261663) >> 21 }
 
-// scale returns x·2^e·10^p unrounded. x must have its top bit set or fit the shift, lp must be log2Pow10(p).
-func scale(x uint64, e, p, lp int) unrounded {
+// scaler multiplies by 2^e·10^p.
+type scaler struct {
+	hi, lo uint64
+	shift  uint
+}
+
+// newScaler returns the scaler of e and p, where lp is log2Pow10(p).
+func newScaler(e, p, lp int) scaler {
 	t := &pow10[p-pow10Min]
-	s := uint(-(e + lp + 3)) & 63
-	hi, mid := bits.Mul64(x, t.hi)
-	sticky := uint64(1)
-	if hi&(1<<s-1) == 0 {
-		mid2, _ := bits.Mul64(x, t.lo)
-		sticky = 0
-		if mid-mid2 > 1 {
-			sticky = 1
-		}
-		if mid < mid2 {
-			hi--
-		}
+	return scaler{t.hi, t.lo, uint(-(e + lp + 3)) & 63}
+}
+
+// scale returns the product with x, unrounded. The top bit of x is set, or so near the top that the product fits.
+func (c *scaler) scale(x uint64) unrounded {
+	hi, mid := bits.Mul64(x, c.hi)
+	if hi&(1<<c.shift-1) != 0 {
+		return unrounded(hi>>c.shift | 1)
 	}
-	return unrounded(hi>>s | sticky)
+	return c.exactly(x, hi, mid)
+}
+
+// exactly is scale where the upper half of the product does not tell whether anything is cut off.
+func (c *scaler) exactly(x, hi, mid uint64) unrounded {
+	mid2, _ := bits.Mul64(x, c.lo)
+	var sticky uint64
+	if mid-mid2 > 1 {
+		sticky = 1
+	}
+	if mid < mid2 {
+		hi--
+	}
+	return unrounded(hi>>c.shift | sticky)
 }
 
 // shortest returns the shortest decimal d·10^p that reads back as the float m·2^e. The top bit of m is set, zeros says how
@@ -61,9 +76,9 @@ func shortest(m uint64, e, zeros, minExp int) (d uint64, p int) {
 	}
 	high := m + 1<<(z-1)
 	odd := unrounded(m>>z) & 1
-	lp := log2Pow10(p)
-	dmin := (scale(low, e, p, lp) + odd).ceil()
-	dmax := (scale(high, e, p, lp) - odd).floor()
+	c := newScaler(e, p, log2Pow10(p))
+	dmin := (c.scale(low) + odd).ceil()
+	dmax := (c.scale(high) - odd).floor()
 	if d = dmax / 10; d*10 >= dmin {
 		p = -(p - 1)
 		for d%100 == 0 {
@@ -75,7 +90,7 @@ func shortest(m uint64, e, zeros, minExp int) (d uint64, p int) {
 		return d, p
 	}
 	if d = dmin; d < dmax {
-		d = scale(m, e, p, lp).round()
+		d = c.scale(m).round()
 	}
 	return d, -p
 }
@@ -231,7 +246,8 @@ func float64Of(d uint64, p int) (float64, bool) {
 	if e+b+lp < -2 { // less than a quarter of the least subnormal; the shift would not fit
 		return 0, true
 	}
-	u := scale(d<<(64-b), e-(64-b), p, lp)
+	c := newScaler(e-(64-b), p, lp)
+	u := c.scale(d << (64 - b))
 	if u >= 1<<55-2 {
 		u = u>>1 | u&1
 		e--
@@ -266,7 +282,8 @@ func float32Of(d uint64, p int) (float32, bool) {
 	if e+b+lp < -2 {
 		return 0, true
 	}
-	u := scale(d<<(64-b), e-(64-b), p, lp)
+	c := newScaler(e-(64-b), p, lp)
+	u := c.scale(d << (64 - b))
 	if u >= 1<<26-2 {
 		u = u>>1 | u&1
 		e--

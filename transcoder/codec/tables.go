@@ -93,6 +93,7 @@ type field struct {
 	utf8     bool // parsers refuse text that is not UTF-8
 	tagLen   uint8
 	oneof    uint16 // 1 + index among the message's oneofs of two and more, 0 for none
+	others   []int  // the indices of the other members of the oneof
 	wire     protowire.Type
 	idx      int32  // index in message.fields
 	tag      uint32 // of one value; a packed list has wire type 2 instead
@@ -189,6 +190,13 @@ func (t *Types) compile(md protoreflect.MessageDescriptor) *message {
 				oneofs[od.FullName()] = uint16(m.oneofs)
 			}
 			m.fields[i].oneof = oneofs[od.FullName()]
+		}
+	}
+	for i := range m.fields {
+		for j := range m.fields {
+			if i != j && m.fields[i].oneof != 0 && m.fields[i].oneof == m.fields[j].oneof {
+				m.fields[i].others = append(m.fields[i].others, j)
+			}
 		}
 	}
 	m.index()
@@ -451,7 +459,7 @@ func classify(md protoreflect.MessageDescriptor) wellKnown {
 func (t *Types) alone(f *field, keyed bool) *message {
 	m := &message{fields: []field{*f}, desc: f.desc.ContainingMessage(), types: t}
 	c := &m.fields[0]
-	c.idx, c.oneof, c.required = 0, 0, false
+	c.idx, c.oneof, c.others, c.required = 0, 0, nil, false
 	if !keyed {
 		c.key = [styles]keyText{}
 	}

@@ -478,20 +478,66 @@ func (w *writer) packed(dst []byte, f *field, b []byte) []byte {
 		}
 		return dst
 	}
-	quick := f.kind == kindInt32 || f.kind == kindUint32 || f.kind == kindEnum && w.enumNumbers && !f.enum.null
+	quote := !w.bareInt64
+	switch f.kind {
+	case kindInt32, kindUint32, kindSint32:
+		quote = false
+	case kindInt64, kindUint64, kindSint64:
+	default:
+		for i := 0; i < len(b); {
+			at := i
+			var v uint64
+			if v, i = f.raw(b, i); i < 0 {
+				return w.malformed(b, at)
+			}
+			dst = append(w.scalar(dst, f, v), ',')
+		}
+		return dst
+	}
 	for i := 0; i < len(b); {
-		if c := b[i]; c < 0x80 && quick {
-			dst = appendUint(room(dst, 40), uint64(c))
-			dst = append(dst, ',')
+		v := uint64(b[i])
+		if v < 0x80 {
 			i++
-			continue
+		} else {
+			at := i
+			if v, i = varint(b, i); i < 0 {
+				return w.malformed(b, at)
+			}
 		}
-		at := i
-		var v uint64
-		if v, i = f.raw(b, i); i < 0 {
-			return w.malformed(b, at)
+		neg := false
+		switch f.kind {
+		case kindInt32:
+			if v = uint64(int64(int32(v))); int64(v) < 0 {
+				neg, v = true, -v
+			}
+		case kindInt64:
+			if int64(v) < 0 {
+				neg, v = true, -v
+			}
+		case kindUint32:
+			v = uint64(uint32(v))
+		case kindSint32, kindSint64:
+			if f.kind == kindSint32 {
+				v = uint64(uint32(v))
+			}
+			if neg = v&1 != 0; neg {
+				v = v>>1 + 1
+			} else {
+				v >>= 1
+			}
 		}
-		dst = append(w.scalar(dst, f, v), ',')
+		dst = room(dst, 40)
+		if quote {
+			dst = append(dst, '"')
+		}
+		if neg {
+			dst = append(dst, '-')
+		}
+		dst = appendUint(dst, v)
+		if quote {
+			dst = append(dst, '"')
+		}
+		dst = append(dst, ',')
 	}
 	return dst
 }

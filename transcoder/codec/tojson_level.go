@@ -187,9 +187,7 @@ func (f *field) takes(tag uint32) bool {
 
 // clearOneof drops the records of the other members of f's oneof, which must still be well-formed.
 func (w *writer) clearOneof(m *message, f *field, b []byte, hbase, sbase int) bool {
-	fds := f.desc.ContainingOneof().Fields()
-	for k := range fds.Len() {
-		x := fds.Get(k).Index()
+	for _, x := range f.others {
 		word, bit := &w.seen[sbase+x/64], uint64(1)<<(x&63)
 		if *word&bit == 0 {
 			continue

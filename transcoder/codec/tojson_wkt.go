@@ -213,6 +213,36 @@ func (w *writer) wrapper(dst []byte, m *message, b []byte) []byte {
 
 // value writes a google.protobuf.Value: whichever member of its oneof came last.
 func (w *writer) value(dst []byte, m *message, b []byte) []byte {
+	// Nearly always it is one record and nothing else.
+	if len(b) >= 2 {
+		switch b[0] {
+		case tagValueString:
+			if from, to := span(b, 1); to == len(b) {
+				dst, ok := appendQuoted(dst, b[from:])
+				if !ok {
+					return w.fail(b, from, "not valid UTF-8")
+				}
+				return dst
+			}
+		case tagValueNumber:
+			if v := b[1:]; len(v) == 8 {
+				if x := math.Float64frombits(binary.LittleEndian.Uint64(v)); x-x == 0 {
+					return appendFloat64(dst, x)
+				}
+			}
+		case tagValueBool:
+			if len(b) == 2 && b[1] == 1 {
+				return append(dst, "true"...)
+			}
+			if len(b) == 2 && b[1] == 0 {
+				return append(dst, "false"...)
+			}
+		case tagValueNull:
+			if len(b) == 2 && b[1] < 0x80 {
+				return append(dst, "null"...)
+			}
+		}
+	}
 	var f *field
 	var at, to int
 	var merged []byte

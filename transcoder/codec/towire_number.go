@@ -24,6 +24,9 @@ func (r *reader) number(f *field, i int) (uint64, int) {
 	case kindEnum:
 		return r.enumValue(f, i)
 	case kindDouble, kindFloat:
+		if r.at(i) != '"' {
+			return r.floatNumber(f, i)
+		}
 		return r.float(f, i)
 	}
 	quoted := 0
@@ -223,11 +226,8 @@ func wholeNumber(s []byte) (v uint64, neg, ok bool) {
 	return v, neg, true
 }
 
-// float reads a double or float: a number, a number in a string, or one of the names of what is not finite.
+// float reads a double or float in a string: a number, or one of the names of what is not finite.
 func (r *reader) float(f *field, i int) (uint64, int) {
-	if r.at(i) != '"' {
-		return r.floatNumber(f, i)
-	}
 	s, escaped, end := r.string(i)
 	if end < 0 {
 		return 0, end

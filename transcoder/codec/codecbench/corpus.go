@@ -29,7 +29,7 @@ func corpus() []entry {
 	return []entry{
 		{"small", small()},
 		{"medium", order(r)},
-		{"list256k", list(r, 730)},
+		{"list256k", list(r, 885)},
 		{"strings", texts(r)},
 		{"numbers", numbers(r)},
 		{"wkt", wellKnown(r)},

@@ -72,7 +72,8 @@ func run(rounds int, round time.Duration, only, direction, profile string) error
 		} else {
 			fmt.Println("JSON to wire")
 		}
-		fmt.Printf("%-10s %9s %9s %11s %7s %11s %11s %8s %8s\n", "entry", "JSON B", "wire B", "codec ns", "allocs", "dynamic ns", "generated", "x dyn", "x gen")
+		fmt.Printf("%-10s %8s %8s %10s %7s %11s %8s %11s %8s %7s %7s\n", "entry", "JSON B", "wire B", "codec ns", "allocs", "dynamic ns",
+			"allocs", "generated", "allocs", "x dyn", "x gen")
 		var logDyn, logGen float64
 		count := 0
 		for _, e := range corpus() {
@@ -97,14 +98,14 @@ func run(rounds int, round time.Duration, only, direction, profile string) error
 				return fmt.Errorf("%s: %w", e.name, err)
 			}
 			dyn, gen := cs[dynamic].best/cs[ours].best, cs[generated].best/cs[ours].best
-			fmt.Printf("%-10s %9d %9d %11.0f %7.2f %11.0f %11.0f %8.1f %8.1f\n", e.name, len(text), len(wire), cs[ours].best,
-				cs[ours].allocs, cs[dynamic].best, cs[generated].best, dyn, gen)
+			fmt.Printf("%-10s %8d %8d %10.0f %7.2f %11.0f %8.0f %11.0f %8.0f %7.1f %7.1f\n", e.name, len(text), len(wire), cs[ours].best,
+				cs[ours].allocs, cs[dynamic].best, cs[dynamic].allocs, cs[generated].best, cs[generated].allocs, dyn, gen)
 			logDyn += math.Log(dyn)
 			logGen += math.Log(gen)
 			count++
 		}
 		if count > 1 {
-			fmt.Printf("%-10s %82.1f %8.1f\n", "geomean", math.Exp(logDyn/float64(count)), math.Exp(logGen/float64(count)))
+			fmt.Printf("%-10s %91.1f %7.1f\n", "geomean", math.Exp(logDyn/float64(count)), math.Exp(logGen/float64(count)))
 		}
 		fmt.Println()
 	}

@@ -39,10 +39,11 @@ type FrontConfig struct {
 
 // Front is the one http.Handler behind every socket.
 type Front struct {
-	cfg     FrontConfig
-	source  Source
-	log     *slog.Logger
-	sockets sockets
+	cfg       FrontConfig
+	source    Source
+	log       *slog.Logger
+	sockets   sockets
+	deadlines wheel
 	// calls serves what is neither a health check nor a WebSocket.
 	calls http.Handler
 }
@@ -145,8 +146,8 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) error {
 		limit = clientTimeout
 	}
 	if limit > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, limit)
+		var cancel func()
+		ctx, cancel = x.front.deadlines.withTimeout(ctx, limit)
 		defer cancel()
 	}
 	if !x.call.Method.Unary() && x.Protocol != rpc.ProtocolWebSocket {

@@ -34,7 +34,7 @@ type view struct {
 	h      rpc.Handler
 }
 
-func newView(t *testing.T, h rpc.Handler) *view {
+func newView(t testing.TB, h rpc.Handler) *view {
 	t.Helper()
 	b, err := proto.Marshal(rpctest.Files())
 	if err != nil {

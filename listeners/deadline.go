@@ -1,0 +1,151 @@
+package listeners
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// wheelTick is how late a deadline kept by a wheel may be.
+const wheelTick = 50 * time.Millisecond
+
+// wheelLeast is the shortest timeout that a wheel keeps; shorter ones get a timer of their own.
+const wheelLeast = time.Second
+
+// wheel keeps the deadlines of many calls with one timer. A runtime timer for every call costs more than it looks: each one
+// that is due before all others wakes a thread from its wait for the network. Most calls end long before their deadline,
+// so being up to a tick late is cheap to accept; what the backend is told (grpc-timeout) is exact.
+//
+// # Concurrency
+// Safe for concurrent use. The timer runs only while there are deadlines.
+type wheel struct {
+	mu    sync.Mutex
+	slots map[int64]*deadline // by tick, the head of a list
+	first int64               // the earliest tick that may have a slot
+	timer *time.Timer
+	armed bool
+}
+
+// deadline is a context with a deadline that a wheel keeps.
+type deadline struct {
+	context.Context
+	at     time.Time
+	cancel context.CancelCauseFunc
+	// tick, next and prev belong to the wheel; tick is 0 once it is out.
+	tick       int64
+	next, prev *deadline
+}
+
+var _ context.Context = (*deadline)(nil)
+
+// Deadline implements context.Context.
+func (d *deadline) Deadline() (time.Time, bool) {
+	if p, ok := d.Context.Deadline(); ok && p.Before(d.at) {
+		return p, true
+	}
+	return d.at, true
+}
+
+// Err implements context.Context. Contexts derived from d say Canceled when d ends by its deadline; the cause says which.
+func (d *deadline) Err() error {
+	err := d.Context.Err()
+	if err != nil && errors.Is(context.Cause(d.Context), context.DeadlineExceeded) {
+		return context.DeadlineExceeded
+	}
+	return err
+}
+
+// withTimeout is context.WithTimeout with the wheel's precision for timeouts that allow it. The cancel function must be
+// called.
+func (w *wheel) withTimeout(ctx context.Context, timeout time.Duration) (context.Context, func()) {
+	if timeout < wheelLeast {
+		return context.WithTimeout(ctx, timeout)
+	}
+	d := &deadline{at: time.Now().Add(timeout)}
+	d.Context, d.cancel = context.WithCancelCause(ctx)
+	w.add(d)
+	return d, func() {
+		w.remove(d)
+		d.cancel(context.Canceled)
+	}
+}
+
+// add puts d into its slot.
+func (w *wheel) add(d *deadline) {
+	tick := d.at.UnixNano()/int64(wheelTick) + 1
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.slots == nil {
+		w.slots = map[int64]*deadline{}
+	}
+	d.tick = tick
+	if d.next = w.slots[tick]; d.next != nil {
+		d.next.prev = d
+	}
+	w.slots[tick] = d
+	if !w.armed || tick < w.first {
+		w.first, w.armed = tick, true
+		w.arm()
+	}
+}
+
+// arm sets the timer for the first tick. mu is held.
+func (w *wheel) arm() {
+	wait := time.Until(time.Unix(0, w.first*int64(wheelTick)))
+	if w.timer == nil {
+		w.timer = time.AfterFunc(wait, w.turn)
+		return
+	}
+	w.timer.Reset(wait)
+}
+
+// remove takes d out, if it is still in.
+func (w *wheel) remove(d *deadline) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if d.tick == 0 {
+		return
+	}
+	if d.next != nil {
+		d.next.prev = d.prev
+	}
+	switch {
+	case d.prev != nil:
+		d.prev.next = d.next
+	case d.next != nil:
+		w.slots[d.tick] = d.next
+	default:
+		delete(w.slots, d.tick)
+	}
+	d.tick, d.next, d.prev = 0, nil, nil
+}
+
+// turn ends what is due and sets the timer for what is next.
+func (w *wheel) turn() {
+	now := time.Now().UnixNano() / int64(wheelTick)
+	var due []*deadline
+	w.mu.Lock()
+	first := int64(0)
+	for tick, d := range w.slots {
+		if tick > now {
+			if first == 0 || tick < first {
+				first = tick
+			}
+			continue
+		}
+		delete(w.slots, tick)
+		for ; d != nil; d = d.next {
+			d.tick = 0
+			due = append(due, d)
+		}
+	}
+	if w.armed = first != 0; w.armed {
+		w.first = first
+		w.arm()
+	}
+	w.mu.Unlock()
+	for _, d := range due {
+		d.cancel(context.DeadlineExceeded)
+	}
+}

@@ -1,0 +1,113 @@
+package listeners
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"transom/rpc"
+)
+
+func TestWheel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w wheel
+		start := time.Now()
+		long, cancelLong := w.withTimeout(t.Context(), time.Hour)
+		short, cancelShort := w.withTimeout(t.Context(), 2*time.Second)
+		exact, cancelExact := w.withTimeout(t.Context(), 10*time.Millisecond)
+		defer cancelExact()
+		dropped, drop := w.withTimeout(t.Context(), 3*time.Second)
+		drop()
+		child, cancelChild := context.WithCancel(short)
+		defer cancelChild()
+		if at, ok := short.Deadline(); !ok || !at.Equal(start.Add(2*time.Second)) {
+			t.Errorf("deadline %v", at)
+		}
+		<-exact.Done()
+		if d := time.Since(start); d != 10*time.Millisecond {
+			t.Errorf("10 ms took %v", d)
+		}
+		<-child.Done()
+		if d := time.Since(start); d < 2*time.Second || d > 2*time.Second+2*wheelTick {
+			t.Errorf("2 s took %v", d)
+		}
+		if !errors.Is(short.Err(), context.DeadlineExceeded) || rpc.StatusOf(rpc.CauseOf(short)).Code() != codes.DeadlineExceeded || rpc.StatusOf(rpc.CauseOf(child)).Code() != codes.DeadlineExceeded {
+			t.Errorf("at the deadline: %v, cause %v, child's cause %v", short.Err(), rpc.CauseOf(short), rpc.CauseOf(child))
+		}
+		if !errors.Is(dropped.Err(), context.Canceled) {
+			t.Errorf("dropped: %v", dropped.Err())
+		}
+		cancelShort()
+		if long.Err() != nil {
+			t.Errorf("the long one ended: %v", long.Err())
+		}
+		parent, cancelParent := context.WithCancelCause(t.Context())
+		inner, cancelInner := w.withTimeout(parent, time.Minute)
+		defer cancelInner()
+		cancelParent(rpc.ErrClientGone)
+		<-inner.Done()
+		if !errors.Is(inner.Err(), context.Canceled) || !errors.Is(rpc.CauseOf(inner), rpc.ErrClientGone) {
+			t.Errorf("the parent ended: %v, cause %v", inner.Err(), rpc.CauseOf(inner))
+		}
+		<-long.Done()
+		if d := time.Since(start); d < time.Hour || d > time.Hour+2*wheelTick {
+			t.Errorf("an hour took %v", d)
+		}
+		cancelLong()
+		if len(w.slots) != 0 || w.armed {
+			t.Errorf("left in the wheel: %d, armed %v", len(w.slots), w.armed)
+		}
+	})
+}
+
+// Many calls with one timeout share few slots; taking one out leaves the others.
+func TestWheelRemovesAnywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w wheel
+		var ctxs []context.Context
+		var cancels []func()
+		for range 5 {
+			ctx, cancel := w.withTimeout(t.Context(), 5*time.Second)
+			ctxs, cancels = append(ctxs, ctx), append(cancels, cancel)
+		}
+		for _, i := range []int{2, 0, 4} {
+			cancels[i]()
+		}
+		time.Sleep(6 * time.Second)
+		for i, ctx := range ctxs {
+			want := context.DeadlineExceeded
+			if i%2 == 0 {
+				want = context.Canceled
+			}
+			if !errors.Is(ctx.Err(), want) {
+				t.Errorf("%d: %v, want %v", i, ctx.Err(), want)
+			}
+		}
+		cancels[1]()
+		cancels[3]()
+	})
+}
+
+func BenchmarkDeadline(b *testing.B) {
+	parent, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	b.Run("wheel", func(b *testing.B) {
+		var w wheel
+		b.ReportAllocs()
+		for b.Loop() {
+			_, cancel := w.withTimeout(parent, 15*time.Second)
+			cancel()
+		}
+	})
+	b.Run("timer", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			_, cancel := context.WithTimeout(parent, 15*time.Second)
+			cancel()
+		}
+	})
+}

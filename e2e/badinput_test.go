@@ -210,7 +210,7 @@ func TestBadInput(t *testing.T) {
 		})
 	}
 	t.Run("WebSocket", func(t *testing.T) { badSockets(t, addr) })
-	resp, err := http.Get("http://" + addr + acc) //nolint:noctx // the gateway still serves
+	resp, err := http.Get("http://" + addr + acc)
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatalf("afterwards: %v %v", resp, err)
 	}
@@ -271,7 +271,7 @@ func TestNotTLS(t *testing.T) {
 	p := startTransom(t, "static:///"+b.addr)
 	for _, addr := range []string{p.plain, p.secure} {
 		for _, say := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "\x16\x03\x01\x00\x05hello", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff", "\r\n\r\n\r\n"} {
-			c, err := net.Dial("tcp", addr) //nolint:noctx // loopback
+			c, err := net.Dial("tcp", addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -282,7 +282,7 @@ func TestNotTLS(t *testing.T) {
 			c.Close()
 		}
 	}
-	c, err := tls.Dial("tcp", p.secure, &tls.Config{RootCAs: p.pool, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}) //nolint:gosec,noctx // refused
+	c, err := tls.Dial("tcp", p.secure, &tls.Config{RootCAs: p.pool, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10})
 	if err == nil {
 		c.Close()
 		t.Error("TLS 1.1 is accepted")

@@ -107,7 +107,7 @@ drain: {timeout: 3s}
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("the open stream ends with %v, want Unavailable", err)
 	}
-	if _, err := http.Get("http://" + p.plain + "/healthz"); err == nil { //nolint:noctx // refused at once
+	if _, err := http.Get("http://" + p.plain + "/healthz"); err == nil {
 		t.Error("a connection is accepted after the end")
 	}
 }

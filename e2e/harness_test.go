@@ -155,7 +155,7 @@ var listening = regexp.MustCompile(`msg=listening address=(\S+) tls=(\S+)`)
 // startProcess runs transom and waits until it listens on want sockets.
 func startProcess(t *testing.T, ca string, pool *x509.CertPool, want int, args ...string) *proxy {
 	t.Helper()
-	p := &proxy{cmd: exec.Command(program(t), args...), ca: ca, pool: pool, exited: make(chan struct{})} //nolint:noctx // ended by the cleanup
+	p := &proxy{cmd: exec.Command(program(t), args...), ca: ca, pool: pool, exited: make(chan struct{})}
 	r, w := io.Pipe()
 	p.cmd.Stderr = w
 	if err := p.cmd.Start(); err != nil {

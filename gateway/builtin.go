@@ -8,7 +8,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
-	reflectionalphapb "google.golang.org/grpc/reflection/grpc_reflection_v1alpha" //nolint:staticcheck // many clients still ask the alpha version first
+	reflectionalphapb "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
@@ -53,7 +53,7 @@ func builtinHandlers(schema *descriptors.Schema, hs *health.Server) map[string]r
 			return v1.ServerReflectionInfo(&grpc.GenericServerStream[reflectionpb.ServerReflectionRequest, reflectionpb.ServerReflectionResponse]{ServerStream: ss})
 		}),
 		reflectionalphapb.ServerReflection_ServerReflectionInfo_FullMethodName: streamHandler(func(ss grpc.ServerStream) error {
-			return alpha.ServerReflectionInfo(&grpc.GenericServerStream[reflectionalphapb.ServerReflectionRequest, reflectionalphapb.ServerReflectionResponse]{ServerStream: ss})
+			return alpha.ServerReflectionInfo(&grpc.GenericServerStream[reflectionalphapb.ServerReflectionRequest, reflectionalphapb.ServerReflectionResponse]{ServerStream: ss}) //nolint:staticcheck // many clients still ask the alpha version first
 		}),
 	}
 }

@@ -148,7 +148,7 @@ func (b *builder) faultOf(path string, err error) {
 
 // flatten lists the errors that errors.Join put together.
 func flatten(err error) []error {
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // errors.Join's own form is meant
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return []error{err}
 	}

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -176,9 +177,7 @@ func startFramed(t *testing.T, client *http.Client, url string, w wire, m *descr
 		ct = strings.Replace(ct, "connect+", "", 1)
 	}
 	req.Header.Set("Content-Type", ct)
-	for k, vs := range w.header {
-		req.Header[k] = vs
-	}
+	maps.Copy(req.Header, w.header)
 	for k, vs := range header {
 		for _, v := range vs {
 			if strings.HasSuffix(k, "-bin") {
@@ -369,7 +368,7 @@ func (c *framedClient) framing() transcoder.Framing {
 // atEnd checks that nothing follows the end.
 func (c *framedClient) atEnd(end error) error {
 	if rest, err := io.ReadAll(c.in); len(rest) > 0 || err != nil {
-		return fmt.Errorf("behind the end there are %q and %v", rest, err)
+		return fmt.Errorf("behind the end there are %q and %w", rest, err)
 	}
 	if len(c.resp.Trailer) > 0 {
 		return fmt.Errorf("there are HTTP trailers: %v", c.resp.Trailer)

@@ -42,7 +42,7 @@ type side struct {
 // again costs a comparison.
 func (g *guard) bindRead(ctx context.Context, w http.ResponseWriter) error {
 	if g.read.ctx != ctx {
-		g.bind(&g.read, ctx, w, g.releaseRead)
+		g.bind(ctx, &g.read, w, g.releaseRead)
 	}
 	return rpc.CauseOf(ctx)
 }
@@ -50,12 +50,12 @@ func (g *guard) bindRead(ctx context.Context, w http.ResponseWriter) error {
 // bindWrite is bindRead for writes.
 func (g *guard) bindWrite(ctx context.Context, w http.ResponseWriter) error {
 	if g.write.ctx != ctx {
-		g.bind(&g.write, ctx, w, g.releaseWrite)
+		g.bind(ctx, &g.write, w, g.releaseWrite)
 	}
 	return rpc.CauseOf(ctx)
 }
 
-func (g *guard) bind(s *side, ctx context.Context, w http.ResponseWriter, release func()) {
+func (g *guard) bind(ctx context.Context, s *side, w http.ResponseWriter, release func()) {
 	if s.stop != nil {
 		s.stop()
 	}

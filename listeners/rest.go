@@ -446,7 +446,7 @@ func (s *restStream) recvChunk(ctx context.Context) (rpc.Message, error) {
 			return rpc.Message{}, s.recvError(ctx, err)
 		}
 	}
-	s.in.eof, err = err, nil // the last chunk may come with the end of the body
+	s.in.eof = err // the last chunk may come with the end of the body
 	data := (*chunk)[:n]
 	wire := getBuffer()
 	if s.recv == 0 {

@@ -57,7 +57,7 @@ func (x *exchange) refuseUpgrade(v View, err error) {
 	addHeaderOf(h, err)
 	h["Content-Type"], h["Cache-Control"] = jsonType, noStore
 	x.w.WriteHeader(code)
-	_, _ = x.w.Write(v.Plans().AppendStatus(nil, st, code))
+	_, _ = x.w.Write(v.Plans().AppendStatus(nil, st, code)) //nolint:gosec // JSON, and said to be
 	x.end(err, st, code)
 }
 

@@ -324,7 +324,7 @@ func (c *wsConn) head() (h frameHead, err error) {
 		if n < 1<<16 || n > 1<<62 {
 			return h, protocolFault("a frame's length is not in its shortest form")
 		}
-		h.n = int(n) //nolint:gosec // at most 1<<62
+		h.n = int(n)
 	}
 	copy(h.key[:], b[2+long:])
 	c.start += 2 + long + 4
@@ -481,11 +481,11 @@ func appendHead(dst []byte, op wsOp, compressed bool, n int) []byte {
 	}
 	switch {
 	case n < 126:
-		return append(dst, first, byte(n))
+		return append(dst, first, byte(n)) //nolint:gosec // checked
 	case n < 1<<16:
-		return append(dst, first, 126, byte(n>>8), byte(n))
+		return append(dst, first, 126, byte(n>>8), byte(n)) //nolint:gosec // checked
 	}
-	return binary.BigEndian.AppendUint64(append(dst, first, 127), uint64(n)) //nolint:gosec // a length is not negative
+	return binary.BigEndian.AppendUint64(append(dst, first, 127), uint64(n))
 }
 
 // control queues a ping or pong. Those for which there is no room, since the client does not read, are left out.

@@ -460,7 +460,7 @@ func (c *sessionCall) Recv(ctx context.Context) (rpc.Message, error) {
 			c.mu.Unlock()
 			c.s.release(m.n)
 			if give > 0 {
-				c.giveCredit(ctx, uint32(give)) //nolint:gosec // at most the window
+				c.giveCredit(ctx, uint32(give))
 			}
 			return c.received(m.wsMessage)
 		}

@@ -43,8 +43,10 @@ func TestPolicies(t *testing.T) {
 func TestHashOn(t *testing.T) {
 	addrs := nameBackend(t, "A") + "," + nameBackend(t, "B") + "," + nameBackend(t, "C")
 	for _, on := range []string{"header:user", "ip"} {
-		c := newCluster(t, upstream.Config{Target: "static:///" + addrs, HashOn: on,
-			LB: `[{"adaptive": {"policy": "ring_hash", "ejection": {"consecutive": 0, "successMargin": 0, "latencyFactor": 0}}}]`})
+		c := newCluster(t, upstream.Config{
+			Target: "static:///" + addrs, HashOn: on,
+			LB: `[{"adaptive": {"policy": "ring_hash", "ejection": {"consecutive": 0, "successMargin": 0, "latencyFactor": 0}}}]`,
+		})
 		do := func(key int) string {
 			var got string
 			call := rpctest.Start(t.Context(), func(ctx context.Context, call *rpc.Call) error {

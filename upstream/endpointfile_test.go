@@ -15,8 +15,10 @@ import (
 
 func TestParseEndpointFile(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
-		{`endpoints: [{address: "127.0.0.1:1234", weight: 5, zone: a, drain: true}, {address: "[::1]:2"}]`,
-			"[{127.0.0.1:1234 5 a true} {[::1]:2 100  false}]"},
+		{
+			`endpoints: [{address: "127.0.0.1:1234", weight: 5, zone: a, drain: true}, {address: "[::1]:2"}]`,
+			"[{127.0.0.1:1234 5 a true} {[::1]:2 100  false}]",
+		},
 		{"# comment\nendpoints:\n- address: b:1\n", "[{b:1 100  false}]"},
 		{"", "the file lists no endpoints"},
 		{"endpoints: []", "the file lists no endpoints"},

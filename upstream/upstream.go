@@ -146,7 +146,8 @@ func (c Config) Validate() error {
 		field string
 		v     int
 	}{
-		{"max in flight", c.MaxInFlight}, {"max in flight per endpoint", c.MaxInFlightPerEndpoint},
+		{"max in flight", c.MaxInFlight},
+		{"max in flight per endpoint", c.MaxInFlightPerEndpoint},
 		{"max queued", c.MaxQueued},
 	} {
 		if n.v < 0 {
@@ -157,7 +158,9 @@ func (c Config) Validate() error {
 		field string
 		v     time.Duration
 	}{
-		{"queue timeout", c.QueueTimeout}, {"keepalive", c.Keepalive}, {"connect timeout", c.ConnectTimeout},
+		{"queue timeout", c.QueueTimeout},
+		{"keepalive", c.Keepalive},
+		{"connect timeout", c.ConnectTimeout},
 		{"DNS refresh", c.DNSRefresh},
 	} {
 		if d.v < 0 {

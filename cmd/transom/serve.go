@@ -111,7 +111,7 @@ func located(err error, file *configfile.File) error {
 
 // flatten lists the errors that errors.Join put together.
 func flatten(err error) []error {
-	joined, ok := err.(interface{ Unwrap() []error }) //nolint:errorlint // errors.Join's own form is meant
+	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return []error{err}
 	}

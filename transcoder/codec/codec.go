@@ -144,7 +144,7 @@ func (m *message) extensionNamed(name []byte) (*field, error) {
 	}
 	xt, err := m.types.resolver.FindExtensionByName(protoreflect.FullName(name))
 	if err != nil || xt == nil {
-		return nil, nil
+		return nil, nil //nolint:nilerr // it is not there: unknown to the caller
 	}
 	fd := xt.TypeDescriptor().Descriptor()
 	if fd.ContainingMessage().FullName() != m.desc.FullName() || m.ranges == nil || !m.ranges.Has(fd.Number()) {

@@ -78,8 +78,10 @@ func randomSchema(t testing.TB, r *rand.Rand) *schema {
 	e := &descriptorpb.EnumDescriptorProto{
 		Name: proto.String("E"), Options: &descriptorpb.EnumOptions{AllowAlias: proto.Bool(true)},
 		Value: []*descriptorpb.EnumValueDescriptorProto{
-			{Name: proto.String("E_ZERO"), Number: proto.Int32(0)}, {Name: proto.String("E_ONE"), Number: proto.Int32(1)},
-			{Name: proto.String("E_UNO"), Number: proto.Int32(1)}, {Name: proto.String("E_NEG"), Number: proto.Int32(-1)},
+			{Name: proto.String("E_ZERO"), Number: proto.Int32(0)},
+			{Name: proto.String("E_ONE"), Number: proto.Int32(1)},
+			{Name: proto.String("E_UNO"), Number: proto.Int32(1)},
+			{Name: proto.String("E_NEG"), Number: proto.Int32(-1)},
 			{Name: proto.String("E_BIG"), Number: proto.Int32(1 << 30)},
 		},
 	}
@@ -226,7 +228,7 @@ func randomMessageType(r *rand.Rand, syntax string, i, n int) *descriptorpb.Desc
 		case r.IntN(7) == 0:
 			entry := strings.ReplaceAll(strings.ToUpper(name[:1])+name[1:], "_", " ")
 			var camel strings.Builder
-			for _, part := range strings.Fields(entry) {
+			for part := range strings.FieldsSeq(entry) {
 				camel.WriteString(strings.ToUpper(part[:1]) + part[1:])
 			}
 			val := randomField(r, syntax, 2, n, false)
@@ -240,8 +242,10 @@ func randomMessageType(r *rand.Rand, syntax string, i, n int) *descriptorpb.Desc
 			m.NestedType = append(m.NestedType, &descriptorpb.DescriptorProto{
 				Name: proto.String(camel.String() + "Entry"), Options: &descriptorpb.MessageOptions{MapEntry: proto.Bool(true)},
 				Field: []*descriptorpb.FieldDescriptorProto{
-					{Name: proto.String("key"), JsonName: proto.String("key"), Number: proto.Int32(1), Type: kt.Enum(),
-						Label: descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL.Enum()},
+					{
+						Name: proto.String("key"), JsonName: proto.String("key"), Number: proto.Int32(1), Type: kt.Enum(),
+						Label: descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL.Enum(),
+					},
 					val,
 				},
 			})

@@ -34,7 +34,7 @@ func (d *Duration) UnmarshalJSON(b []byte) error {
 }
 
 // Config are the settings of the policy. Absent ones have the defaults of [DefaultConfig], so that {} is a config.
-type Config struct {
+type Config struct { //nolint:recvcheck // decoded by pointer, used by value
 	serviceconfig.LoadBalancingConfig `json:"-"`
 
 	// Policy is adaptive (the default), round_robin, weighted_round_robin (gRFC A58), least_request, peak_ewma, random,

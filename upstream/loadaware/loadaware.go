@@ -281,6 +281,6 @@ func (c *child) NewSubConn(addrs []resolver.Address, opts balancer.NewSubConnOpt
 		listener(s)
 	}
 	// The listener runs only after Connect, when sc is set.
-	sc, err := c.ClientConn.NewSubConn(addrs, opts)
+	sc, err := c.ClientConn.NewSubConn(addrs, opts) //nolint:staticcheck // for one address each, as it will be
 	return sc, err
 }

@@ -232,7 +232,7 @@ func TestDrainGetsNoNewCalls(t *testing.T) {
 	bs[0].stream = func(s testpb.TestService_FullDuplexCallServer) error {
 		for {
 			if _, err := s.Recv(); err != nil {
-				return nil
+				return nil //nolint:nilerr // the client is done
 			}
 			if err := s.Send(&testpb.StreamingOutputCallResponse{}); err != nil {
 				return err

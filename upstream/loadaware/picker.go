@@ -190,8 +190,9 @@ func outcomeOf(info balancer.DoneInfo) (o score.Outcome, untimed bool) {
 		return score.Failed, false
 	case codes.Unknown, codes.Internal, codes.DataLoss:
 		return score.Erred, false
+	default:
+		return score.Answered, true
 	}
-	return score.Answered, true
 }
 
 type attemptKey struct{}

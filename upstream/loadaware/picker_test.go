@@ -75,6 +75,7 @@ func (s *fakeSC) Shutdown() {}
 func (s *fakeSC) GetOrBuildProducer(balancer.ProducerBuilder) (balancer.Producer, func()) {
 	return fakeConn{}, func() {}
 }
+
 func (s *fakeSC) RegisterHealthListener(l func(balancer.SubConnState)) {
 	s.cc.ready = append(s.cc.ready, func() { l(balancer.SubConnState{ConnectivityState: connectivity.Ready}) })
 }

@@ -138,7 +138,7 @@ func prepare(types *codec.Types, e entry) (wire, text []byte, err error) {
 	}
 	again := e.msg.ProtoReflect().New().Interface()
 	if err := proto.Unmarshal(back, again); err != nil || !proto.Equal(e.msg, again) {
-		return nil, nil, fmt.Errorf("the codec's wire form is another message: %v", err)
+		return nil, nil, fmt.Errorf("the codec's wire form is another message: %w", err)
 	}
 	return wire, text, nil
 }

@@ -90,8 +90,9 @@ func serverFault(err error) bool {
 	switch status.Code(err) {
 	case codes.Unknown, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Internal, codes.Unavailable, codes.DataLoss:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // report is the server's load at now, the time since New.

@@ -87,10 +87,14 @@ const (
 	gateHung                         // busy and silent for too long: no further call until something finishes
 )
 
-func (n *Node) setGate(g uint32)      { n.gates.Or(g) }
-func (n *Node) clearGate(g uint32)    { n.gates.And(^g) }
-func (n *Node) gated(g uint32) bool   { return n.gates.Load()&g != 0 }
-func (n *Node) InFlight() int         { return int(n.inflight.Load()) }
+func (n *Node) setGate(g uint32)    { n.gates.Or(g) }
+func (n *Node) clearGate(g uint32)  { n.gates.And(^g) }
+func (n *Node) gated(g uint32) bool { return n.gates.Load()&g != 0 }
+
+// InFlight is the number of this proxy's calls at the node.
+func (n *Node) InFlight() int { return int(n.inflight.Load()) }
+
+// SetRemote says whether the node is in another zone.
 func (n *Node) SetRemote(remote bool) { n.remote.Store(remote) }
 
 // SetWeight sets the node's static weight; 1 is a node of ordinary size. Values that are not positive count as 1.

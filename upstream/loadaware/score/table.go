@@ -2,6 +2,7 @@ package score
 
 import (
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -130,10 +131,8 @@ func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must b
 	if l := n.limit.Load(); l > 0 && n.inflight.Load() >= int64(l) {
 		return false, false
 	}
-	for _, tried := range p.Tried {
-		if tried == n {
-			return false, false
-		}
+	if slices.Contains(p.Tried, n) {
+		return false, false
 	}
 	if g == 0 {
 		return true, false

@@ -353,11 +353,10 @@ func (w *World) draw() (need time.Duration, cheap bool) {
 }
 
 func (w *World) arrive() {
-	if w.now < w.end {
-		w.q.push(event{at: w.gap(), kind: evArrival})
-	} else {
+	if w.now >= w.end {
 		return
 	}
+	w.q.push(event{at: w.gap(), kind: evArrival})
 	var id int32
 	if n := len(w.free); n > 0 {
 		id = w.free[n-1]

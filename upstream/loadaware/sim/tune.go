@@ -13,7 +13,7 @@ import (
 // tune changes parameters by name: "WaitPower=3,Warmup=10s".
 func tune(p score.Params, change string) (score.Params, error) {
 	v := reflect.ValueOf(&p).Elem()
-	for _, kv := range strings.Split(change, ",") {
+	for kv := range strings.SplitSeq(change, ",") {
 		if kv == "" {
 			continue
 		}

@@ -35,7 +35,7 @@ func main() {
 				c.Requests = min(*n, c.Requests)
 			}
 			fmt.Printf("== %s %s [%s]\n", s.ID, s.Title, c.Name)
-			for _, p := range strings.Split(*pols, ";") {
+			for p := range strings.SplitSeq(*pols, ";") {
 				if s.Policies != nil {
 				}
 				t := time.Now()

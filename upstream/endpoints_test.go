@@ -276,7 +276,7 @@ func TestBackendsRestart(t *testing.T) {
 	}{{"kill", idempotent, (*grpc.Server).Stop}, {"graceful", unary, (*grpc.Server).GracefulStop}} {
 		c := newCluster(t, upstream.Config{Target: "static:///" + strings.Join(addrs, ",")})
 		stop := make(chan struct{})
-		var calls atomic.Int64
+		made := make(chan struct{}) // for each call, if anybody waits
 		var wg sync.WaitGroup
 		for range 4 {
 			wg.Go(func() {
@@ -289,19 +289,22 @@ func TestBackendsRestart(t *testing.T) {
 					if _, call, err := exchange(t, c, tt.method, nil, "m"); err != nil {
 						t.Errorf("%s: %v (%v) after %d attempts, %v", tt.name, err, call.Wait(), call.Info().Attempts, call.Info().Notes)
 					}
-					calls.Add(1)
+					select {
+					case made <- struct{}{}:
+					default:
+					}
 				}
 			})
 		}
-		after := func(n int64) {
-			for end := calls.Load() + n; calls.Load() < end && !t.Failed(); {
-				time.Sleep(time.Millisecond)
+		after := func(n int) {
+			for range n {
+				<-made
 			}
 		}
 		for i := range n {
-			after(200)
+			after(100)
 			tt.stop(servers[i])
-			after(200)
+			after(100)
 			_, servers[i] = newServer(t, addrs[i], h)
 			// Until it is used again: else the next stop might leave none.
 			for seen := false; !seen && !t.Failed(); {

@@ -703,7 +703,10 @@ func (c contract) bothWays(t *testing.T, m *descriptors.Method) {
 }
 
 // countingPool hands out buffers and overwrites them when they come back, so that a use after release shows.
-type countingPool struct{ out atomic.Int64 }
+type countingPool struct {
+	out  atomic.Int64
+	none chan struct{} // receives when out reaches zero
+}
 
 func (p *countingPool) Get(n int) *[]byte {
 	p.out.Add(1)
@@ -715,12 +718,17 @@ func (p *countingPool) Put(b *[]byte) {
 	for i := range *b {
 		(*b)[i] = 0xee
 	}
-	p.out.Add(-1)
+	if p.out.Add(-1) == 0 {
+		select {
+		case p.none <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // Each message that is sent is released once, when its bytes are no longer needed, whether or not Send succeeds.
 func (c contract) references(t *testing.T, m *descriptors.Method) {
-	pool := &countingPool{}
+	pool := &countingPool{none: make(chan struct{}, 1)}
 	message := func() rpc.Message {
 		v := Value(payload(5000))
 		b := pool.Get(len(v))
@@ -759,11 +767,13 @@ func (c contract) references(t *testing.T, m *descriptors.Method) {
 			t.Errorf("reply %d was sent from a buffer that had been released", i)
 		}
 	}
-	for deadline := time.Now().Add(within); pool.out.Load() != 0; {
-		if time.Now().After(deadline) {
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	for pool.out.Load() != 0 { // the client hears of the end before the listener has tidied up
+		select {
+		case <-pool.none:
+		case <-timer.C:
 			t.Fatalf("%d of %d messages were never released", pool.out.Load(), n)
 		}
-		timer := time.NewTimer(time.Millisecond) // the client hears of the end before the listener has tidied up
-		<-timer.C
 	}
 }

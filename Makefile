@@ -89,9 +89,9 @@ generate: imports ## Regenerate the Go code beside the .proto files
 checkgenerate: imports ## Check that the .proto files are clean and the generated code is theirs
 	@$(BUF) format -d --exit-code proto
 	@$(BUF) lint
-	@rm -rf build/generated && $(BUF) generate -o build/generated
-	@diff <(cd build/generated && find . -name '*.pb.go' | sort) <(find . -name '*.pb.go' -not -path './build/*' -not -path './e2e/benchproxy/*' | sort)
-	@cd build/generated && find . -name '*.pb.go' | while read -r f; do diff -q "$$f" "../../$$f"; done
+	@rm -rf build/.generated && $(BUF) generate -o build/.generated
+	@diff <(cd build/.generated && find . -name '*.pb.go' | sort) <(find . -name '*.pb.go' -not -path './build/*' -not -path './e2e/benchproxy/*' | sort)
+	@cd build/.generated && find . -name '*.pb.go' | while read -r f; do diff -q "$$f" "../../$$f"; done
 
 .PHONY: fuzz
 fuzz: ## Fuzz every target of PKG for FUZZTIME each

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -151,6 +152,9 @@ func (x *exchange) recvError(ctx context.Context, err error) error {
 	}
 	if cause := rpc.CauseOf(ctx); cause != nil {
 		return cause
+	}
+	if _, socket := errors.AsType[net.Error](err); x.Request.ProtoMajor == 1 && !socket && err != io.ErrUnexpectedEOF {
+		return status.Error(codes.InvalidArgument, "the chunks of the request body are malformed")
 	}
 	return rpc.ErrClientGone
 }

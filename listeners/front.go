@@ -64,6 +64,9 @@ func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
 
 // ServeHTTP runs one request to its end.
 func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 1 {
+		guardLength(w, r)
+	}
 	if f.cfg.HealthPath != "" && r.URL.Path == f.cfg.HealthPath && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		f.serveHealth(w)
 		return

@@ -134,6 +134,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 		IdleTimeout:       cfg.Limits.IdleTimeout,
 		MaxHeaderBytes:    cfg.Limits.MaxHeaderBytes,
 		BaseContext:       func(net.Listener) context.Context { return s.calls },
+		ConnContext:       withCounter,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          cfg.Limits.MaxStreams,
@@ -182,7 +183,7 @@ func (s *Server) Run() error {
 	if s.cfg.TLS != nil {
 		errTCP = s.h1.ServeTLS(s.tcp, "", "")
 	} else {
-		errTCP = s.h1.Serve(s.tcp)
+		errTCP = s.h1.Serve(countingListener{s.tcp})
 	}
 	if !errors.Is(errTCP, http.ErrServerClosed) && s.h3 != nil {
 		_ = s.h3.Close()

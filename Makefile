@@ -16,6 +16,7 @@ PKG ?= ./...
 FUZZTIME ?= 30s
 BENCH ?= .
 BENCHTIME ?= 1s
+CASES ?= 1000000
 
 # The suites of `make test`, and how long each may take. The limits leave room for a cold start, where the tools are built.
 LINT_BUDGET := 20m
@@ -55,6 +56,7 @@ test: ## Everything that must hold: lint, checkgenerate, unit, race, e2e, confor
 	suite race $(RACE_BUDGET); \
 	suite e2e $(E2E_BUDGET); \
 	suite conformance-short $(CONFORMANCE_BUDGET); \
+	suite interop $(CONFORMANCE_BUDGET); \
 	echo "== unit (at most $(UNIT_BUDGET))"; \
 	timeout --foreground --kill-after=30s $(UNIT_BUDGET) $(MAKE) --no-print-directory unit
 
@@ -66,8 +68,12 @@ unit: deps ## Run the unit tests, with the allocation gates and each fuzz target
 race: deps ## Run the unit tests under the race detector (needs a C compiler)
 	@CGO_ENABLED=1 go test -vet=off -race -timeout $(RACE_BUDGET) $(UNIT)
 
+.PHONY: web
+web: deps ## Build and test the TypeScript client
+	@cd clients/web && npm ci --silent --no-audit --no-fund && npm run --silent build && npm test --silent
+
 .PHONY: e2e
-e2e: deps build ghz ## Run the end-to-end tests: real processes, real clients
+e2e: deps build ghz web ## Run the end-to-end tests: real processes, real clients
 	@go test -vet=off -count=1 -timeout $(E2E_BUDGET) ./e2e/...
 
 .PHONY: lint
@@ -154,3 +160,15 @@ conformance-short: build/conformance ## Run half of the conformance suite
 .PHONY: bench-idle
 bench-idle: build ## Compare the memory of 5,000 idle WebSockets with open streams: transom, a null proxy
 	@go run ./e2e/benchidle
+
+.PHONY: difftest
+difftest: ## Compare the JSON codec with protojson on CASES random messages each way
+	@CODEC_CASES=$(CASES) go test -count=1 -timeout 60m -v -run 'TestDiff' ./transcoder/codec
+
+.PHONY: bench-codec
+bench-codec: ## Compare the CPU of the JSON codec with protojson over dynamic and generated messages
+	@go run ./transcoder/codec/codecbench -rounds 25
+
+.PHONY: interop
+interop: ## Run gRPC's interop client through transom to its server
+	@cd e2e/interop && go test -mod=mod -count=1 ./...

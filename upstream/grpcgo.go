@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,7 +56,7 @@ func (wireCodec) Unmarshal(data mem.BufferSlice, v any) error {
 // grpcBackend is the backend that grpc-go provides.
 type grpcBackend struct {
 	channels channels
-	adaptive bool
+	attempts bool      // the balancer looks for loadaware.Attempt
 	calls    sync.Pool // of *unaryAttempt
 	opts     []grpc.CallOption
 	names    addrNames
@@ -82,14 +83,13 @@ func newGRPC(cfg Config, p *policies, log *slog.Logger) (*grpcBackend, error) {
 			return nil, err
 		}
 	}
-	b := &grpcBackend{adaptive: p.adaptive}
+	xds := strings.HasPrefix(target, "xds:")
+	b := &grpcBackend{attempts: p.adaptive || xds}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(sniffing{creds, &b.channels}),
 		grpc.WithResolvers(resolvers(cfg, p.adaptive, &b.channels, log)...),
-		grpc.WithDefaultServiceConfig(p.grpc),
-		grpc.WithDisableServiceConfig(), // what DNS TXT records say is not ours
-		grpc.WithDisableRetry(),         // but for streams the server surely never saw, which grpc-go always retries
-		grpc.WithIdleTimeout(0),         // connections are kept, so that the state of the cluster is known
+		grpc.WithDisableRetry(), // but for streams the server surely never saw, which grpc-go always retries
+		grpc.WithIdleTimeout(0), // connections are kept, so that the state of the cluster is known
 		grpc.WithNoProxy(),
 		grpc.WithUserAgent("transom"),
 		grpc.WithMaxHeaderListSize(64 << 10),
@@ -105,6 +105,9 @@ func newGRPC(cfg Config, p *policies, log *slog.Logger) (*grpcBackend, error) {
 		// A stream holds this much, or one message, that its client has not read. Fixed: grpc-go would let it grow to 16 MiB.
 		grpc.WithStaticStreamWindowSize(512 << 10),
 		grpc.WithStaticConnWindowSize(8 << 20), // returned as data arrive, so slow streams hold up no others
+	}
+	if !xds { // where the resolver's service config says all
+		options = append(options, grpc.WithDefaultServiceConfig(p.grpc), grpc.WithDisableServiceConfig())
 	}
 	if a := authorityOf(cfg, target); a != "" {
 		options = append(options, grpc.WithAuthority(a))
@@ -159,7 +162,7 @@ func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header m
 
 // outgoing is the context of an attempt with the call's metadata.
 func (b *grpcBackend) outgoing(ctx context.Context, header metadata.MD, at *attempt) context.Context {
-	if b.adaptive {
+	if b.attempts {
 		ctx = loadaware.WithAttempt(ctx, &at.Attempt)
 	}
 	if len(header) > 0 {

@@ -15,7 +15,7 @@ import (
 )
 
 // schemes are the kinds of target, for errors.
-const schemes = "host:port, dns:///host:port, static:///host:port,host:port, file:///path, kubernetes:///service.namespace:port or unix:///path"
+const schemes = "host:port, dns:///host:port, static:///host:port,host:port, file:///path, kubernetes:///service.namespace:port, xds:///service or unix:///path"
 
 // parseTarget checks a Config.Target and returns it as grpc-go wants it.
 func parseTarget(target string) (string, error) {
@@ -60,6 +60,14 @@ func parseTarget(target string) (string, error) {
 		}
 		_, err := parseKubeTarget(path)
 		return target, err
+	case "xds":
+		if resolver.Get("xds") == nil {
+			return "", fmt.Errorf("%q: xDS is not linked into this program (import google.golang.org/grpc/xds)", target)
+		}
+		if path == "" {
+			return "", fmt.Errorf("%q names no service", target)
+		}
+		return target, nil
 	}
 	return "", fmt.Errorf("%q has the unknown scheme %q; give %s", target, scheme, schemes)
 }

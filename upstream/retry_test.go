@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -319,6 +320,58 @@ func TestHedging(t *testing.T) {
 				<-cancelled
 			}
 		})
+	}
+}
+
+// Hedging cuts the tail that stalls make, for few calls more.
+func TestHedgingCutsTheTail(t *testing.T) {
+	const calls, every, stall = 1000, 66, time.Second // 1.5 % of calls meet a stall
+	p99 := func(config string) (time.Duration, int64) {
+		var n atomic.Int64
+		stalls := func(_ string, s stream) error {
+			if n.Add(1)%every == 0 {
+				timer := time.NewTimer(stall)
+				defer timer.Stop()
+				select {
+				case <-timer.C:
+				case <-s.Context().Done():
+				}
+			}
+			return echo(unary.FullPath, s)
+		}
+		c := newCluster(t, upstream.Config{
+			Target: "static:///" + newBackend(t, stalls) + "," + newBackend(t, stalls), ServiceConfig: config,
+		})
+		took := make(chan time.Duration, calls)
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				for range calls / 10 {
+					start := time.Now()
+					if _, _, err := exchange(t, c, unary, nil, "m"); err != nil {
+						t.Error(err)
+					}
+					took <- time.Since(start)
+				}
+			})
+		}
+		wg.Wait()
+		close(took)
+		var all []time.Duration
+		for d := range took {
+			all = append(all, d)
+		}
+		slices.Sort(all)
+		return all[calls*99/100], n.Load() - calls
+	}
+	without, _ := p99("")
+	with, extra := p99(`{"methodConfig": [{"name": [{}], "hedgingPolicy": {"maxAttempts": 2, "hedgingDelay": "0.3s"}}]}`)
+	t.Logf("p99 %v without hedging, %v with, by %d more attempts at %d calls", without, with, extra, calls)
+	if without < stall || with > stall*2/3 {
+		t.Errorf("p99 %v without hedging, %v with; want at least %v and at most %v", without, with, stall, stall*2/3)
+	}
+	if extra > calls*2/100 {
+		t.Errorf("%d more attempts at %d calls, want at most 2 %%", extra, calls)
 	}
 }
 

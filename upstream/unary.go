@@ -12,6 +12,7 @@ import (
 // attempts are those of one call, one at a time or side by side.
 type attempts struct {
 	*attempt // the latest
+	first    attempt
 	tried    loadaware.Tried
 	key      string
 	stream   bool
@@ -23,14 +24,16 @@ func (c *Cluster) newAttempts(call *rpc.Call) *attempts {
 
 // next makes the next attempt. One that found every endpoint saturated does not count.
 func (a *attempts) next() *attempt {
-	n := 1
-	if a.attempt != nil {
-		n = a.n
+	if a.attempt == nil {
+		a.attempt = &a.first
+		a.n = 1
+	} else {
+		n := a.n
 		if !a.Saturated() {
 			n++
 		}
+		a.attempt = &attempt{n: n}
 	}
-	a.attempt = &attempt{n: n}
 	a.Tried, a.Key, a.Stream = &a.tried, a.key, a.stream
 	return a.attempt
 }

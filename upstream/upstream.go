@@ -48,7 +48,13 @@ type Config struct {
 	//	static:///host:port,host:port        these
 	//	file:///path/endpoints.yaml          those that the file lists, followed as it changes (see EndpointFile)
 	//	kubernetes:///service.namespace:port  the ready pods of a service, followed by its EndpointSlices
+	//	xds:///service                       what an xDS control plane says, see below
 	//	unix:/path, unix:///path             a socket
+	//
+	// xDS is grpc-go's, for programs that import google.golang.org/grpc/xds. Its bootstrap is in the file or text that the
+	// environment variables GRPC_XDS_BOOTSTRAP and GRPC_XDS_BOOTSTRAP_CONFIG give. Balancing, outlier detection and limits
+	// per endpoint are then the control plane's business (it may choose the policy "adaptive" as a custom one), and LB and
+	// what depends on it do nothing; retries, timeouts and the cluster's limits work as ever.
 	//
 	// Required.
 	Target string

@@ -4,14 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -19,10 +15,7 @@ import (
 
 // Times of Source.Run.
 const (
-	settle       = 100 * time.Millisecond // no event for so long: a writer is done
-	maxSettle    = 2 * time.Second        // but a directory that never rests is read this often
-	pollEvery    = 30 * time.Second       // file systems may lack events
-	retryFirst   = time.Second            // of a server that cannot be reached; doubled each time
+	retryFirst   = time.Second // of a server that cannot be reached; doubled each time
 	retryMost    = 30 * time.Second
 	fetchTimeout = 30 * time.Second // one exchange with a server
 )
@@ -98,7 +91,7 @@ func (s *Source) try(ctx context.Context, d *delivery, onChange func(*Set, error
 		}
 		return false
 	}
-	h := set.hash()
+	h := set.Digest()
 	if h != d.hash || d.err != "" {
 		d.hash, d.err = h, ""
 		onChange(set, nil)
@@ -106,8 +99,8 @@ func (s *Source) try(ctx context.Context, d *delivery, onChange func(*Set, error
 	return true
 }
 
-// hash identifies the content of the set.
-func (s *Set) hash() [sha256.Size]byte {
+// Digest identifies the content of the set. It is the same within one program only.
+func (s *Set) Digest() [sha256.Size]byte {
 	// Deterministic within one program, which is all that is asked.
 	b, err := proto.MarshalOptions{Deterministic: true, AllowPartial: true}.Marshal(&descriptorpb.FileDescriptorSet{File: s.Files})
 	if err != nil { // invalid UTF-8 in some name: Compile will say so
@@ -149,97 +142,6 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 func (s *Source) runFiles(ctx context.Context, d *delivery, onChange func(*Set, error)) error {
-	// Without a watcher (the system has too many) its channels stay nil and polling remains.
-	var events chan fsnotify.Event
-	var faults chan error
-	w, err := fsnotify.NewWatcher()
-	if err == nil {
-		defer func() { _ = w.Close() }()
-		events, faults = w.Events, w.Errors
-	}
-	for {
-		if w != nil { // before reading, so that no change is missed between the two
-			s.watch(w)
-		}
-		s.try(ctx, d, onChange)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-events:
-		case <-faults: //nolint:errcheck // whatever events were lost, the files are read again
-		case <-time.After(pollEvery):
-			continue
-		}
-		for limit := time.After(maxSettle); ; {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-events:
-				continue
-			case <-limit:
-			case <-time.After(settle):
-			}
-			break
-		}
-	}
-}
-
-// watch makes w watch the directories on which the source depends now. Those that cannot be watched are left to polling.
-func (s *Source) watch(w *fsnotify.Watcher) {
-	want := map[string]bool{}
-	for _, p := range s.paths {
-		addWatchDirs(want, p, 0)
-		root, err := filepath.Abs(p)
-		if err != nil {
-			continue
-		}
-		if real, err := filepath.EvalSymlinks(root); err == nil {
-			root = real
-		}
-		// What cannot be walked cannot be read either, and reading says so.
-		_ = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
-			switch {
-			case err != nil:
-				return nil //nolint:nilerr // see above
-			case !e.IsDir():
-				return nil
-			case path != root && strings.HasPrefix(e.Name(), "."):
-				return fs.SkipDir
-			}
-			want[path] = true
-			return nil
-		})
-	}
-	for _, dir := range w.WatchList() {
-		if !want[dir] {
-			_ = w.Remove(dir) // it may be gone, which removed it
-		}
-	}
-	for dir := range want {
-		_ = w.Add(dir)
-	}
-}
-
-// addWatchDirs adds the directories in which an entry must change for path to lead elsewhere: that of path itself and, for
-// each symbolic link on the way, that of the link and those of its target.
-func addWatchDirs(want map[string]bool, path string, links int) {
-	path, err := filepath.Abs(path)
-	if err != nil || links > 40 {
-		return
-	}
-	want[filepath.Dir(path)] = true
-	for p := path; p != filepath.Dir(p); p = filepath.Dir(p) {
-		target, err := os.Readlink(p)
-		if err != nil {
-			continue
-		}
-		want[filepath.Dir(p)] = true
-		if !filepath.IsAbs(target) {
-			target = filepath.Join(filepath.Dir(p), target)
-		}
-		rest, err := filepath.Rel(p, path)
-		if err == nil {
-			addWatchDirs(want, filepath.Join(target, rest), links+1)
-		}
-	}
+	Watch(ctx, func() []string { return s.paths }, func() { s.try(ctx, d, onChange) })
+	return nil
 }

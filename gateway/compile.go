@@ -83,14 +83,22 @@ func (b *builder) checkListeners() {
 		if _, err := corsOf(l); err != nil {
 			b.faultOf(fmt.Sprintf("listeners[%d].cors", i), err)
 		}
+		var tc *tls.Config
+		if t := l.GetTls(); t != nil {
+			var err error
+			if tc, err = loadTLS(t); err != nil {
+				b.faultOf(fmt.Sprintf("listeners[%d].tls", i), err)
+			}
+		}
+		b.tls = append(b.tls, tc)
 	}
 }
 
 // listenerConfig turns a listener's configuration into what package listeners takes.
-func listenerConfig(cfg *configv1.Config, l *configv1.Listener, tc *tls.Config) listeners.Config {
+func listenerConfig(cfg *configv1.Config, l *configv1.Listener) listeners.Config {
 	lim := limitsOf(cfg, l)
 	return listeners.Config{
-		Name: l.GetName(), Address: l.GetAddress(), TLS: tc, HTTP3: l.GetHttp3(), AltSvcPort: int(l.GetAltSvcPort()),
+		Name: l.GetName(), Address: l.GetAddress(), HTTP3: l.GetHttp3(), AltSvcPort: int(l.GetAltSvcPort()),
 		Limits: listeners.Limits{
 			HeaderTimeout: lim.GetHeaderTimeout().AsDuration(), IdleTimeout: lim.GetIdleTimeout().AsDuration(),
 			MaxHeaderBytes: int(lim.GetHeaderBytes()), MaxStreams: int(lim.GetStreams()),
@@ -129,9 +137,15 @@ type builder struct {
 	// directory and rules are of authentication and authorization.
 	directory *identity.Directory
 	rules     *access.Compiler
-	// missing are the descriptor sources that did not answer.
-	missing []*configv1.DescriptorSource
-	faults  []Fault
+	// known are the descriptor sources there are, anew says which of them to read again, loaded what came of it.
+	known  map[string]*source
+	anew   rereads
+	loaded map[string]*source
+	// missing are the indexes of the descriptor sources that did not answer.
+	missing []int
+	// tls is by listener; nil for plain text.
+	tls    []*tls.Config
+	faults []Fault
 }
 
 // fault records something wrong with the field at path.
@@ -220,43 +234,27 @@ func (b *builder) openClusters() {
 	}
 }
 
-// reflectionTimeout bounds one try at a reflection source.
-const reflectionTimeout = 5 * time.Second
-
 // loadSchema reads the descriptor sources and compiles them. Sources that do not answer are left out.
 func (b *builder) loadSchema() {
 	var sets []*descriptors.Set
+	b.loaded = map[string]*source{}
 	for i, d := range b.cfg.GetDescriptors() {
 		path := fmt.Sprintf("descriptors[%d]", i)
-		var set *descriptors.Set
-		var err error
-		switch src := d.GetSource().(type) {
-		case *configv1.DescriptorSource_File:
-			set, err = descriptors.FromFile(src.File)
-		case *configv1.DescriptorSource_Proto:
-			set, err = descriptors.FromProto(b.ctx, src.Proto.GetRoots(), src.Proto.GetFiles())
-		case *configv1.DescriptorSource_Reflection_:
-			cluster := b.clusters[src.Reflection.GetCluster()]
-			if cluster == nil {
-				b.fault(path+".reflection.cluster", "%s", b.noCluster(src.Reflection.GetCluster()))
-				continue
-			}
-			attempt, cancel := context.WithTimeout(b.ctx, reflectionTimeout)
-			set, err = descriptors.FromReflection(attempt, cluster.Conn())
-			cancel()
-			if err != nil {
-				b.missing = append(b.missing, d)
-				continue
-			}
-		default:
-			b.fault(path, "a descriptor source is one of file, proto or reflection")
+		key, s := b.source(path, d)
+		if s == nil {
 			continue
 		}
-		if err != nil {
+		var err error
+		if s.set, err = b.anew.read(b.ctx, key, s, b.known[key]); err != nil {
 			b.faultOf(path, err)
 			continue
 		}
-		sets = append(sets, set)
+		b.loaded[key] = s
+		if s.set == nil {
+			b.missing = append(b.missing, i)
+			continue
+		}
+		sets = append(sets, s.set)
 	}
 	opts := descriptors.Options{IgnoreTrailingSlash: b.cfg.GetHttpRules().GetIgnoreTrailingSlash()}
 	if path := b.cfg.GetHttpRules().GetServiceConfig(); path != "" {

@@ -8,7 +8,7 @@ package gateway
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -22,10 +22,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc/health"
-	"google.golang.org/protobuf/proto"
 
 	"transom/descriptors"
-	"transom/listeners"
 	configv1 "transom/proto/transom/config/v1"
 )
 
@@ -33,81 +31,130 @@ import (
 type Gateway struct {
 	log     *slog.Logger
 	current current
-	servers []*listeners.Server
-	drain   time.Duration
-	// ready is false until every descriptor source has answered, and again from the start of a drain.
-	ready atomic.Bool
-	// broken ends Run when a listener fails.
+	// complete is false until every descriptor source has answered; draining is true from the start of a drain.
+	complete, draining atomic.Bool
+	// broken ends Run when a listener fails, leave when somebody asks for a drain.
 	broken chan error
+	leave  chan struct{}
+	asked  sync.Once
+	// wake makes Run look again at what should run.
+	wake chan struct{}
 
 	health *health.Server
-
-	keep keep
+	keep   keep
+	loads  loads
 
 	mu  sync.Mutex // guards what follows, and serialises reloads
 	cfg *configv1.Config
-	// missing are the descriptor sources that have not answered yet.
-	missing []*configv1.DescriptorSource
+	// file is where cfg came from and comes from again; "" if it was given as a value.
+	file string
+	// digest is of the watched files as they were last read.
+	digest [sha256.Size]byte
+	// servers are in the order of the configuration's listeners; retired are those no longer wanted, which Run is to drain.
+	servers, retired []*serving
+	// sources are by key.
+	sources map[string]*source
 }
 
 // New compiles cfg, connects to its clusters and binds its listeners; Run serves. All faults of cfg are reported at once,
 // as joined Faults. A descriptor source that does not answer yet is no fault: the gateway is up, but not ready. On error
 // nothing stays open.
 func New(ctx context.Context, cfg *configv1.Config, log *slog.Logger) (*Gateway, error) {
-	g := &Gateway{log: log, health: health.NewServer(), broken: make(chan error, 1), drain: drainOf(cfg)}
+	g := newGateway(log)
 	if err := g.Reload(ctx, cfg); err != nil {
 		return nil, err
-	}
-	for i, l := range cfg.GetListeners() {
-		s, err := g.listen(ctx, l)
-		if err != nil {
-			g.close(context.WithoutCancel(ctx))
-			return nil, &Fault{fmt.Sprintf("listeners[%d]", i), err.Error()}
-		}
-		g.servers = append(g.servers, s)
 	}
 	return g, nil
 }
 
-// listen binds one listener.
-func (g *Gateway) listen(ctx context.Context, l *configv1.Listener) (*listeners.Server, error) {
-	var tc *tls.Config
-	if t := l.GetTls(); t != nil {
-		pair, err := tls.LoadX509KeyPair(t.GetCertificate(), t.GetKey())
-		if err != nil {
-			return nil, err
-		}
-		tc = &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+func newGateway(log *slog.Logger) *Gateway {
+	return &Gateway{
+		log: log, health: health.NewServer(), broken: make(chan error, 1), leave: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
-	fc, err := frontConfig(g.cfg, l, g.ready.Load)
-	if err != nil {
-		return nil, err
-	}
-	front := listeners.NewFront(fc, &g.current, g.log)
-	return listeners.Listen(ctx, listenerConfig(g.cfg, l, tc), front, g.log)
+}
+
+// Follow names the file that the configuration came from: Refresh reads it again, and Run watches it, and the files that it
+// names, unless the configuration says not to. It must be called before Run.
+func (g *Gateway) Follow(path string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.file = path
+	g.digest = digestOf(g.watched())
 }
 
 // Addrs are the bound addresses, in the order of the configuration's listeners.
 func (g *Gateway) Addrs() []*net.TCPAddr {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	addrs := make([]*net.TCPAddr, len(g.servers))
 	for i, s := range g.servers {
-		addrs[i] = s.Addr()
+		addrs[i] = s.server.Addr()
 	}
 	return addrs
 }
 
 // Ready reports whether all descriptors are loaded and no drain has begun.
-func (g *Gateway) Ready() bool { return g.ready.Load() }
+func (g *Gateway) Ready() bool { return g.complete.Load() && !g.draining.Load() }
 
-// Run serves until ctx ends, drains, and closes everything. It returns an error if a listener failed, or if calls had to
-// be cut at the end of the drain.
+// Drain makes Run drain and return, as the end of its context does. It does not wait.
+func (g *Gateway) Drain() { g.asked.Do(func() { close(g.leave) }) }
+
+// Run serves until ctx ends or Drain is called, drains, and closes everything. It returns an error if a listener failed.
 func (g *Gateway) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
 	run, stop := context.WithCancel(ctx)
 	defer stop()
+	var serving, following sync.WaitGroup
+	following.Go(func() { g.watch(run) })
+	var err error
+	for running := true; running; {
+		g.reconcile(run, &serving, &following)
+		select {
+		case <-g.wake:
+		case <-ctx.Done():
+			running = false
+		case <-g.leave:
+			running = false
+		case err = <-g.broken:
+			running = false
+		}
+	}
+	stop()
+	following.Wait()
+	detached := context.WithoutCancel(ctx)
+	g.mu.Lock() // a reload under way is the last one
+	g.draining.Store(true)
+	servers, cfg := g.servers, g.cfg
+	g.mu.Unlock()
+	g.health.Shutdown()
+	g.log.LogAttrs(detached, slog.LevelInfo, "draining", slog.Duration("limit", drainOf(cfg)))
+	if delay := cfg.GetDrain().GetDelay().AsDuration(); delay > 0 && err == nil {
+		time.Sleep(delay)
+	}
+	limit, cancel := context.WithTimeout(detached, drainOf(cfg))
+	defer cancel()
+	errs := make([]error, len(servers))
+	for i, s := range servers {
+		serving.Go(func() { errs[i] = s.server.Drain(limit) })
+	}
+	serving.Wait()
+	g.close(detached)
+	if cut := errors.Join(errs...); cut != nil {
+		g.log.LogAttrs(detached, slog.LevelWarn, "calls were cut at the end of the drain")
+	}
+	return err
+}
+
+// reconcile starts what should run and does not yet, and ends what should not.
+func (g *Gateway) reconcile(ctx context.Context, serving, following *sync.WaitGroup) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	for _, s := range g.servers {
-		wg.Go(func() {
-			if err := s.Run(); err != nil {
+		if s.started {
+			continue
+		}
+		s.started = true
+		serving.Go(func() {
+			if err := s.server.Run(); err != nil {
 				select {
 				case g.broken <- err:
 				default:
@@ -115,60 +162,52 @@ func (g *Gateway) Run(ctx context.Context) error {
 			}
 		})
 	}
-	wg.Go(func() { g.chaseDescriptors(run) })
-	var err error
-	select {
-	case <-ctx.Done():
-	case err = <-g.broken:
+	for _, s := range g.retired {
+		serving.Go(func() { g.retire(context.WithoutCancel(ctx), s) })
 	}
-	stop()
-	g.ready.Store(false)
-	g.health.Shutdown()
-	g.log.LogAttrs(context.WithoutCancel(ctx), slog.LevelInfo, "draining", slog.Duration("limit", g.drain))
-	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), g.drain)
-	defer cancel()
-	errs := make([]error, len(g.servers))
-	for i, s := range g.servers {
-		wg.Go(func() { errs[i] = s.Drain(limit) })
+	g.retired = nil
+	for key, s := range g.sources {
+		if s.stop != nil {
+			continue
+		}
+		var own context.Context
+		own, s.stop = context.WithCancel(ctx)
+		following.Go(func() {
+			_ = s.from.Run(own, func(set *descriptors.Set, err error) { g.descriptorsChanged(own, key, set, err) })
+		})
 	}
-	wg.Wait()
-	g.close(context.WithoutCancel(ctx))
-	if cut := errors.Join(errs...); cut != nil {
-		g.log.LogAttrs(context.WithoutCancel(ctx), slog.LevelWarn, "calls were cut at the end of the drain")
-	}
-	return err
 }
 
-// close lets go of the Snapshot in force, and so of the clusters.
-func (g *Gateway) close(ctx context.Context) {
-	for _, s := range g.servers {
-		_ = s.Drain(ctx)
+// retire drains a listener that the configuration no longer has, or has otherwise.
+func (g *Gateway) retire(ctx context.Context, s *serving) {
+	ctx, cancel := context.WithTimeout(ctx, s.drain)
+	defer cancel()
+	var err error
+	if s.replaced {
+		err = s.server.Retire(ctx)
+	} else {
+		err = s.server.Drain(ctx)
 	}
+	if err != nil {
+		g.log.LogAttrs(ctx, slog.LevelWarn, "calls of a retired listener were cut", slog.String("listener", s.server.Name()))
+	}
+	g.log.LogAttrs(ctx, slog.LevelInfo, "listener retired", slog.String("listener", s.server.Name()))
+}
+
+// close lets go of all that is open.
+func (g *Gateway) close(ctx context.Context) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, s := range g.servers {
+		_ = s.server.Drain(ctx)
+	}
+	for _, s := range g.retired {
+		_ = s.server.Drain(ctx)
+	}
+	g.servers, g.retired = nil, nil
 	if s := g.current.p.Load(); s != nil {
 		s.Release()
 	}
-}
-
-// Reload compiles cfg and puts it in force, all or nothing: on error what was in force stays. Listeners are not changed.
-func (g *Gateway) Reload(ctx context.Context, cfg *configv1.Config) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	cfg, _ = proto.Clone(cfg).(*configv1.Config)
-	return g.reload(ctx, cfg)
-}
-
-// reload does the work of Reload with mu held.
-func (g *Gateway) reload(ctx context.Context, cfg *configv1.Config) error {
-	b := builder{ctx: ctx, cfg: cfg, log: g.log, health: g.health, holds: holds{keep: &g.keep}}
-	s, err := b.build()
-	if err != nil {
-		return err
-	}
-	g.cfg, g.missing = cfg, b.missing
-	g.current.swap(s)
-	g.ready.Store(len(b.missing) == 0)
-	announce(g.health, s.schema, len(b.missing) == 0)
-	return nil
 }
 
 // joinFaults makes one error of all faults.
@@ -178,29 +217,6 @@ func joinFaults(faults []Fault) error {
 		errs[i] = &faults[i]
 	}
 	return errors.Join(errs...)
-}
-
-// chaseDescriptors asks the descriptor sources that have not answered, with growing pauses, until all have.
-func (g *Gateway) chaseDescriptors(ctx context.Context) {
-	const first, last = 100 * time.Millisecond, 10 * time.Second
-	for pause := first; ; pause = min(2*pause, last) {
-		g.mu.Lock()
-		waiting := len(g.missing) > 0
-		g.mu.Unlock()
-		if !waiting {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-		g.mu.Lock()
-		if err := g.reload(ctx, g.cfg); err != nil && ctx.Err() == nil {
-			g.log.LogAttrs(ctx, slog.LevelError, "descriptors do not compile", slog.String("error", err.Error()))
-		}
-		g.mu.Unlock()
-	}
 }
 
 // Snapshot runs fn on the Snapshot in force.
@@ -254,21 +270,18 @@ func kindOf(m *descriptors.Method) string {
 
 // offline compiles cfg and runs fn on the result.
 func offline(ctx context.Context, cfg *configv1.Config, log *slog.Logger, fn func(*Snapshot) error) error {
-	g := &Gateway{log: log, health: health.NewServer()}
-	if err := g.Reload(ctx, cfg); err != nil {
+	g := newGateway(log)
+	p, err := g.compile(ctx, cfg, fresh{})
+	if err != nil {
 		return err
 	}
-	defer g.close(context.WithoutCancel(ctx))
-	var faults []Fault
-	for i, d := range cfg.GetDescriptors() {
-		if slices.ContainsFunc(g.missing, func(m *configv1.DescriptorSource) bool { return proto.Equal(m, d) }) {
-			faults = append(faults, Fault{fmt.Sprintf("descriptors[%d]", i), "the cluster's servers do not answer reflection"})
+	defer p.snapshot.Release()
+	if len(p.missing) > 0 {
+		faults := make([]Fault, len(p.missing))
+		for i, n := range p.missing {
+			faults[i] = Fault{fmt.Sprintf("descriptors[%d]", n), "the cluster's servers do not answer reflection"}
 		}
-	}
-	if len(faults) > 0 {
 		return joinFaults(faults)
 	}
-	var err error
-	g.Snapshot(func(s *Snapshot) { err = fn(s) })
-	return err
+	return fn(p.snapshot)
 }

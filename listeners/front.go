@@ -42,10 +42,11 @@ type Front struct {
 	cfg       FrontConfig
 	source    Source
 	log       *slog.Logger
-	sockets   sockets
 	deadlines wheel
 	// calls serves what is neither a health check nor a WebSocket.
 	calls http.Handler
+	// sockets is the Server's, so that it outlives this Front.
+	sockets *sockets
 }
 
 // NewFront returns a Front that serves what source has in force.
@@ -54,7 +55,7 @@ func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
 		cfg.IdleBody = 30 * time.Second
 	}
 	cfg.WebSocket.setDefaults()
-	f := &Front{cfg: cfg, source: source, log: log}
+	f := &Front{cfg: cfg, source: source, log: log, sockets: &sockets{}}
 	f.calls = http.HandlerFunc(f.serveCall)
 	if cfg.CORS != nil {
 		f.calls = cfg.CORS.wrap(f.calls)

@@ -8,8 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -31,6 +31,49 @@ type Config struct {
 	// AltSvcPort is the port to announce, where it differs from the one listened on; 0 is that one.
 	AltSvcPort int
 	Limits     Limits
+	// Sockets are served rather than ones bound to Address; the Server closes them. Nil binds.
+	Sockets *Sockets
+}
+
+// Sockets are bound, and not served yet.
+type Sockets struct {
+	TCP net.Listener
+	// UDP is for HTTP/3; nil is none.
+	UDP net.PacketConn
+}
+
+// Close closes both.
+func (s *Sockets) Close() {
+	_ = s.TCP.Close()
+	if s.UDP != nil {
+		_ = s.UDP.Close()
+	}
+}
+
+// bind opens the sockets. With withUDP both have the same port.
+func bind(ctx context.Context, address string, withUDP bool) (*Sockets, error) {
+	var lc net.ListenConfig
+	tcp, err := lc.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: %w", address, err)
+	}
+	s := &Sockets{TCP: tcp}
+	if withUDP {
+		return s, s.bindUDP(ctx, address)
+	}
+	return s, nil
+}
+
+// bindUDP opens the UDP socket beside the TCP one.
+func (s *Sockets) bindUDP(ctx context.Context, address string) error {
+	var lc net.ListenConfig
+	var err error
+	if s.UDP, err = lc.ListenPacket(ctx, "udp", s.TCP.Addr().String()); err != nil {
+		s.UDP = nil
+		s.Close()
+		return fmt.Errorf("listener %s: http3: %w", address, err)
+	}
+	return nil
 }
 
 // Limits bound what one listener spends on clients. The zero value of a field means its default.
@@ -62,45 +105,56 @@ func (l *Limits) setDefaults() {
 
 // Server is one bound listener: a TCP socket, and a UDP socket if it serves HTTP/3.
 type Server struct {
-	cfg   Config
-	front *Front
-	log   *slog.Logger
-	tcp   net.Listener
-	udp   net.PacketConn
-	h1    *http.Server
-	h3    *http3.Server
+	cfg     Config
+	front   atomic.Pointer[Front]
+	sockets *sockets
+	log     *slog.Logger
+	tcp     net.Listener
+	udp     net.PacketConn
+	h1      *http.Server
+	h3      *http3.Server
+	// started says that Run has begun to accept, accepted is closed when it has ended.
+	started  atomic.Bool
+	accepted chan struct{}
 
 	// calls is the context of every request; cutting it ends what a drain could not wait for.
 	calls context.Context
 	cut   context.CancelCauseFunc
 }
 
-// Listen binds the sockets; Run serves them. On error nothing stays bound.
+// Listen binds the sockets, or takes over cfg's; Run serves them. On error nothing stays bound.
 func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*Server, error) {
 	cfg.Limits.setDefaults()
 	if cfg.HTTP3 && cfg.TLS == nil {
 		return nil, fmt.Errorf("listener %s: http3 needs tls", cfg.Address)
 	}
-	var lc net.ListenConfig
-	tcp, err := lc.Listen(ctx, "tcp", cfg.Address)
-	if err != nil {
-		return nil, fmt.Errorf("listener %s: %w", cfg.Address, err)
+	socks := cfg.Sockets
+	var err error
+	switch {
+	case socks == nil:
+		socks, err = bind(ctx, cfg.Address, cfg.HTTP3)
+	case cfg.HTTP3 && socks.UDP == nil:
+		err = socks.bindUDP(ctx, cfg.Address)
+	case !cfg.HTTP3 && socks.UDP != nil:
+		_ = socks.UDP.Close()
+		socks.UDP = nil
 	}
+	if err != nil {
+		return nil, err
+	}
+	tcp := socks.TCP
+	cfg.Sockets = nil
 	if cfg.Name == "" {
 		cfg.Name = tcp.Addr().String()
 	}
-	s := &Server{cfg: cfg, front: front, log: log, tcp: tcp}
+	s := &Server{cfg: cfg, sockets: front.sockets, log: log, tcp: tcp, udp: socks.UDP, accepted: make(chan struct{})}
+	s.front.Store(front)
 	s.calls, s.cut = context.WithCancelCause(context.WithoutCancel(ctx))
-	var handler http.Handler = front
+	var handler http.Handler = http.HandlerFunc(s.serve)
 	if cfg.HTTP3 {
 		port := tcp.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a "tcp" listener has a TCP address
-		host, _, _ := net.SplitHostPort(tcp.Addr().String())
-		if s.udp, err = lc.ListenPacket(ctx, "udp", net.JoinHostPort(host, strconv.Itoa(port))); err != nil {
-			_ = tcp.Close()
-			return nil, fmt.Errorf("listener %s: http3: %w", cfg.Address, err)
-		}
 		s.h3 = &http3.Server{
-			Handler:        front,
+			Handler:        handler,
 			TLSConfig:      http3.ConfigureTLSConfig(cfg.TLS.Clone()),
 			MaxHeaderBytes: cfg.Limits.MaxHeaderBytes,
 			IdleTimeout:    cfg.Limits.IdleTimeout,
@@ -117,7 +171,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 		if cfg.AltSvcPort != 0 {
 			port = cfg.AltSvcPort
 		}
-		handler = altSvc(fmt.Sprintf(`h3=":%d"; ma=86400`, port), front)
+		handler = altSvc(fmt.Sprintf(`h3=":%d"; ma=86400`, port), handler)
 	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -165,6 +219,43 @@ func altSvc(value string, next http.Handler) http.Handler {
 	})
 }
 
+// serve hands a request to the Front in force.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) { s.front.Load().ServeHTTP(w, r) }
+
+// SetFront makes front serve the requests that follow. Open calls and WebSockets are not touched. front must not have been
+// given to a Server before. SetFront may not be called twice at once.
+func (s *Server) SetFront(front *Front) {
+	front.sockets = s.sockets
+	s.front.Store(front)
+}
+
+// Share gives the bound sockets to whoever is to serve them next, in this process or another: connections that wait for
+// being accepted get lost by neither's closing them. It is to be followed by Retire.
+func (s *Server) Share() (*Sockets, error) {
+	f, err := s.tcp.(*net.TCPListener).File() //nolint:forcetypeassert // it was bound as "tcp"
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: %w", s.cfg.Name, err)
+	}
+	defer func() { _ = f.Close() }()
+	tcp, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: %w", s.cfg.Name, err)
+	}
+	socks := &Sockets{TCP: tcp}
+	if s.udp != nil {
+		f, err := s.udp.(*net.UDPConn).File() //nolint:forcetypeassert // it was bound as "udp"
+		if err == nil {
+			defer func() { _ = f.Close() }()
+			socks.UDP, err = net.FilePacketConn(f)
+		}
+		if err != nil {
+			socks.Close()
+			return nil, fmt.Errorf("listener %s: %w", s.cfg.Name, err)
+		}
+	}
+	return socks, nil
+}
+
 // Addr is the bound TCP address; HTTP/3 has the same port.
 func (s *Server) Addr() *net.TCPAddr {
 	return s.tcp.Addr().(*net.TCPAddr) //nolint:forcetypeassert // a "tcp" listener has a TCP address
@@ -180,12 +271,14 @@ func (s *Server) Run() error {
 	if s.h3 != nil {
 		wg.Go(func() { errUDP = s.h3.Serve(s.udp) })
 	}
+	s.started.Store(true)
 	if s.cfg.TLS != nil {
 		errTCP = s.h1.ServeTLS(s.tcp, "", "")
 	} else {
 		errTCP = s.h1.Serve(countingListener{s.tcp})
 	}
-	if !errors.Is(errTCP, http.ErrServerClosed) && s.h3 != nil {
+	close(s.accepted)
+	if !errors.Is(errTCP, net.ErrClosed) && !errors.Is(errTCP, http.ErrServerClosed) && s.h3 != nil {
 		_ = s.h3.Close()
 	}
 	wg.Wait()
@@ -205,24 +298,40 @@ const cutGrace = 2 * time.Second
 
 // Drain stops accepting, tells clients to go (Connection: close, GOAWAY, WebSocket close 1001), lets calls finish until
 // ctx ends, and cuts what is left then. It returns the error of ctx if anything was cut.
-func (s *Server) Drain(ctx context.Context) error {
+func (s *Server) Drain(ctx context.Context) error { return s.drain(ctx, false) }
+
+// Retire is Drain for a Server whose sockets are served by another: QUIC connections are cut at once, since what arrives on
+// the UDP socket is no longer for it alone.
+func (s *Server) Retire(ctx context.Context) error { return s.drain(ctx, true) }
+
+func (s *Server) drain(ctx context.Context, shared bool) error {
 	var wg sync.WaitGroup
 	var errTCP, errUDP, errWS error
-	if s.h3 != nil {
+	switch {
+	case s.h3 == nil:
+	case shared:
+		_ = s.h3.Close()
+		_ = s.udp.Close()
+	default:
 		wg.Go(func() { errUDP = s.h3.Shutdown(ctx) })
 	}
-	s.front.sockets.goAway()
-	wg.Go(func() { errWS = s.front.sockets.wait(ctx) })
+	s.sockets.goAway()
+	wg.Go(func() { errWS = s.sockets.wait(ctx) })
+	// net/http does not know a connection between its Accept and the next line of Serve, and would not wait for it.
+	_ = s.tcp.Close()
+	if s.started.Load() {
+		<-s.accepted
+	}
 	errTCP = s.h1.Shutdown(ctx)
 	wg.Wait()
 	err := errors.Join(errTCP, errUDP, errWS)
 	if err != nil {
 		s.cut(errDrained)
-		s.front.sockets.cutOff(errDrained)
+		s.sockets.cutOff(errDrained)
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), cutGrace)
 		defer cancel()
 		_ = s.h1.Shutdown(grace)
-		_ = s.front.sockets.wait(grace)
+		_ = s.sockets.wait(grace)
 	}
 	s.cut(errDrained)
 	_ = s.h1.Close()

@@ -93,35 +93,6 @@ func (f *sourceFlags) load() (*configv1.Config, *configfile.File, error) {
 	return cfg, nil, nil
 }
 
-// located gives the faults of a configuration file their file, line and column.
-func located(err error, file *configfile.File) error {
-	if err == nil || file == nil {
-		return err
-	}
-	var faults configfile.Faults
-	for _, e := range flatten(err) {
-		f, ok := errors.AsType[*gateway.Fault](e)
-		if !ok {
-			return err
-		}
-		faults = append(faults, file.Fault(f.Path, f.Msg))
-	}
-	return faults
-}
-
-// flatten lists the errors that errors.Join put together.
-func flatten(err error) []error {
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return []error{err}
-	}
-	var all []error
-	for _, e := range joined.Unwrap() {
-		all = append(all, flatten(e)...)
-	}
-	return all
-}
-
 func serveCommand() *cobra.Command {
 	var src sourceFlags
 	var verbose bool
@@ -146,14 +117,12 @@ func serveCommand() *cobra.Command {
 			}
 			g, err := gateway.New(cmd.Context(), cfg, log)
 			if err != nil {
-				return located(err, file)
+				return gateway.Locate(err, file)
 			}
-			for i, a := range g.Addrs() {
-				l := cfg.GetListeners()[i]
-				log.LogAttrs(cmd.Context(), slog.LevelInfo, "listening",
-					slog.String("address", a.String()), slog.Bool("tls", l.GetTls() != nil), slog.Bool("http3", l.GetHttp3()))
+			if file != nil {
+				g.Follow(file.Name)
 			}
-			return g.Run(cmd.Context())
+			return run(cmd.Context(), g)
 		},
 	}
 	src.register(cmd)
@@ -173,7 +142,7 @@ func checkCommand() *cobra.Command {
 				return err
 			}
 			if err := gateway.Check(cmd.Context(), cfg, logger(slog.LevelError)); err != nil {
-				return located(err, file)
+				return gateway.Locate(err, file)
 			}
 			fmt.Fprintln(cmd.OutOrStdout(), "ok")
 			return nil
@@ -200,7 +169,7 @@ func routesCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return located(gateway.Routes(cmd.Context(), cfg, cmd.OutOrStdout(), logger(slog.LevelError)), file)
+			return gateway.Locate(gateway.Routes(cmd.Context(), cfg, cmd.OutOrStdout(), logger(slog.LevelError)), file)
 		},
 	}
 	src.register(cmd)

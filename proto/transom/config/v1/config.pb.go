@@ -113,7 +113,17 @@ type Config struct {
 	// How HTTP rules are found and matched.
 	HttpRules *HttpRules `protobuf:"bytes,12,opt,name=http_rules,json=httpRules,proto3" json:"http_rules,omitempty"`
 	// Who calls: how callers show who they are, and those known by name.
-	Consumers     *Consumers `protobuf:"bytes,20,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	Consumers *Consumers `protobuf:"bytes,20,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	// How changes are put in force.
+	Reload *Reload `protobuf:"bytes,40,opt,name=reload,proto3" json:"reload,omitempty"`
+	// The operator's own listener. Default: none.
+	Admin *Admin `protobuf:"bytes,41,opt,name=admin,proto3" json:"admin,omitempty"`
+	// The access log. Default: none.
+	AccessLog *AccessLog `protobuf:"bytes,42,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
+	// Traces. Default: none.
+	Tracing *Tracing `protobuf:"bytes,43,opt,name=tracing,proto3" json:"tracing,omitempty"`
+	// When calls are turned away.
+	Overload      *Overload `protobuf:"bytes,44,opt,name=overload,proto3" json:"overload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -232,6 +242,41 @@ func (x *Config) GetConsumers() *Consumers {
 	return nil
 }
 
+func (x *Config) GetReload() *Reload {
+	if x != nil {
+		return x.Reload
+	}
+	return nil
+}
+
+func (x *Config) GetAdmin() *Admin {
+	if x != nil {
+		return x.Admin
+	}
+	return nil
+}
+
+func (x *Config) GetAccessLog() *AccessLog {
+	if x != nil {
+		return x.AccessLog
+	}
+	return nil
+}
+
+func (x *Config) GetTracing() *Tracing {
+	if x != nil {
+		return x.Tracing
+	}
+	return nil
+}
+
+func (x *Config) GetOverload() *Overload {
+	if x != nil {
+		return x.Overload
+	}
+	return nil
+}
+
 // Listener is one socket. It speaks HTTP/1.1 and HTTP/2, and over them REST, WebSocket, gRPC, gRPC-Web and Connect.
 type Listener struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -248,7 +293,12 @@ type Listener struct {
 	// The limits of this listener; fields left out are taken from Config.limits.
 	Limits *Limits `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
 	// Which web pages of other origins may call. Without it none: a WebSocket from another origin is refused too.
-	Cors          *Cors `protobuf:"bytes,7,opt,name=cors,proto3" json:"cors,omitempty"`
+	Cors *Cors `protobuf:"bytes,7,opt,name=cors,proto3" json:"cors,omitempty"`
+	// Take clients' addresses from the load balancers in front. Default: the socket's peer is the client.
+	ProxyProtocol *ProxyProtocol `protobuf:"bytes,40,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
+	// Answer every request with a redirect to the same URL on https, at this port, and serve nothing else. 1 … 65535; 443 is
+	// left out of the URL. Not with tls.
+	RedirectHttps uint32 `protobuf:"varint,41,opt,name=redirect_https,json=redirectHttps,proto3" json:"redirect_https,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +382,20 @@ func (x *Listener) GetCors() *Cors {
 	return nil
 }
 
+func (x *Listener) GetProxyProtocol() *ProxyProtocol {
+	if x != nil {
+		return x.ProxyProtocol
+	}
+	return nil
+}
+
+func (x *Listener) GetRedirectHttps() uint32 {
+	if x != nil {
+		return x.RedirectHttps
+	}
+	return 0
+}
+
 // TLS is how a listener identifies itself and its clients. TLS 1.2 is the least version.
 type TLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -342,7 +406,10 @@ type TLS struct {
 	// The PEM file of the authorities that client certificates are checked against. Required by client_auth.
 	ClientCa string `protobuf:"bytes,3,opt,name=client_ca,json=clientCa,proto3" json:"client_ca,omitempty"`
 	// Whether clients identify themselves by certificate. Default: none, or require if client_ca is set.
-	ClientAuth    TLS_ClientAuth `protobuf:"varint,4,opt,name=client_auth,json=clientAuth,proto3,enum=transom.config.v1.TLS_ClientAuth" json:"client_auth,omitempty"`
+	ClientAuth TLS_ClientAuth `protobuf:"varint,4,opt,name=client_auth,json=clientAuth,proto3,enum=transom.config.v1.TLS_ClientAuth" json:"client_auth,omitempty"`
+	// Further certificates, of which a client gets the first that has the name it asks for (SNI) and an algorithm that it
+	// knows.
+	More          []*KeyPair `protobuf:"bytes,40,rep,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -405,6 +472,68 @@ func (x *TLS) GetClientAuth() TLS_ClientAuth {
 	return TLS_CLIENT_AUTH_UNSPECIFIED
 }
 
+func (x *TLS) GetMore() []*KeyPair {
+	if x != nil {
+		return x.More
+	}
+	return nil
+}
+
+// KeyPair is a certificate and its key.
+type KeyPair struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The PEM file of the certificate chain, the leaf first. Required.
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// The PEM file of its private key. Required.
+	Key           string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyPair) Reset() {
+	*x = KeyPair{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyPair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyPair) ProtoMessage() {}
+
+func (x *KeyPair) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyPair.ProtoReflect.Descriptor instead.
+func (*KeyPair) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *KeyPair) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *KeyPair) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
 // Cors says which web pages may call from another origin.
 type Cors struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -424,7 +553,7 @@ type Cors struct {
 
 func (x *Cors) Reset() {
 	*x = Cors{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[3]
+	mi := &file_transom_config_v1_config_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -436,7 +565,7 @@ func (x *Cors) String() string {
 func (*Cors) ProtoMessage() {}
 
 func (x *Cors) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[3]
+	mi := &file_transom_config_v1_config_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -449,7 +578,7 @@ func (x *Cors) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cors.ProtoReflect.Descriptor instead.
 func (*Cors) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Cors) GetAllowOrigins() []string {
@@ -502,7 +631,7 @@ type DescriptorSource struct {
 
 func (x *DescriptorSource) Reset() {
 	*x = DescriptorSource{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[4]
+	mi := &file_transom_config_v1_config_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +643,7 @@ func (x *DescriptorSource) String() string {
 func (*DescriptorSource) ProtoMessage() {}
 
 func (x *DescriptorSource) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[4]
+	mi := &file_transom_config_v1_config_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +656,7 @@ func (x *DescriptorSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescriptorSource.ProtoReflect.Descriptor instead.
 func (*DescriptorSource) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DescriptorSource) GetSource() isDescriptorSource_Source {
@@ -615,7 +744,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[5]
+	mi := &file_transom_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -627,7 +756,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[5]
+	mi := &file_transom_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -640,7 +769,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Cluster) GetTarget() string {
@@ -709,7 +838,7 @@ type UpstreamTLS struct {
 
 func (x *UpstreamTLS) Reset() {
 	*x = UpstreamTLS{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[6]
+	mi := &file_transom_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -721,7 +850,7 @@ func (x *UpstreamTLS) String() string {
 func (*UpstreamTLS) ProtoMessage() {}
 
 func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[6]
+	mi := &file_transom_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -734,7 +863,7 @@ func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTLS.ProtoReflect.Descriptor instead.
 func (*UpstreamTLS) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *UpstreamTLS) GetCa() string {
@@ -778,7 +907,7 @@ type LoadBalancing struct {
 
 func (x *LoadBalancing) Reset() {
 	*x = LoadBalancing{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[7]
+	mi := &file_transom_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -790,7 +919,7 @@ func (x *LoadBalancing) String() string {
 func (*LoadBalancing) ProtoMessage() {}
 
 func (x *LoadBalancing) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[7]
+	mi := &file_transom_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -803,7 +932,7 @@ func (x *LoadBalancing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadBalancing.ProtoReflect.Descriptor instead.
 func (*LoadBalancing) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *LoadBalancing) GetPolicy() string {
@@ -854,7 +983,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[8]
+	mi := &file_transom_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -866,7 +995,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[8]
+	mi := &file_transom_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -879,7 +1008,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Policy) GetSelector() []string {
@@ -972,7 +1101,7 @@ type Auth struct {
 
 func (x *Auth) Reset() {
 	*x = Auth{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[9]
+	mi := &file_transom_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1113,7 @@ func (x *Auth) String() string {
 func (*Auth) ProtoMessage() {}
 
 func (x *Auth) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[9]
+	mi := &file_transom_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1126,7 @@ func (x *Auth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Auth.ProtoReflect.Descriptor instead.
 func (*Auth) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Auth) GetRequire() []string {
@@ -1033,7 +1162,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	mi := &file_transom_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1174,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	mi := &file_transom_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1187,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Access) GetScopes() []string {
@@ -1109,7 +1238,7 @@ type Consumers struct {
 
 func (x *Consumers) Reset() {
 	*x = Consumers{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	mi := &file_transom_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1250,7 @@ func (x *Consumers) String() string {
 func (*Consumers) ProtoMessage() {}
 
 func (x *Consumers) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	mi := &file_transom_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1263,7 @@ func (x *Consumers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumers.ProtoReflect.Descriptor instead.
 func (*Consumers) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Consumers) GetProviders() map[string]*Provider {
@@ -1167,7 +1296,7 @@ type Provider struct {
 
 func (x *Provider) Reset() {
 	*x = Provider{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1308,7 @@ func (x *Provider) String() string {
 func (*Provider) ProtoMessage() {}
 
 func (x *Provider) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1321,7 @@ func (x *Provider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Provider.ProtoReflect.Descriptor instead.
 func (*Provider) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Provider) GetKind() isProvider_Kind {
@@ -1256,7 +1385,7 @@ type ApiKey struct {
 
 func (x *ApiKey) Reset() {
 	*x = ApiKey{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1397,7 @@ func (x *ApiKey) String() string {
 func (*ApiKey) ProtoMessage() {}
 
 func (x *ApiKey) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1410,7 @@ func (x *ApiKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKey.ProtoReflect.Descriptor instead.
 func (*ApiKey) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ApiKey) GetHeader() string {
@@ -1321,7 +1450,7 @@ type Jwt struct {
 
 func (x *Jwt) Reset() {
 	*x = Jwt{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1462,7 @@ func (x *Jwt) String() string {
 func (*Jwt) ProtoMessage() {}
 
 func (x *Jwt) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1475,7 @@ func (x *Jwt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Jwt.ProtoReflect.Descriptor instead.
 func (*Jwt) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Jwt) GetIssuer() string {
@@ -1433,7 +1562,7 @@ type Outbound struct {
 
 func (x *Outbound) Reset() {
 	*x = Outbound{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1445,7 +1574,7 @@ func (x *Outbound) String() string {
 func (*Outbound) ProtoMessage() {}
 
 func (x *Outbound) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1458,7 +1587,7 @@ func (x *Outbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outbound.ProtoReflect.Descriptor instead.
 func (*Outbound) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Outbound) GetPrivate() bool {
@@ -1496,7 +1625,7 @@ type Consumer struct {
 
 func (x *Consumer) Reset() {
 	*x = Consumer{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1637,7 @@ func (x *Consumer) String() string {
 func (*Consumer) ProtoMessage() {}
 
 func (x *Consumer) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1650,7 @@ func (x *Consumer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
 func (*Consumer) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Consumer) GetApiKeys() []string {
@@ -1581,7 +1710,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1722,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1735,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Metadata) GetRequestHeaders() []string {
@@ -1645,14 +1774,18 @@ type Limits struct {
 	// One WebSocket message, in bytes. Default 1MiB, at most 2GiB - 1.
 	WebsocketMessageBytes uint32 `protobuf:"varint,10,opt,name=websocket_message_bytes,json=websocketMessageBytes,proto3" json:"websocket_message_bytes,omitempty"`
 	// Concurrent requests of one HTTP/2 or HTTP/3 connection. Default 100, at most 100000.
-	Streams       uint32 `protobuf:"varint,11,opt,name=streams,proto3" json:"streams,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Streams uint32 `protobuf:"varint,11,opt,name=streams,proto3" json:"streams,omitempty"`
+	// Connections at a time, of the listener. Default 50000.
+	Connections uint32 `protobuf:"varint,40,opt,name=connections,proto3" json:"connections,omitempty"`
+	// Connections at a time, of one client address (IPv6: of one /64). Default: as many as connections.
+	ConnectionsPerIp uint32 `protobuf:"varint,41,opt,name=connections_per_ip,json=connectionsPerIp,proto3" json:"connections_per_ip,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1797,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1810,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Limits) GetHeaderTimeout() *durationpb.Duration {
@@ -1750,6 +1883,20 @@ func (x *Limits) GetStreams() uint32 {
 	return 0
 }
 
+func (x *Limits) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Limits) GetConnectionsPerIp() uint32 {
+	if x != nil {
+		return x.ConnectionsPerIp
+	}
+	return 0
+}
+
 // Drain is how transom stops on SIGTERM: it turns unready, waits for delay, stops accepting, tells clients to go
 // elsewhere, and lets open calls finish.
 type Drain struct {
@@ -1764,7 +1911,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +1923,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +1936,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Drain) GetDelay() *durationpb.Duration {
@@ -1817,7 +1964,7 @@ type UnknownMethods struct {
 
 func (x *UnknownMethods) Reset() {
 	*x = UnknownMethods{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +1976,7 @@ func (x *UnknownMethods) String() string {
 func (*UnknownMethods) ProtoMessage() {}
 
 func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +1989,7 @@ func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnknownMethods.ProtoReflect.Descriptor instead.
 func (*UnknownMethods) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UnknownMethods) GetCluster() string {
@@ -1879,7 +2026,7 @@ type Json struct {
 
 func (x *Json) Reset() {
 	*x = Json{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1891,7 +2038,7 @@ func (x *Json) String() string {
 func (*Json) ProtoMessage() {}
 
 func (x *Json) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1904,7 +2051,7 @@ func (x *Json) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Json.ProtoReflect.Descriptor instead.
 func (*Json) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Json) GetEmitDefaults() bool {
@@ -1983,7 +2130,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1995,7 +2142,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2008,7 +2155,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Health) GetPath() string {
@@ -2038,7 +2185,7 @@ type HttpRules struct {
 
 func (x *HttpRules) Reset() {
 	*x = HttpRules{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2197,7 @@ func (x *HttpRules) String() string {
 func (*HttpRules) ProtoMessage() {}
 
 func (x *HttpRules) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2210,7 @@ func (x *HttpRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpRules.ProtoReflect.Descriptor instead.
 func (*HttpRules) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *HttpRules) GetServiceConfig() string {
@@ -2093,7 +2240,7 @@ type DescriptorSource_ProtoFiles struct {
 
 func (x *DescriptorSource_ProtoFiles) Reset() {
 	*x = DescriptorSource_ProtoFiles{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2105,7 +2252,7 @@ func (x *DescriptorSource_ProtoFiles) String() string {
 func (*DescriptorSource_ProtoFiles) ProtoMessage() {}
 
 func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2118,7 +2265,7 @@ func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescriptorSource_ProtoFiles.ProtoReflect.Descriptor instead.
 func (*DescriptorSource_ProtoFiles) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{4, 0}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{5, 0}
 }
 
 func (x *DescriptorSource_ProtoFiles) GetRoots() []string {
@@ -2146,7 +2293,7 @@ type DescriptorSource_Reflection struct {
 
 func (x *DescriptorSource_Reflection) Reset() {
 	*x = DescriptorSource_Reflection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2305,7 @@ func (x *DescriptorSource_Reflection) String() string {
 func (*DescriptorSource_Reflection) ProtoMessage() {}
 
 func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2318,7 @@ func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DescriptorSource_Reflection.ProtoReflect.Descriptor instead.
 func (*DescriptorSource_Reflection) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{4, 1}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{5, 1}
 }
 
 func (x *DescriptorSource_Reflection) GetCluster() string {
@@ -2185,7 +2332,7 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"\xd0\x06\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"transom/config/v1/operations.proto\"\xdf\b\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
 	"\vdescriptors\x18\x02 \x03(\v2#.transom.config.v1.DescriptorSourceR\vdescriptors\x12i\n" +
@@ -2200,10 +2347,16 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06health\x18\v \x01(\v2\x19.transom.config.v1.HealthR\x06health\x12;\n" +
 	"\n" +
 	"http_rules\x18\f \x01(\v2\x1c.transom.config.v1.HttpRulesR\thttpRules\x12:\n" +
-	"\tconsumers\x18\x14 \x01(\v2\x1c.transom.config.v1.ConsumersR\tconsumers\x1aW\n" +
+	"\tconsumers\x18\x14 \x01(\v2\x1c.transom.config.v1.ConsumersR\tconsumers\x121\n" +
+	"\x06reload\x18( \x01(\v2\x19.transom.config.v1.ReloadR\x06reload\x12.\n" +
+	"\x05admin\x18) \x01(\v2\x18.transom.config.v1.AdminR\x05admin\x12;\n" +
+	"\n" +
+	"access_log\x18* \x01(\v2\x1c.transom.config.v1.AccessLogR\taccessLog\x124\n" +
+	"\atracing\x18+ \x01(\v2\x1a.transom.config.v1.TracingR\atracing\x127\n" +
+	"\boverload\x18, \x01(\v2\x1b.transom.config.v1.OverloadR\boverload\x1aW\n" +
 	"\rClustersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
-	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xd4\x02\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xc6\x04\n" +
 	"\bListener\x12!\n" +
 	"\aaddress\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aaddress\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
@@ -2212,21 +2365,28 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\falt_svc_port\x18\x05 \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03R\n" +
 	"altSvcPort\x121\n" +
 	"\x06limits\x18\x06 \x01(\v2\x19.transom.config.v1.LimitsR\x06limits\x12+\n" +
-	"\x04cors\x18\a \x01(\v2\x17.transom.config.v1.CorsR\x04cors:D\xbaHA\x1a?\n" +
-	"\x0elistener.http3\x12\x0fhttp3 needs tls\x1a\x1c!this.http3 || has(this.tls)\"\x8a\x03\n" +
+	"\x04cors\x18\a \x01(\v2\x17.transom.config.v1.CorsR\x04cors\x12G\n" +
+	"\x0eproxy_protocol\x18( \x01(\v2 .transom.config.v1.ProxyProtocolR\rproxyProtocol\x120\n" +
+	"\x0eredirect_https\x18) \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03R\rredirectHttps:\xba\x01\xbaH\xb6\x01\x1as\n" +
+	"\x17listener.redirect_https\x12+redirect_https is for listeners without tls\x1a+this.redirect_https == 0u || !has(this.tls)\x1a?\n" +
+	"\x0elistener.http3\x12\x0fhttp3 needs tls\x1a\x1c!this.http3 || has(this.tls)\"\xba\x03\n" +
 	"\x03TLS\x12)\n" +
 	"\vcertificate\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\vcertificate\x12\x19\n" +
 	"\x03key\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x03key\x12\x1b\n" +
 	"\tclient_ca\x18\x03 \x01(\tR\bclientCa\x12L\n" +
 	"\vclient_auth\x18\x04 \x01(\x0e2!.transom.config.v1.TLS.ClientAuthB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
-	"clientAuth\"q\n" +
+	"clientAuth\x12.\n" +
+	"\x04more\x18( \x03(\v2\x1a.transom.config.v1.KeyPairR\x04more\"q\n" +
 	"\n" +
 	"ClientAuth\x12\x1b\n" +
 	"\x17CLIENT_AUTH_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10CLIENT_AUTH_NONE\x10\x01\x12\x17\n" +
 	"\x13CLIENT_AUTH_REQUEST\x10\x02\x12\x17\n" +
 	"\x13CLIENT_AUTH_REQUIRE\x10\x03:_\xbaH\\\x1aZ\n" +
-	"\rtls.client_ca\x12\x1bclient_auth needs client_ca\x1a,this.client_auth < 2 || this.client_ca != ''\"\x84\x03\n" +
+	"\rtls.client_ca\x12\x1bclient_auth needs client_ca\x1a,this.client_auth < 2 || this.client_ca != ''\"O\n" +
+	"\aKeyPair\x12)\n" +
+	"\vcertificate\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\vcertificate\x12\x19\n" +
+	"\x03key\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x03key\"\x84\x03\n" +
 	"\x04Cors\x12-\n" +
 	"\rallow_origins\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\fallowOrigins\x12+\n" +
 	"\x11allow_credentials\x18\x02 \x01(\bR\x10allowCredentials\x12#\n" +
@@ -2342,7 +2502,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06claims\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x06claims\"\xae\x01\n" +
 	"\bMetadata\x12O\n" +
 	"\x0frequest_headers\x18\x01 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0erequestHeaders\x12Q\n" +
-	"\x10response_headers\x18\x02 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0fresponseHeaders\"\x8d\x05\n" +
+	"\x10response_headers\x18\x02 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0fresponseHeaders\"\xdd\x05\n" +
 	"\x06Limits\x12T\n" +
 	"\x0eheader_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\xd8\x042\x05\x10\x80\xc2\xd7/R\rheaderTimeout\x12Y\n" +
 	"\x11body_idle_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\x0fbodyIdleTimeout\x12[\n" +
@@ -2359,7 +2519,9 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"R\x05depth\x12C\n" +
 	"\x17websocket_message_bytes\x18\n" +
 	" \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\xff\xff\aR\x15websocketMessageBytes\x12#\n" +
-	"\astreams\x18\v \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06R\astreams\"\x8c\x01\n" +
+	"\astreams\x18\v \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06R\astreams\x12 \n" +
+	"\vconnections\x18( \x01(\rR\vconnections\x12,\n" +
+	"\x12connections_per_ip\x18) \x01(\rR\x10connectionsPerIp\"\x8c\x01\n" +
 	"\x05Drain\x12>\n" +
 	"\x05delay\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x05delay\x12C\n" +
@@ -2398,94 +2560,108 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
 	(*Config)(nil),                      // 1: transom.config.v1.Config
 	(*Listener)(nil),                    // 2: transom.config.v1.Listener
 	(*TLS)(nil),                         // 3: transom.config.v1.TLS
-	(*Cors)(nil),                        // 4: transom.config.v1.Cors
-	(*DescriptorSource)(nil),            // 5: transom.config.v1.DescriptorSource
-	(*Cluster)(nil),                     // 6: transom.config.v1.Cluster
-	(*UpstreamTLS)(nil),                 // 7: transom.config.v1.UpstreamTLS
-	(*LoadBalancing)(nil),               // 8: transom.config.v1.LoadBalancing
-	(*Policy)(nil),                      // 9: transom.config.v1.Policy
-	(*Auth)(nil),                        // 10: transom.config.v1.Auth
-	(*Access)(nil),                      // 11: transom.config.v1.Access
-	(*Consumers)(nil),                   // 12: transom.config.v1.Consumers
-	(*Provider)(nil),                    // 13: transom.config.v1.Provider
-	(*ApiKey)(nil),                      // 14: transom.config.v1.ApiKey
-	(*Jwt)(nil),                         // 15: transom.config.v1.Jwt
-	(*Outbound)(nil),                    // 16: transom.config.v1.Outbound
-	(*Consumer)(nil),                    // 17: transom.config.v1.Consumer
-	(*Metadata)(nil),                    // 18: transom.config.v1.Metadata
-	(*Limits)(nil),                      // 19: transom.config.v1.Limits
-	(*Drain)(nil),                       // 20: transom.config.v1.Drain
-	(*UnknownMethods)(nil),              // 21: transom.config.v1.UnknownMethods
-	(*Json)(nil),                        // 22: transom.config.v1.Json
-	(*Health)(nil),                      // 23: transom.config.v1.Health
-	(*HttpRules)(nil),                   // 24: transom.config.v1.HttpRules
-	nil,                                 // 25: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 26: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 27: transom.config.v1.DescriptorSource.Reflection
-	nil,                                 // 28: transom.config.v1.Consumers.ProvidersEntry
-	nil,                                 // 29: transom.config.v1.Consumers.KnownEntry
-	nil,                                 // 30: transom.config.v1.Jwt.MetadataEntry
-	(*durationpb.Duration)(nil),         // 31: google.protobuf.Duration
-	(*structpb.Struct)(nil),             // 32: google.protobuf.Struct
+	(*KeyPair)(nil),                     // 4: transom.config.v1.KeyPair
+	(*Cors)(nil),                        // 5: transom.config.v1.Cors
+	(*DescriptorSource)(nil),            // 6: transom.config.v1.DescriptorSource
+	(*Cluster)(nil),                     // 7: transom.config.v1.Cluster
+	(*UpstreamTLS)(nil),                 // 8: transom.config.v1.UpstreamTLS
+	(*LoadBalancing)(nil),               // 9: transom.config.v1.LoadBalancing
+	(*Policy)(nil),                      // 10: transom.config.v1.Policy
+	(*Auth)(nil),                        // 11: transom.config.v1.Auth
+	(*Access)(nil),                      // 12: transom.config.v1.Access
+	(*Consumers)(nil),                   // 13: transom.config.v1.Consumers
+	(*Provider)(nil),                    // 14: transom.config.v1.Provider
+	(*ApiKey)(nil),                      // 15: transom.config.v1.ApiKey
+	(*Jwt)(nil),                         // 16: transom.config.v1.Jwt
+	(*Outbound)(nil),                    // 17: transom.config.v1.Outbound
+	(*Consumer)(nil),                    // 18: transom.config.v1.Consumer
+	(*Metadata)(nil),                    // 19: transom.config.v1.Metadata
+	(*Limits)(nil),                      // 20: transom.config.v1.Limits
+	(*Drain)(nil),                       // 21: transom.config.v1.Drain
+	(*UnknownMethods)(nil),              // 22: transom.config.v1.UnknownMethods
+	(*Json)(nil),                        // 23: transom.config.v1.Json
+	(*Health)(nil),                      // 24: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 25: transom.config.v1.HttpRules
+	nil,                                 // 26: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 27: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 28: transom.config.v1.DescriptorSource.Reflection
+	nil,                                 // 29: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 30: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 31: transom.config.v1.Jwt.MetadataEntry
+	(*Reload)(nil),                      // 32: transom.config.v1.Reload
+	(*Admin)(nil),                       // 33: transom.config.v1.Admin
+	(*AccessLog)(nil),                   // 34: transom.config.v1.AccessLog
+	(*Tracing)(nil),                     // 35: transom.config.v1.Tracing
+	(*Overload)(nil),                    // 36: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),               // 37: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 38: google.protobuf.Duration
+	(*structpb.Struct)(nil),             // 39: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	2,  // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
-	5,  // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	25, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
-	9,  // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
-	18, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
-	19, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
-	20, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
-	21, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
-	22, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
-	23, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
-	24, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
-	12, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
-	3,  // 12: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	19, // 13: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	4,  // 14: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	0,  // 15: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	31, // 16: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	26, // 17: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	27, // 18: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	7,  // 19: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	8,  // 20: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	31, // 21: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	31, // 22: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	31, // 23: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	31, // 24: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	31, // 25: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	31, // 26: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	10, // 27: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	11, // 28: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	28, // 29: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	29, // 30: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	14, // 31: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	15, // 32: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	31, // 33: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	16, // 34: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	30, // 35: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	32, // 36: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	31, // 37: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	31, // 38: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	31, // 39: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	31, // 40: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	31, // 41: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	31, // 42: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	6,  // 43: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	13, // 44: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	17, // 45: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	46, // [46:46] is the sub-list for method output_type
-	46, // [46:46] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	6,  // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
+	26, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	10, // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
+	19, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
+	20, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
+	21, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
+	22, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
+	23, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
+	24, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	25, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	13, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
+	32, // 12: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
+	33, // 13: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
+	34, // 14: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
+	35, // 15: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
+	36, // 16: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
+	3,  // 17: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	20, // 18: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	5,  // 19: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	37, // 20: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	0,  // 21: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
+	4,  // 22: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
+	38, // 23: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	27, // 24: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	28, // 25: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	8,  // 26: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	9,  // 27: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	38, // 28: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	38, // 29: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	38, // 30: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	38, // 31: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	38, // 32: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	38, // 33: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	11, // 34: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	12, // 35: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	29, // 36: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	30, // 37: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	15, // 38: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	16, // 39: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	38, // 40: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	17, // 41: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	31, // 42: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	39, // 43: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	38, // 44: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	38, // 45: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	38, // 46: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	38, // 47: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	38, // 48: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	38, // 49: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	7,  // 50: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	14, // 51: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	18, // 52: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	53, // [53:53] is the sub-list for method output_type
+	53, // [53:53] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -2493,12 +2669,13 @@ func file_transom_config_v1_config_proto_init() {
 	if File_transom_config_v1_config_proto != nil {
 		return
 	}
-	file_transom_config_v1_config_proto_msgTypes[4].OneofWrappers = []any{
+	file_transom_config_v1_operations_proto_init()
+	file_transom_config_v1_config_proto_msgTypes[5].OneofWrappers = []any{
 		(*DescriptorSource_File)(nil),
 		(*DescriptorSource_Proto)(nil),
 		(*DescriptorSource_Reflection_)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[12].OneofWrappers = []any{
+	file_transom_config_v1_config_proto_msgTypes[13].OneofWrappers = []any{
 		(*Provider_ApiKey)(nil),
 		(*Provider_Jwt)(nil),
 	}
@@ -2508,7 +2685,7 @@ func file_transom_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,298 @@
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"transom/descriptors"
+	"transom/gateway/configfile"
+	"transom/listeners"
+	configv1 "transom/proto/transom/config/v1"
+)
+
+// serving is one listener and what belongs to it.
+type serving struct {
+	// key tells listeners apart over reloads: the configured address, counted among equal ones.
+	key    string
+	cfg    listeners.Config // without what can be changed while it runs
+	server *listeners.Server
+	certs  *certificates // nil without TLS
+	// started says that Run serves it.
+	started bool
+	// replaced says that another serving has its sockets, drain how long its calls have from then on.
+	replaced bool
+	drain    time.Duration
+}
+
+// loads are the reloads so far.
+type loads struct {
+	good, bad atomic.Int64
+	// ok says how the last one went, at when the last good one was, in Unix nanoseconds.
+	ok atomic.Bool
+	at atomic.Int64
+}
+
+// plan is a compiled configuration that is not in force yet. Its Snapshot must be released or put in force.
+type plan struct {
+	cfg      *configv1.Config
+	snapshot *Snapshot
+	sources  map[string]*source
+	missing  []int
+	builder  *builder
+	// changes are what the schema brings against the one in force.
+	changes []descriptors.Change
+}
+
+// Reload compiles cfg and puts it in force, all or nothing: on error what was in force stays. Listeners that cfg changes
+// are replaced, with their sockets handed on; other listeners, and all open calls, are not touched. Certificates and
+// descriptor files are read again.
+func (g *Gateway) Reload(ctx context.Context, cfg *configv1.Config) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	cfg, _ = proto.Clone(cfg).(*configv1.Config)
+	return g.reload(ctx, cfg)
+}
+
+// Refresh reads the file that Follow named and reloads; without a file it reloads the configuration in force, which reads
+// certificates and descriptors again. What is wrong is logged, and returned with its place in the file.
+func (g *Gateway) Refresh(ctx context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	err := func() error {
+		if g.file == "" {
+			return g.reload(ctx, g.cfg)
+		}
+		// Taken before the files are read: what changes meanwhile is noticed.
+		files := g.watched()
+		g.digest = digestOf(files)
+		file, err := configfile.Load(g.file)
+		if err != nil {
+			return err
+		}
+		err = Locate(g.reload(ctx, file.Config), file)
+		if now := g.watched(); !slices.Equal(now, files) {
+			g.digest = digestOf(now)
+		}
+		return err
+	}()
+	g.loaded(ctx, "configuration", err)
+	return err
+}
+
+// reload does the work of Reload with mu held.
+func (g *Gateway) reload(ctx context.Context, cfg *configv1.Config) error {
+	if g.draining.Load() {
+		return errors.New("the gateway is shutting down")
+	}
+	p, err := g.compile(ctx, cfg, fresh{})
+	if err != nil {
+		return err
+	}
+	return g.commit(ctx, p)
+}
+
+// loaded logs and counts how a reload went.
+func (g *Gateway) loaded(ctx context.Context, what string, err error) {
+	g.loads.ok.Store(err == nil)
+	if err != nil {
+		g.loads.bad.Add(1)
+		for _, e := range flatten(err) {
+			g.log.LogAttrs(ctx, slog.LevelError, "reload refused, what was in force stays", slog.String("what", what), slog.String("fault", e.Error()))
+		}
+		return
+	}
+	g.log.LogAttrs(ctx, slog.LevelInfo, "reloaded", slog.String("what", what))
+}
+
+// locate gives faults their place in the file that the configuration in force came from, as far as it still says the same.
+func (g *Gateway) locate(err error) error {
+	if err == nil || g.file == "" {
+		return err
+	}
+	file, unreadable := configfile.Load(g.file)
+	if unreadable != nil || !proto.Equal(file.Config, g.cfg) {
+		return err
+	}
+	return Locate(err, file)
+}
+
+// Locate gives the Faults joined in err their file, line and column. Other errors stay as they are.
+func Locate(err error, file *configfile.File) error {
+	if err == nil || file == nil {
+		return err
+	}
+	var faults configfile.Faults
+	for _, e := range flatten(err) {
+		f, ok := errors.AsType[*Fault](e)
+		if !ok {
+			return err
+		}
+		faults = append(faults, file.Fault(f.Path, f.Msg))
+	}
+	return faults
+}
+
+// compile makes a plan of cfg, without effect on what is in force but that clusters begin to connect.
+func (g *Gateway) compile(ctx context.Context, cfg *configv1.Config, anew rereads) (*plan, error) {
+	b := &builder{ctx: ctx, cfg: cfg, log: g.log, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, anew: anew}
+	s, err := b.build()
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{cfg: cfg, snapshot: s, sources: b.loaded, missing: b.missing, builder: b}
+	if old := g.current.p.Load(); old != nil {
+		p.changes = descriptors.Diff(old.schema, s.schema)
+	}
+	if cfg.GetReload().GetRefuseBreaking() {
+		var faults []Fault
+		for _, c := range p.changes {
+			if c.Breaking {
+				faults = append(faults, Fault{"descriptors", c.String()})
+			}
+		}
+		if len(faults) > 0 {
+			s.Release()
+			return nil, joinFaults(faults)
+		}
+	}
+	return p, nil
+}
+
+// commit puts a plan in force, or releases it and says why it can't be.
+func (g *Gateway) commit(ctx context.Context, p *plan) error {
+	next, err := g.openListeners(ctx, p)
+	if err != nil {
+		p.snapshot.Release()
+		return err
+	}
+	g.logChanges(ctx, p.changes)
+	g.current.swap(p.snapshot)
+	for i, s := range next {
+		if s.certs != nil {
+			s.certs.inForce.Store(p.builder.tls[i])
+		}
+	}
+	g.retireOthers(next, drainOf(p.cfg))
+	for key, s := range g.sources {
+		if n := p.sources[key]; n != nil {
+			s.set = n.set
+			p.sources[key] = s
+		} else if s.stop != nil {
+			s.stop()
+		}
+	}
+	g.cfg, g.sources, g.servers = p.cfg, p.sources, next
+	g.complete.Store(len(p.missing) == 0)
+	announce(g.health, p.snapshot.schema, len(p.missing) == 0)
+	g.loads.good.Add(1)
+	g.loads.ok.Store(true)
+	g.loads.at.Store(time.Now().UnixNano())
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// maxLoggedChanges bounds what one reload writes to the log about schemas.
+const maxLoggedChanges = 50
+
+func (g *Gateway) logChanges(ctx context.Context, changes []descriptors.Change) {
+	for i, c := range changes {
+		if i == maxLoggedChanges {
+			g.log.LogAttrs(ctx, slog.LevelInfo, "further schema changes", slog.Int("count", len(changes)-i))
+			return
+		}
+		level := slog.LevelInfo
+		if c.Breaking {
+			level = slog.LevelWarn
+		}
+		g.log.LogAttrs(ctx, level, "schema change", slog.String("change", c.String()))
+	}
+}
+
+// openListeners gives each of the plan's listeners its serving: the one that there is, with new settings in force, one with
+// the sockets of the one that there is, or one with sockets of its own. On error none is changed.
+func (g *Gateway) openListeners(ctx context.Context, p *plan) ([]*serving, error) {
+	old := map[string]*serving{}
+	for _, s := range g.servers {
+		old[s.key] = s
+	}
+	seen := map[string]int{}
+	var next, opened []*serving
+	var fronts []*listeners.Front
+	for i, l := range p.cfg.GetListeners() {
+		key := fmt.Sprintf("%s#%d", l.GetAddress(), seen[l.GetAddress()])
+		seen[l.GetAddress()]++
+		fc, err := frontConfig(p.cfg, l, g.Ready)
+		var front *listeners.Front
+		if err == nil {
+			front = listeners.NewFront(fc, &g.current, g.log)
+			s := &serving{key: key, cfg: listenerConfig(p.cfg, l), drain: drainOf(p.cfg)}
+			if was := old[key]; was != nil && was.cfg == s.cfg && (was.certs != nil) == (p.builder.tls[i] != nil) {
+				next, fronts = append(next, was), append(fronts, front)
+				continue
+			}
+			if err = s.open(ctx, front, p.builder.tls[i], old[key], g.log); err == nil {
+				next, opened, fronts = append(next, s), append(opened, s), append(fronts, nil)
+				continue
+			}
+		}
+		for _, s := range opened {
+			_ = s.server.Drain(ctx)
+		}
+		return nil, &Fault{fmt.Sprintf("listeners[%d]", i), err.Error()}
+	}
+	for i, s := range next {
+		if fronts[i] != nil {
+			s.server.SetFront(fronts[i])
+		}
+	}
+	for _, s := range opened {
+		g.log.LogAttrs(ctx, slog.LevelInfo, "listening",
+			slog.String("address", s.server.Addr().String()), slog.Bool("tls", s.certs != nil), slog.Bool("http3", s.cfg.HTTP3))
+	}
+	return next, nil
+}
+
+// open binds the listener, or takes over the sockets of was.
+func (s *serving) open(ctx context.Context, front *listeners.Front, tc *tls.Config, was *serving, log *slog.Logger) error {
+	lc := s.cfg
+	if tc != nil {
+		s.certs = &certificates{}
+		s.certs.inForce.Store(tc)
+		lc.TLS = s.certs.config()
+	}
+	var err error
+	if was != nil {
+		if lc.Sockets, err = was.server.Share(); err != nil {
+			return err
+		}
+	}
+	if s.server, err = listeners.Listen(ctx, lc, front, log); err != nil && lc.Sockets != nil {
+		lc.Sockets.Close()
+	}
+	return err
+}
+
+// retireOthers puts aside the servings that next has no more.
+func (g *Gateway) retireOthers(next []*serving, drain time.Duration) {
+	wanted, keys := map[*serving]bool{}, map[string]bool{}
+	for _, s := range next {
+		wanted[s], keys[s.key] = true, true
+	}
+	for _, s := range g.servers {
+		if !wanted[s] {
+			s.replaced, s.drain = keys[s.key], drain
+			g.retired = append(g.retired, s)
+		}
+	}
+}

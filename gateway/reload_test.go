@@ -1,0 +1,390 @@
+package gateway_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	"transom/gateway"
+	"transom/gateway/configfile"
+	bankv1 "transom/proto/bank/v1"
+	configv1 "transom/proto/transom/config/v1"
+)
+
+// logLines is a log whose lines can be waited for.
+type logLines struct{ lines chan string }
+
+func newLog() (*slog.Logger, logLines) {
+	l := logLines{make(chan string, 1000)}
+	return slog.New(slog.NewTextHandler(l, nil)), l
+}
+
+func (l logLines) Write(b []byte) (int, error) {
+	select {
+	case l.lines <- string(b):
+	default:
+	}
+	return len(b), nil
+}
+
+// await returns the next line that has all of parts.
+func (l logLines) await(t *testing.T, parts ...string) string {
+	t.Helper()
+	limit := time.After(20 * time.Second)
+	var seen strings.Builder
+	for {
+		select {
+		case line := <-l.lines:
+			seen.WriteString(line)
+			found := true
+			for _, p := range parts {
+				found = found && strings.Contains(line, p)
+			}
+			if found {
+				return line
+			}
+		case <-limit:
+			t.Fatalf("no log line with %q in:\n%s", parts, seen.String())
+		}
+	}
+}
+
+// startBank runs the bank's backend and returns its address.
+func startBank(t *testing.T) string {
+	t.Helper()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	bankv1.RegisterAccountsServer(srv, accounts{})
+	bankv1.RegisterSupportServer(srv, support{})
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(lis) })
+	t.Cleanup(func() {
+		srv.Stop()
+		wg.Wait()
+	})
+	return lis.Addr().String()
+}
+
+// support echoes.
+type support struct {
+	bankv1.UnimplementedSupportServer
+}
+
+func (support) Chat(s grpc.BidiStreamingServer[bankv1.ChatMessage, bankv1.ChatMessage]) error {
+	for {
+		m, err := s.Recv()
+		if err != nil {
+			return nil
+		}
+		if err := s.Send(m); err != nil {
+			return err
+		}
+	}
+}
+
+// serveFile runs a gateway from a configuration file, followed as it changes.
+func serveFile(t *testing.T, path string) (*gateway.Gateway, logLines) {
+	t.Helper()
+	log, lines := newLog()
+	file, err := configfile.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := gateway.New(t.Context(), file.Config, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Follow(path)
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := g.Run(ctx); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		http.DefaultClient.CloseIdleConnections()
+		stop()
+		wg.Wait()
+	})
+	return g, lines
+}
+
+// replace puts content into the file at path by renaming, as editors do.
+func replace(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func get(t *testing.T, url string) (int, string) {
+	t.Helper()
+	resp, err := http.Get(url) //nolint:noctx // of this process
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(b)
+}
+
+// TestReloadFile changes the file under an open WebSocket: a listener comes, another goes, one changes, and one is not
+// touched. A file with faults changes nothing and is told of by line.
+func TestReloadFile(t *testing.T) {
+	backend, set := startBank(t), descriptorSet(t)
+	path := filepath.Join(t.TempDir(), "transom.yaml")
+	config := func(listeners, rest string) string {
+		return fmt.Sprintf("listeners:\n%sdescriptors: [{file: %s}]\nclusters: {bank: {target: \"static:///%s\"}}\n%s", listeners, set, backend, rest)
+	}
+	const a, b = "  - {address: \"127.0.0.1:0\", name: a}\n", "  - {address: \"127.0.0.2:0\", name: b}\n"
+	replace(t, path, config(a+b, ""))
+	g, lines := serveFile(t, path)
+	before := g.Addrs()
+
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	ws, _, err := websocket.Dial(ctx, fmt.Sprintf("ws://%s/v1/support/chat", before[0]), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.CloseNow()
+	chat := func() {
+		t.Helper()
+		if err := ws.Write(ctx, websocket.MessageText, []byte(`{"text":"hello"}`)); err != nil {
+			t.Fatal(err)
+		}
+		if _, m, err := ws.Read(ctx); err != nil || string(m) != `{"text":"hello"}` {
+			t.Fatalf("%s, %v", m, err)
+		}
+	}
+	chat()
+
+	// b changes its limits, c comes.
+	replace(t, path, config(a+"  - {address: \"127.0.0.2:0\", name: b, limits: {streams: 7}}\n  - {address: \"127.0.0.3:0\", name: c}\n", "json: {emit_defaults: true}\n"))
+	lines.await(t, "msg=reloaded")
+	after := g.Addrs()
+	if len(after) != 3 || after[0].String() != before[0].String() || after[1].String() != before[1].String() {
+		t.Errorf("listeners at %v, were at %v", after, before)
+	}
+	for _, addr := range after {
+		if code, body := get(t, fmt.Sprintf("http://%s/v1/customers/7/accounts/1", addr)); code != 200 || !strings.Contains(body, `""`) {
+			t.Errorf("%s answers %d %s, want defaults to be there", addr, code, body)
+		}
+	}
+	chat()
+
+	replace(t, path, config(a, "polices: []\npolicies: [{selector: \"*\", cluster: bonk}]\n"))
+	lines.await(t, "reload refused", "transom.yaml:5:1", "polices")
+	replace(t, path, config(a, "policies:\n  - {selector: \"*\",\n     cluster: bonk}\n"))
+	lines.await(t, "reload refused", "transom.yaml:7:15", "bonk")
+	chat()
+	if code, _ := get(t, fmt.Sprintf("http://%s/v1/customers/7/accounts/1", after[2])); code != 200 {
+		t.Errorf("after a refused reload: %d", code)
+	}
+
+	replace(t, path, config(a, ""))
+	lines.await(t, "msg=reloaded")
+	chat()
+	for range 2 {
+		lines.await(t, "listener retired")
+	}
+	if c, err := net.Dial("tcp", after[2].String()); err == nil { //nolint:noctx // refused at once
+		c.Close()
+		t.Error("the listener that went still accepts")
+	}
+}
+
+// TestReloadSymlink swaps the directory above the file, as Kubernetes does with a ConfigMap.
+func TestReloadSymlink(t *testing.T) {
+	backend, set := startBank(t), descriptorSet(t)
+	dir := t.TempDir()
+	write := func(version, rest string) {
+		t.Helper()
+		if err := os.Mkdir(filepath.Join(dir, version), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		replace(t, filepath.Join(dir, version, "transom.yaml"), fmt.Sprintf("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: %s}]\nclusters: {bank: {target: \"static:///%s\"}}\n%s", set, backend, rest))
+		if err := os.Symlink(version, filepath.Join(dir, "data.new")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, "data.new"), filepath.Join(dir, "data")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("1", "")
+	path := filepath.Join(dir, "transom.yaml")
+	if err := os.Symlink("data/transom.yaml", path); err != nil {
+		t.Fatal(err)
+	}
+	g, lines := serveFile(t, path)
+	write("2", "health: {path: /up}\n")
+	lines.await(t, "msg=reloaded")
+	if code, body := get(t, fmt.Sprintf("http://%s/up", g.Addrs()[0])); code != 200 {
+		t.Errorf("%d %s", code, body)
+	}
+}
+
+// TestReloadDescriptors replaces a descriptor set by one without a method: the change is named, and refused if so configured.
+func TestReloadDescriptors(t *testing.T) {
+	for _, refuse := range []bool{false, true} {
+		t.Run(fmt.Sprintf("refuse %v", refuse), func(t *testing.T) {
+			backend, set := startBank(t), descriptorSet(t)
+			path := filepath.Join(t.TempDir(), "transom.yaml")
+			replace(t, path, fmt.Sprintf("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: %s}]\nclusters: {bank: {target: \"static:///%s\"}}\nreload: {refuse_breaking: %v}\n", set, backend, refuse))
+			g, lines := serveFile(t, path)
+			replace(t, set, withoutService(t, set, "Support"))
+			chat := fmt.Sprintf("http://%s/bank.v1.Support/Chat", g.Addrs()[0])
+			if refuse {
+				lines.await(t, "reload refused", "transom.yaml:2:", "method bank.v1.Support.Chat is removed")
+			} else {
+				lines.await(t, "level=WARN", "schema change", "method bank.v1.Support.Chat is removed")
+				lines.await(t, "msg=reloaded", "bank.binpb")
+			}
+			code, body := get(t, chat)
+			if gone := strings.Contains(body, "no route"); gone == refuse {
+				t.Errorf("refuse %v: the removed method answers %d %s", refuse, code, body)
+			}
+			if code, _ := get(t, fmt.Sprintf("http://%s/v1/customers/7/accounts/1", g.Addrs()[0])); code != 200 {
+				t.Errorf("the method that stays answers %d", code)
+			}
+		})
+	}
+}
+
+// withoutService is the descriptor set at path without one service.
+func withoutService(t *testing.T, path, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := &descriptorpb.FileDescriptorSet{}
+	if err := proto.Unmarshal(b, set); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range set.GetFile() {
+		for i, s := range f.GetService() {
+			if s.GetName() == name {
+				f.Service, f.SourceCodeInfo = append(f.GetService()[:i:i], f.GetService()[i+1:]...), nil
+				break
+			}
+		}
+	}
+	b, err = proto.Marshal(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// pair writes a self-signed certificate for name and returns its files.
+func pair(t *testing.T, dir, file, name string) (cert, key string) {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial, _ := rand.Int(rand.Reader, big.NewInt(1<<62))
+	tmpl := &x509.Certificate{SerialNumber: serial, Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &priv.PublicKey, priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pk, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key = filepath.Join(dir, file+".crt"), filepath.Join(dir, file+".key")
+	replace(t, key, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pk})))
+	replace(t, cert, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	return cert, key
+}
+
+// leaf is the certificate that a server shows for a name.
+func leaf(t *testing.T, addr net.Addr, name string) *x509.Certificate {
+	t.Helper()
+	c, err := tls.Dial("tcp", addr.String(), &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:gosec,noctx // looks, and trusts nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got := c.ConnectionState().NegotiatedProtocol; got != "h2" {
+		t.Errorf("ALPN is %q", got)
+	}
+	return c.ConnectionState().PeerCertificates[0]
+}
+
+// TestReloadCertificates replaces certificate files: the next handshake has the new one; by name there are several.
+func TestReloadCertificates(t *testing.T) {
+	backend, set, dir := startBank(t), descriptorSet(t), t.TempDir()
+	certA, keyA := pair(t, dir, "a", "a.example")
+	certB, keyB := pair(t, dir, "b", "b.example")
+	path := filepath.Join(dir, "transom.yaml")
+	replace(t, path, fmt.Sprintf("listeners: [{address: \"127.0.0.1:0\", tls: {certificate: %s, key: %s, more: [{certificate: %s, key: %s}]}}]\ndescriptors: [{file: %s}]\nclusters: {bank: {target: \"static:///%s\"}}\n",
+		certA, keyA, certB, keyB, set, backend))
+	g, lines := serveFile(t, path)
+	addr := g.Addrs()[0]
+	first := leaf(t, addr, "a.example")
+	for name, want := range map[string]string{"a.example": "a.example", "b.example": "b.example", "c.example": "a.example"} {
+		if got := leaf(t, addr, name).Subject.CommonName; got != want {
+			t.Errorf("%s gets the certificate of %s", name, got)
+		}
+	}
+	pair(t, dir, "a", "a.example")
+	lines.await(t, "msg=reloaded")
+	if second := leaf(t, addr, "a.example"); bytes.Equal(first.Raw, second.Raw) {
+		t.Error("the old certificate is still shown")
+	}
+	replace(t, certA, "not a certificate")
+	lines.await(t, "reload refused", "transom.yaml:1:", "a.crt")
+	if got := leaf(t, addr, "a.example").Subject.CommonName; got != "a.example" {
+		t.Errorf("after a refused reload: %s", got)
+	}
+}
+
+// TestReloadTwice says that reloading the configuration in force changes nothing.
+func TestReloadTwice(t *testing.T) {
+	var cfg *configv1.Config
+	g, addr := start(t, func(c *configv1.Config) { cfg = c })
+	for range 3 {
+		if err := g.Reload(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := g.Addrs()[0].String(); got != addr {
+		t.Errorf("listens on %s, was on %s", got, addr)
+	}
+	if code, _ := get(t, "http://"+addr+"/v1/customers/7/accounts/1"); code != 200 {
+		t.Errorf("%d", code)
+	}
+}

@@ -1,0 +1,144 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"transom/descriptors"
+	configv1 "transom/proto/transom/config/v1"
+)
+
+// source is one place that descriptors come from, and what came from it. Its key is made of its settings and, if it is a
+// cluster, the cluster's; it outlives reloads that change neither.
+type source struct {
+	from *descriptors.Source
+	// mayMiss says that the source need not answer for a configuration to be sound.
+	mayMiss bool
+	// set is what it last said that was put in force; nil if it has not answered.
+	set *descriptors.Set
+	// stop ends its Run; nil before it is started.
+	stop context.CancelFunc
+}
+
+// source finds out what a descriptor source is; nil if it is at fault.
+func (b *builder) source(path string, d *configv1.DescriptorSource) (key string, s *source) {
+	key = keyOf(d)
+	switch src := d.GetSource().(type) {
+	case *configv1.DescriptorSource_File:
+		return key, &source{from: descriptors.FileSource(src.File)}
+	case *configv1.DescriptorSource_Proto:
+		return key, &source{from: descriptors.ProtoSource(src.Proto.GetRoots(), src.Proto.GetFiles())}
+	case *configv1.DescriptorSource_Reflection_:
+		name := src.Reflection.GetCluster()
+		if cluster := b.clusters[name]; cluster != nil {
+			key += keyOf(b.cfg.GetClusters()[name])
+			return key, &source{from: descriptors.ReflectionSource(cluster.Conn(), 0), mayMiss: true}
+		}
+		if b.cfg.GetClusters()[name] == nil {
+			b.fault(path+".reflection.cluster", "%s", b.noCluster(name))
+		}
+		return key, nil
+	}
+	b.fault(path, "a descriptor source is one of file, proto or reflection")
+	return key, nil
+}
+
+// keyOf is equal for equal messages.
+func keyOf(m proto.Message) string {
+	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(m) // text from a configuration is valid UTF-8
+	return string(b)
+}
+
+// rereads says which sources are read for a build, and which are taken as they are known.
+type rereads interface {
+	// read gives the set of s, whose known self is k, which may be nil. No set and no error: it does not answer.
+	read(ctx context.Context, key string, s, k *source) (*descriptors.Set, error)
+}
+
+// fresh reads every source.
+type fresh struct{}
+
+// reflectionTimeout bounds one try at a reflection source.
+const reflectionTimeout = 5 * time.Second
+
+func (fresh) read(ctx context.Context, _ string, s, known *source) (*descriptors.Set, error) {
+	if !s.mayMiss {
+		return s.from.Load(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, reflectionTimeout)
+	defer cancel()
+	set, err := s.from.Load(ctx)
+	if err == nil {
+		return set, nil
+	}
+	if known != nil {
+		return known.set, nil
+	}
+	return nil, nil
+}
+
+// changed takes one source's new set, and all others as they are known.
+type changed struct {
+	key string
+	set *descriptors.Set
+}
+
+func (c changed) read(_ context.Context, key string, _, known *source) (*descriptors.Set, error) {
+	if key == c.key {
+		return c.set, nil
+	}
+	return known.set, nil
+}
+
+// descriptorsChanged puts in force what a source says anew. If that does not compile, all stays as it was.
+func (g *Gateway) descriptorsChanged(ctx context.Context, key string, set *descriptors.Set, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.sources[key]
+	if s == nil || ctx.Err() != nil {
+		return // no longer wanted
+	}
+	if err != nil {
+		g.log.LogAttrs(ctx, slog.LevelWarn, "descriptors can't be read", slog.String("source", s.from.String()), slog.String("error", err.Error()))
+		return
+	}
+	if s.set != nil && s.set.Digest() == set.Digest() {
+		return
+	}
+	p, err := g.compile(ctx, g.cfg, changed{key, set})
+	if err == nil {
+		err = g.commit(ctx, p)
+	}
+	g.loaded(ctx, "descriptors of "+s.from.String(), g.locate(err))
+}
+
+// watch follows the configuration file and the files that it names until ctx ends.
+func (g *Gateway) watch(ctx context.Context) {
+	g.mu.Lock()
+	off := g.file == "" || g.cfg.GetReload().GetNoWatch()
+	g.mu.Unlock()
+	if off {
+		return
+	}
+	paths := func() []string {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return g.watched()
+	}
+	descriptors.Watch(ctx, paths, func() {
+		g.mu.Lock()
+		same := digestOf(g.watched()) == g.digest
+		g.mu.Unlock()
+		if !same && ctx.Err() == nil {
+			_ = g.Refresh(ctx) // it says itself what is wrong
+		}
+	})
+}
+
+// watched are the configuration file and those it names. g.mu is held.
+func (g *Gateway) watched() []string {
+	return append([]string{g.file}, watchedFiles(g.cfg)...)
+}

@@ -151,22 +151,28 @@ func ReportOf(r *v3orcapb.OrcaLoadReport) score.Report {
 	if r == nil {
 		return out
 	}
-	if v, ok := r.NamedMetrics[MetricInFlight]; ok && v >= 0 {
+	if v, ok := r.NamedMetrics[MetricInFlight]; ok && within(v, 1e6) {
 		out.InFlight = v
 	}
-	if u := r.ApplicationUtilization; u > 0 {
+	if u := r.ApplicationUtilization; u > 0 && within(u, 1e3) {
 		out.Utilization = u
-	} else if u := r.CpuUtilization; u > 0 || out.InFlight >= 0 {
+	} else if u := r.CpuUtilization; within(u, 1e3) && (u > 0 || out.InFlight >= 0) {
 		out.Utilization = u
 	}
-	if v, ok := r.NamedMetrics[MetricUptime]; ok && v >= 0 && v < 1e9 {
+	if v, ok := r.NamedMetrics[MetricUptime]; ok && within(v, 1e9) {
 		out.Uptime = time.Duration(v * float64(time.Second))
 	}
-	if v, ok := r.NamedMetrics[MetricLatency]; ok && v >= 0 && v < 1e6 {
+	if v, ok := r.NamedMetrics[MetricLatency]; ok && within(v, 1e6) {
 		out.Service = time.Duration(v * float64(time.Second))
 	}
-	if r.RpsFractional > 0 {
-		out.PerSecond, out.ErrorsPerSecond = r.RpsFractional, r.Eps
+	if r.RpsFractional > 0 && within(r.RpsFractional, 1e9) {
+		out.PerSecond = r.RpsFractional
+		if within(r.Eps, 1e9) {
+			out.ErrorsPerSecond = r.Eps
+		}
 	}
 	return out
 }
+
+// within says whether v is a number from 0 to most: what lies outside is a server's mistake.
+func within(v, most float64) bool { return v >= 0 && v <= most }

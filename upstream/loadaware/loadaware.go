@@ -191,22 +191,30 @@ func (b *lb) UpdateState(s balancer.State) {
 	if b.closed || b.cfg == nil {
 		return
 	}
+	defer func() {
+		// Shown only once the picker knows it too.
+		for _, c := range children {
+			if cp, ok := c.State.Picker.(*childPicker); ok {
+				cp.e.state.Store(uint32(c.State.ConnectivityState))
+			}
+		}
+	}()
 	listed := map[int]int{}
 	ready := map[int][]target{}
 	var draining []target
 	for _, c := range children {
-		e, ok := b.endpoints.Get(c.Endpoint)
+		cp, ok := c.State.Picker.(*childPicker)
 		if !ok {
-			continue
+			continue // it has not said anything yet
 		}
-		e.state.Store(uint32(c.State.ConnectivityState))
+		e := cp.e
 		if !e.attrs.Drain {
 			listed[e.attrs.Priority]++
 		}
 		if c.State.ConnectivityState != connectivity.Ready {
 			continue
 		}
-		t := target{endpoint: e, node: e.node, picker: c.State.Picker}
+		t := target{endpoint: e, node: e.node, picker: cp.Picker}
 		if e.attrs.Drain {
 			draining = append(draining, t)
 		} else {
@@ -263,6 +271,19 @@ func (c *child) UpdateClientConnState(s balancer.ClientConnState) error {
 		c.e.Store(e)
 	}
 	return c.Balancer.UpdateClientConnState(s)
+}
+
+// childPicker is pick_first's picker with the endpoint it is of, so that a change of one child does not look up them all.
+type childPicker struct {
+	balancer.Picker
+	e *endpoint
+}
+
+func (c *child) UpdateState(s balancer.State) {
+	if e := c.e.Load(); e != nil {
+		s.Picker = &childPicker{s.Picker, e}
+	}
+	c.ClientConn.UpdateState(s)
 }
 
 func (c *child) ResolverError(err error) { c.Balancer.ResolverError(err) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -58,7 +57,6 @@ func newPicker(b *lb, listed map[int]int, ready map[int][]target) *picker {
 			break
 		}
 		ts := ready[pr]
-		slices.SortFunc(ts, func(x, y target) int { return strings.Compare(x.endpoint.addr, y.endpoint.addr) })
 		nodes := make([]*score.Node, len(ts))
 		names := make([]string, len(ts))
 		for i, t := range ts {

@@ -71,10 +71,7 @@ func (p *probes) start(e *endpoint) {
 func (e *endpoint) probe(ctx context.Context, conn grpc.ClientConnInterface) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	var trailer metadata.MD
-	var out healthpb.HealthCheckResponse
-	err := conn.Invoke(ctx, healthpb.Health_Check_FullMethodName, &healthpb.HealthCheckRequest{}, &out, grpc.Trailer(&trailer))
-	v := trailer.Get(loadTrailer)
+	v := check(ctx, conn).Get(loadTrailer)
 	if len(v) != 1 {
 		if ctx.Err() == nil {
 			e.mute.Store(true) // until the next connection
@@ -82,9 +79,27 @@ func (e *endpoint) probe(ctx context.Context, conn grpc.ClientConnInterface) {
 		return
 	}
 	var r v3orcapb.OrcaLoadReport
-	if err != nil || proto.Unmarshal([]byte(v[0]), &r) != nil {
+	if proto.Unmarshal([]byte(v[0]), &r) != nil {
 		return
 	}
 	e.probesOK.Add(1)
 	e.current().Observe(e.b.now(), ReportOf(&r))
+}
+
+// check makes the health check and returns its trailer. A connection's own streams do not honour the option that takes
+// the trailer of a unary call, so it is read as a stream.
+func check(ctx context.Context, conn grpc.ClientConnInterface) metadata.MD {
+	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, healthpb.Health_Check_FullMethodName)
+	if err != nil {
+		return nil
+	}
+	if s.SendMsg(&healthpb.HealthCheckRequest{}) != nil || s.CloseSend() != nil {
+		return nil
+	}
+	for {
+		// An answer, then the end; an error ends it too, and may carry a report all the same.
+		if err := s.RecvMsg(&healthpb.HealthCheckResponse{}); err != nil {
+			return s.Trailer()
+		}
+	}
 }

@@ -121,7 +121,7 @@ func (n *Node) peak(now time.Duration) float64 {
 		}
 		return 0
 	}
-	l *= math.Exp(-float64(now-n.learnt.get()) / float64(n.fleet.par().PeakDecay))
+	l *= math.Exp(-float64(now-n.peaked.get()) / float64(n.fleet.par().PeakDecay))
 	return l * (q + 1) / n.weight.get()
 }
 

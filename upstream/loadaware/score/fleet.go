@@ -20,6 +20,8 @@ type Params struct {
 	Memory  time.Duration
 	// Doubt is how many standard errors, squared, a node's deviation from the fleet's median must have to be half believed.
 	Doubt float64
+	// Relearn is how long a node that seems slow may be left alone before a call goes there to see. Kratos: 3 s.
+	Relearn time.Duration
 	// FastestRatio bounds from below how much faster than the median a node may seem, so that one that answers nonsense
 	// at once does not draw every call.
 	FastestRatio float64
@@ -77,7 +79,7 @@ type Params struct {
 func Defaults() Params {
 	return Params{
 		Warmup: 90 * time.Second, CleanAnswers: 3,
-		Samples: 64, Memory: 10 * time.Second, Doubt: 2, FastestRatio: 1. / 3, PeakDecay: 10 * time.Second,
+		Samples: 64, Memory: 10 * time.Second, Doubt: 2, Relearn: 3 * time.Second, FastestRatio: 1. / 3, PeakDecay: 10 * time.Second,
 		ReportMemory: 500 * time.Millisecond, OwnWeight: 15,
 		Choices: 4, ScanAll: 16, WaitPower: 2, ZonePenalty: 0.1,
 		ConsecutiveFailures: 5, SuccessRateMargin: 0.3, SuccessRateVolume: 10, LatencyFactor: 5,
@@ -105,7 +107,7 @@ type Fleet struct {
 	panicking  atomic.Bool // ejection is not respected
 	ejected    atomic.Int32
 	size       atomic.Int32
-	warm       number // greatest warm-up factor of the fleet
+	peaks      atomic.Bool // some table goes by peak EWMA
 
 	next    instant // when the next tick is due
 	ticking atomic.Bool
@@ -195,13 +197,16 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	var ejected int32
 	keep := 1 / (1 + float64(elapsed)/float64(p.HealthMemory))
 	for _, n := range t.nodes {
+		n.fold(now)
 		own += float64(n.inflight.Load())
 		if at := n.reported.get(); at > 0 && now-at < 30*time.Second {
 			others += n.others.get()
 			withReport++
 		}
-		n.good.set(n.good.get()*keep + float64(n.oks.Swap(0)))
-		n.bad.set(n.bad.get()*keep + float64(n.bads.Swap(0)))
+		ok, bd := n.oks.Swap(0), n.bads.Swap(0)
+		n.calls.Add(uint64(ok) + uint64(bd))
+		n.good.set(n.good.get()*keep + float64(ok))
+		n.bad.set(n.bad.get()*keep + float64(bd))
 		good += n.good.get()
 		bad += n.bad.get()
 		if c := n.concurrency(); c > 0 {
@@ -216,7 +221,6 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		}
 		warm = max(warm, n.warmth(now))
 	}
-	f.warm.set(warm)
 	f.size.Store(int32(len(t.nodes)))
 	f.ejected.Store(ejected)
 	if withReport > 0 {
@@ -258,6 +262,10 @@ func (t *Table) learn(now, elapsed time.Duration) {
 			c = 1
 		}
 		n.capacity.set(c * n.weight.get())
+		if n.gated(gateWarmup) {
+			// Relative to the warmest: a fleet that is new as a whole is not held back.
+			n.admit.set(n.warmth(now) / warm)
+		}
 		t.judge(now, n, med, rate)
 	}
 }
@@ -303,7 +311,9 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 			n.ejections.Store(0)
 		}
 	}
-	if n.gated(gateSuspect) && !n.failing.Load() && n.penalty.get() < 0.5 {
+	if slow > 1.25 && n.inflight.Load() == 0 && now-n.learnt.get() > p.Relearn {
+		n.setGate(gateSuspect)
+	} else if n.gated(gateSuspect) && !n.failing.Load() && n.penalty.get() < 0.5 {
 		n.clearGate(gateSuspect)
 	}
 	if n.gated(gateWarmup) && n.Age(now) >= p.Warmup {

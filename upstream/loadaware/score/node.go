@@ -31,6 +31,7 @@ type Node struct {
 	reported instant       // when the last usable report came
 	slowness number        // multiple of the fleet's median time per call, decided by the tick; 0 until then
 	capacity number        // concurrency · weight, decided by the tick; 0 until then
+	admit    number        // probability of being considered while warming up, decided by the tick
 	penalty  number        // added cost, decided by the tick and by failures
 
 	fleet   *Fleet
@@ -38,17 +39,21 @@ type Node struct {
 	weight  number
 	remote  atomic.Bool
 	streams atomic.Int64
-	picks   atomic.Uint64
-	picked  instant // last pick
-	asked   instant // last probe
+	calls   atomic.Uint64 // ended, as of the last tick
+	picked  instant       // last pick
+	asked   instant       // last probe
 
-	// Learnt from finished calls, by whoever holds learning.
+	// Time per call without waiting. Calls add to the sums; the tick folds them into the means.
+	timed   atomic.Uint64 // µs in the low 40 bits, calls above them: one addition per call
+	tookSq  atomic.Uint64 // µs², of one call in four, four times
+	service number        // mean in nanoseconds, EWMA
+	square  number        // mean of the squares
+	samples number        // how many calls are behind them, decaying
+	learnt  instant       // when they were last folded with something new
+	// Time per call as seen, for the policy that goes by it: peak EWMA in nanoseconds, by whoever holds learning.
 	learning atomic.Bool
-	service  number  // time per call without waiting, in nanoseconds, EWMA
-	square   number  // mean of the squares of the same
-	samples  number  // how many calls are behind service, decaying
-	latency  number  // time per call as seen, in nanoseconds, peak EWMA
-	learnt   instant // when service was last updated
+	latency  number
+	peaked   instant
 	// Outcomes are counted exactly in between two ticks and folded into the decaying counts by the tick.
 	oks, bads   atomic.Uint32
 	good, bad   number
@@ -83,7 +88,7 @@ const (
 	gateProbation uint32 = 1 << iota // one call in flight until the server has answered
 	gateEjected                      // not before ejectedUntil, then one call in flight until it succeeds
 	gateWarmup                       // admitted with the probability of its age
-	gateSuspect                      // calls to it failed not long ago: tried now and then, even if dear
+	gateSuspect                      // calls to it failed, or it seems slow and nobody looked: tried now and then, even if dear
 	gateHung                         // busy and silent for too long: no further call until something finishes
 )
 
@@ -111,6 +116,8 @@ func (n *Node) SetLimit(calls int) { n.limit.Store(uint32(max(0, calls))) }
 // Start says that a server that was not there before may be behind the node: its statistics begin anew, it is in
 // probation, and its age counts from now unless it reports its own.
 func (n *Node) Start(now time.Duration) {
+	n.timed.Store(0)
+	n.tookSq.Store(0)
 	n.samples.set(0)
 	n.service.set(0)
 	n.square.set(0)
@@ -131,6 +138,7 @@ func (n *Node) Start(now time.Duration) {
 	n.weighed.set(0)
 	n.weighedFrom.set(0)
 	n.slowness.set(0)
+	n.admit.set(1)
 	n.capacity.set(0)
 	n.penalty.set(0)
 	n.ejections.Store(0)
@@ -155,8 +163,9 @@ func (n *Node) Begin(now time.Duration, stream bool) (load float64) {
 	if stream {
 		n.streams.Add(1)
 	}
-	n.picks.Add(1)
-	n.picked.set(now)
+	if n.gates.Load() != 0 {
+		n.picked.set(now)
+	}
 	if c := n.capacity.get(); c > 0 {
 		return (float64(q) + n.elsewhere(now)) / c
 	}
@@ -208,7 +217,12 @@ func (n *Node) End(now time.Duration, s Sample) {
 	switch s.Outcome {
 	case Answered:
 		n.oks.Add(1)
-		n.consecutive.Store(0)
+		if n.consecutive.Load() != 0 {
+			n.consecutive.Store(0)
+		}
+		if n.failing.Load() {
+			n.failing.Store(false)
+		}
 		n.answered(now)
 	case TimedOut:
 		// A deadline that is short for everybody is not this node's fault; a node that finished nothing meanwhile is.
@@ -219,6 +233,11 @@ func (n *Node) End(now time.Duration, s Sample) {
 		fallthrough
 	case Erred:
 		n.bads.Add(1)
+		n.failing.Store(true)
+		n.setGate(gateSuspect)
+		if n.gated(gateEjected) {
+			n.fleet.eject(now, n)
+		}
 	case Failed:
 		n.bads.Add(1)
 		n.clean.Store(0)
@@ -231,7 +250,9 @@ func (n *Node) End(now time.Duration, s Sample) {
 	}
 	if s.Outcome == Answered || s.Outcome == Failed || s.Outcome == Erred {
 		n.quiet.set(now)
-		n.clearGate(gateHung)
+		if n.gated(gateHung) {
+			n.clearGate(gateHung)
+		}
 	} else if n.gated(gateHung) && n.quiet.get() <= s.Started {
 		n.fleet.eject(now, n) // it took calls and gave nothing back until their callers gave up
 	}
@@ -241,27 +262,45 @@ func (n *Node) End(now time.Duration, s Sample) {
 	if (s.Outcome == Cut || s.Outcome == TimedOut) && took < n.service.get()*max(1, s.Load) {
 		return // a lower bound that is already met
 	}
-	if !n.learning.CompareAndSwap(false, true) {
+	alone := took / max(1, s.Load)
+	us := uint64(min(alone, float64(10*time.Minute)) / 1e3)
+	n.timed.Add(1<<timedBits | us)
+	if now&(3<<10) == 0 { // about a microsecond's bits are as good as chance
+		n.tookSq.Add(4 * us * us)
+	}
+	if n.fleet.peaks.Load() && n.learning.CompareAndSwap(false, true) {
+		lat := n.latency.get()
+		if took > lat {
+			lat = took
+		} else {
+			lat += (took - lat) * (1 - math.Exp(-float64(now-n.peaked.get())/float64(par.PeakDecay)))
+		}
+		n.latency.set(lat)
+		n.peaked.set(now)
+		n.learning.Store(false)
+	}
+}
+
+// timedBits is where the count of calls begins in Node.timed.
+const timedBits = 40
+
+// fold makes the sums of finished calls part of the means. The sums are taken one after another, so that a call may be
+// split between two folds; that averages out.
+func (n *Node) fold(now time.Duration) {
+	sum := n.timed.Swap(0)
+	if sum == 0 {
 		return
 	}
-	since := float64(now - n.learnt.get())
+	par := n.fleet.par()
+	c := float64(sum >> timedBits)
+	mean, sq := float64(sum&(1<<timedBits-1))*1e3/c, float64(n.tookSq.Swap(0))*1e6/c
+	k := n.samples.get() / (1 + float64(now-n.learnt.get())/float64(par.Memory))
+	k = max(c, min(k+c, par.Samples))
 	n.learnt.set(now)
-	k := n.samples.get() / (1 + since/float64(par.Memory))
-	k = min(k+1, par.Samples)
-	n.samples.set(k)
-	sv := n.service.get()
-	alone := took / max(1, s.Load)
-	n.service.set(sv + (alone-sv)/k)
-	sq := n.square.get()
-	n.square.set(sq + (alone*alone-sq)/k)
-	lat := n.latency.get()
-	if took > lat {
-		lat = took
-	} else {
-		lat += (took - lat) * (1 - math.Exp(-since/float64(par.PeakDecay)))
-	}
-	n.latency.set(lat)
-	n.learning.Store(false)
+	n.samples.set(min(k, par.Samples))
+	a := c / k
+	n.service.set(n.service.get()*(1-a) + mean*a)
+	n.square.set(n.square.get()*(1-a) + sq*a)
 }
 
 // answered is what a clean answer does to probation and trial.
@@ -281,8 +320,8 @@ func (n *Node) answered(now time.Duration) {
 		n.penalty.set(0)
 		n.good.set(0)
 		n.bad.set(0)
-		// What was slow may have healed: forget most of what was learnt, so that few calls decide.
-		n.samples.set(min(n.samples.get(), 1))
+		// What was slow may have healed: only what comes now decides.
+		n.samples.set(0)
 		n.slowness.set(1)
 	}
 }
@@ -408,7 +447,8 @@ func (n *Node) Age(now time.Duration) time.Duration { return now - n.booted.get(
 // Stats is a snapshot of one node for people to look at.
 type Stats struct {
 	InFlight, Streams int
-	Picks             uint64
+	// Calls counts those in flight and those that ended in an answer or a failure.
+	Calls uint64
 	// Utilization and InFlightReported are the server's last word; Reported is its age, negative if it never spoke.
 	Utilization, InFlightReported float64
 	Reported                      time.Duration
@@ -425,7 +465,7 @@ type Stats struct {
 func (n *Node) Stats(now time.Duration) Stats {
 	g := n.gates.Load()
 	s := Stats{
-		InFlight: n.InFlight(), Streams: int(n.streams.Load()), Picks: n.picks.Load(),
+		InFlight: n.InFlight(), Streams: int(n.streams.Load()), Calls: n.calls.Load() + uint64(n.oks.Load()) + uint64(n.bads.Load()) + uint64(max(0, n.inflight.Load())),
 		Utilization: n.utilization.get(), InFlightReported: n.rif.get(), Reported: -1,
 		Latency: time.Duration(n.service.get()), Slowness: n.slowness.get(), Health: 1 - n.errorRate(),
 		Ejected: g&gateEjected != 0, Probation: g&gateProbation != 0, WarmingUp: g&gateWarmup != 0, Silent: g&gateHung != 0,

@@ -390,3 +390,26 @@ func TestRingMovesFewKeys(t *testing.T) {
 		t.Errorf("%d of 5000 keys moved when the node of %d went, want just those, about 500", moved, gone)
 	}
 }
+
+func TestErrorsOfTheApplicationEjectWhereOthersErrLess(t *testing.T) {
+	b := newBench(t, score.Adaptive, 20, func(p *score.Params) { p.Choices, p.ScanAll = 2, 1 })
+	at := func(i int) (time.Duration, score.Outcome) {
+		if i < 2 {
+			return ms, score.Erred
+		}
+		return ms, score.Answered
+	}
+	b.shares(3000, at)
+	for _, i := range []int{0, 1} {
+		if got := b.shares(20000, at)[i]; got > 0.002 {
+			t.Errorf("erring node %d got %.4f of the calls, want at most 0.002", i, got)
+		}
+	}
+	all := func(int) (time.Duration, score.Outcome) { return ms, score.Erred }
+	b.shares(20000, all)
+	for i, got := range b.shares(20000, all) {
+		if got < 0.01 {
+			t.Errorf("where all err, node %d got %.4f of the calls, want about 0.05", i, got)
+		}
+	}
+}

@@ -81,6 +81,9 @@ type Table struct {
 // ring of the hash policies; the others do not need them.
 func (f *Fleet) NewTable(p Policy, nodes []*Node, names []string, seed uint64) *Table {
 	t := &Table{fleet: f, policy: p, nodes: nodes}
+	if p == PeakEWMA {
+		f.peaks.Store(true)
+	}
 	t.next.Store(seed)
 	for i, n := range nodes {
 		n.slot.Store(int32(i))
@@ -159,8 +162,7 @@ func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must b
 		return true, !n.failing.Load()
 	}
 	if g&gateWarmup != 0 && t.policy == Adaptive {
-		// Relative to the warmest: a fleet that is new as a whole is not held back.
-		if w := n.warmth(now) / t.fleet.warm.get(); w < 1 && r.Float64() >= w {
+		if w := n.admit.get(); w < 1 && r.Float64() >= w {
 			return false, false
 		}
 	}
@@ -170,7 +172,8 @@ func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must b
 // cost estimates what a further call will cost at n, in typical calls.
 func (t *Table) cost(now time.Duration, n *Node) float64 {
 	f := t.fleet
-	q := float64(n.inflight.Load())
+	own := float64(n.inflight.Load())
+	q := own
 	if s := f.sharing.get(); s > 0 {
 		q += q*s*f.par().OwnWeight + n.elsewhere(now)
 	}
@@ -182,7 +185,7 @@ func (t *Table) cost(now time.Duration, n *Node) float64 {
 		load += f.par().ZonePenalty
 	}
 	slow := n.slowness.get()
-	if q >= 1 {
+	if own >= 1 {
 		if med := f.median.get(); med > 0 {
 			slow = max(slow, float64(now-n.quiet.get())/med)
 		}
@@ -208,13 +211,15 @@ func (t *Table) adaptive(now time.Duration, r *Rand, p *Pick) int {
 	best, least := -1, math.Inf(1)
 	look := func(i int) bool {
 		n := t.nodes[i]
-		ok, must := t.admits(now, r, p, n)
-		if !ok {
-			return false
-		}
-		if must {
-			best = i
-			return true
+		if len(p.Tried) > 0 || n.gates.Load() != 0 || n.limit.Load() != 0 {
+			ok, must := t.admits(now, r, p, n)
+			if !ok {
+				return false
+			}
+			if must {
+				best = i
+				return true
+			}
 		}
 		if c := t.cost(now, n); c < least {
 			best, least = i, c

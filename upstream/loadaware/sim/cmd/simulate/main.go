@@ -1,10 +1,21 @@
-// Command simulate is a placeholder for tuning.
+// Command simulate runs the balancer and published policies against simulated servers, judges the results by the
+// criteria, and writes them into docs/balancing.md. It exits with 1 when a criterion fails.
+//
+//	go run ./upstream/loadaware/sim/cmd/simulate            the headline scenarios, 3 seeds
+//	go run ./upstream/loadaware/sim/cmd/simulate -full      all scenarios and policies, 10 seeds, resumable
 package main
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"flag"
 	"fmt"
+	"io"
 	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -12,49 +23,150 @@ import (
 )
 
 func main() {
-	only := flag.String("s", "", "")
-	cells := flag.String("c", "", "")
-	pols := flag.String("p", strings.Join(sim.Policies(), ";"), "")
-	n := flag.Int("n", 0, "")
-	seeds := flag.Int("seeds", 1, "")
-	flag.Parse()
-	all, err := sim.Scenarios()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ok, err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
 	if err != nil {
-		fmt.Println(err)
+		fmt.Fprintln(os.Stderr, "simulate:", err)
+		os.Exit(2)
+	}
+	if !ok {
 		os.Exit(1)
 	}
-	for _, s := range all {
-		if *only != "" && !strings.Contains(","+*only+",", ","+s.ID+",") {
+}
+
+// run says whether all criteria hold.
+func run(ctx context.Context, args []string, out, progress io.Writer) (bool, error) {
+	f := flag.NewFlagSet("simulate", flag.ContinueOnError)
+	f.SetOutput(progress)
+	var c sim.Campaign
+	f.BoolVar(&c.Full, "full", false, "all scenarios under all policies")
+	f.IntVar(&c.Seeds, "seeds", 0, "runs of each cell; 0 for 3, or 10 with -full")
+	f.IntVar(&c.Requests, "requests", 0, "bound of the requests of a run, for a quick look; 0 for what the scenario says")
+	f.IntVar(&c.Workers, "workers", runtime.GOMAXPROCS(0), "runs at a time")
+	f.StringVar(&c.Cache, "cache", filepath.Join(".cache", "simulate"), "directory of results of single runs; empty for none")
+	only := f.String("only", "", "scenarios to run, such as S3,S7")
+	policies := f.String("policies", "", "print these policies, separated by semicolons, and judge nothing; adaptive:Choices=8 changes a parameter")
+	docs := f.String("docs", "", "directory with balancing.md to write the results into; empty for none")
+	if err := f.Parse(args); err != nil {
+		return false, err
+	}
+	if *only != "" {
+		c.Only = strings.Split(*only, ",")
+	}
+	if c.Seeds <= 0 {
+		c.Seeds = 3
+		if c.Full {
+			c.Seeds = 10
+		}
+	}
+	if *policies != "" {
+		return true, compare(c, strings.Split(*policies, ";"), out)
+	}
+	if c.Cache != "" {
+		build, err := fingerprint()
+		if err != nil {
+			return false, err
+		}
+		c.Build = build
+	}
+	start := time.Now()
+	last := time.Time{}
+	c.Progress = func(done, all int, what string) {
+		if now := time.Now(); done == all || now.Sub(last) > 2*time.Second {
+			last = now
+			fmt.Fprintf(progress, "%5.0fs  %d of %d runs  %s\n", time.Since(start).Seconds(), done, all, what)
+		}
+	}
+	all, err := c.Run(ctx)
+	if err != nil {
+		return false, err
+	}
+	verdicts := sim.Verdicts(all)
+	ok := true
+	for _, v := range verdicts {
+		word := "ok  "
+		if !v.OK {
+			word, ok = "FAIL", false
+		}
+		fmt.Fprintf(out, "%s  %-4s %-22s %-46s %s\n", word, v.Scenario, v.Cell, v.Criterion, v.Got)
+	}
+	if *docs == "" {
+		return ok, nil
+	}
+	return ok, write(*docs, all, verdicts)
+}
+
+func write(dir string, all []sim.ScenarioResult, verdicts []sim.Verdict) error {
+	file := filepath.Join(dir, "balancing.md")
+	old, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	text, err := sim.Document(old, all, verdicts)
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	plots := filepath.Join(dir, "balancing")
+	if err := os.MkdirAll(plots, 0o750); err != nil {
+		return err
+	}
+	for i := range all {
+		if len(all[i].Results) > 1 {
+			if err := os.WriteFile(filepath.Join(plots, all[i].ID+".svg"), sim.Plot(&all[i]), 0o600); err != nil {
+				return err
+			}
+		}
+	}
+	return os.WriteFile(file, text, 0o600)
+}
+
+// compare prints policies side by side.
+func compare(c sim.Campaign, policies []string, out io.Writer) error {
+	scenarios, err := sim.Scenarios()
+	if err != nil {
+		return err
+	}
+	for _, s := range scenarios {
+		if len(c.Only) > 0 && !strings.Contains(","+strings.Join(c.Only, ",")+",", ","+s.ID+",") {
 			continue
 		}
-		for _, c := range s.Cells {
-			if *cells != "" && !strings.Contains(c.Name, *cells) {
-				continue
+		for _, cell := range s.Cells {
+			if c.Requests > 0 {
+				cell.Requests = min(cell.Requests, c.Requests)
 			}
-			if *n > 0 {
-				c.Requests = min(*n, c.Requests)
-			}
-			fmt.Printf("== %s %s [%s]\n", s.ID, s.Title, c.Name)
-			for p := range strings.SplitSeq(*pols, ";") {
-				if s.Policies != nil {
-				}
-				t := time.Now()
+			fmt.Fprintf(out, "%s %s\n", s.ID, cell.Name)
+			for _, p := range policies {
 				var runs []sim.Summary
-				for k := range *seeds {
-					r, err := sim.One(c, p, uint64(k+1))
+				for k := range c.Seeds {
+					r, err := sim.One(cell, p, uint64(k+1))
 					if err != nil {
-						fmt.Println(err)
-						os.Exit(1)
+						return err
 					}
 					runs = append(runs, r)
 				}
 				m := func(f func(sim.Summary) float64) float64 { v, _, _ := sim.Median(runs, f); return v }
-				fmt.Printf("%-40s p50 %6.1f p99 %7.1f p999 %7.1f err %.4f late %.4f bad %.3f healed %.2f rep %5.0f att %.3f pr %.2f imb %.2f osc %.2f  %v\n", p,
-					m(func(s sim.Summary) float64 { return s.P50 }), m(func(s sim.Summary) float64 { return s.P99 }), m(func(s sim.Summary) float64 { return s.P999 }),
-					m(func(s sim.Summary) float64 { return s.Errors }), m(func(s sim.Summary) float64 { return s.LateErrors }), m(func(s sim.Summary) float64 { return s.BadShare }),
-					m(func(s sim.Summary) float64 { return s.HealedShare }), m(func(s sim.Summary) float64 { return float64(s.Repeats) }), m(func(s sim.Summary) float64 { return s.Attempts }),
-					m(func(s sim.Summary) float64 { return s.Probes }), m(func(s sim.Summary) float64 { return s.Imbalance }), m(func(s sim.Summary) float64 { return s.Oscillation }), time.Since(t).Round(time.Millisecond))
+				fmt.Fprintf(out, "  %-36s p50 %6.1f  p99 %7.1f  p99.9 %7.1f  errors %.4f  share %.3f  healed %.2f  probes %.2f  imbalance %.2f\n", p,
+					m(func(s sim.Summary) float64 { return s.P50 }), m(func(s sim.Summary) float64 { return s.P99 }),
+					m(func(s sim.Summary) float64 { return s.P999 }), m(func(s sim.Summary) float64 { return s.Errors }),
+					m(func(s sim.Summary) float64 { return s.BadShare }), m(func(s sim.Summary) float64 { return s.HealedShare }),
+					m(func(s sim.Summary) float64 { return s.Probes }), m(func(s sim.Summary) float64 { return s.Imbalance }))
 			}
 		}
 	}
+	return nil
+}
+
+// fingerprint names this program's code: results in the cache are of one program only.
+func fingerprint() (string, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	b, err := os.ReadFile(exe)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8]), nil
 }

@@ -172,3 +172,13 @@ bench-codec: ## Compare the CPU of the JSON codec with protojson over dynamic an
 .PHONY: interop
 interop: ## Run gRPC's interop client through transom to its server
 	@cd e2e/interop && go test -mod=mod -count=1 ./...
+# Results of single runs are kept in .cache/simulate, so that a run that was cut off goes on where it stopped.
+.PHONY: simulate
+simulate: ## Simulate the balancer beside published policies: the headline scenarios, 3 seeds; fails when a criterion does
+	@go build -o bin/simulate ./upstream/loadaware/sim/cmd/simulate
+	@bin/simulate
+
+.PHONY: simulate-full
+simulate-full: ## All scenarios and policies, 10 seeds, resumable; writes the tables and plots of docs/balancing.md
+	@go build -o bin/simulate ./upstream/loadaware/sim/cmd/simulate
+	@bin/simulate -full -docs docs

@@ -107,6 +107,9 @@ func pathFault(r *http.Request, v View) error {
 	if err := methodFault(r, m, false); err != nil {
 		return err
 	}
+	if r.Method == http.MethodGet {
+		return status.Error(codes.InvalidArgument, `query parameters "encoding" and "message" are missing`)
+	}
 	return notAccepted(r, m)
 }
 

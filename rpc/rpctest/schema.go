@@ -38,13 +38,18 @@ func NewMethods() Methods {
 }
 
 // Files is the descriptor set of the methods with all that it imports. Each method has the rule
-// post: "/rpctest/{unary,server,client,bidi}" body: "*", so that a JSON body is a base64 string.
+// post: "/rpctest/{unary,server,client,bidi}" body: "*", so that a JSON body is a base64 string. A fifth, Get,
+// is like Unary but without side effects and without a rule.
 func Files() *descriptorpb.FileDescriptorSet {
 	method := func(name, path string, client, server bool) *descriptorpb.MethodDescriptorProto {
 		opts := &descriptorpb.MethodOptions{}
-		proto.SetExtension(opts, annotations.E_Http, &annotations.HttpRule{
-			Pattern: &annotations.HttpRule_Post{Post: path}, Body: "*",
-		})
+		if path == "" {
+			opts.IdempotencyLevel = descriptorpb.MethodOptions_NO_SIDE_EFFECTS.Enum()
+		} else {
+			proto.SetExtension(opts, annotations.E_Http, &annotations.HttpRule{
+				Pattern: &annotations.HttpRule_Post{Post: path}, Body: "*",
+			})
+		}
 		return &descriptorpb.MethodDescriptorProto{
 			Name:            proto.String(name),
 			InputType:       proto.String(".google.protobuf.BytesValue"),
@@ -66,6 +71,7 @@ func Files() *descriptorpb.FileDescriptorSet {
 				method("Server", "/rpctest/server", false, true),
 				method("Client", "/rpctest/client", true, false),
 				method("Bidi", "/rpctest/bidi", true, true),
+				method("Get", "", false, false),
 			},
 		}},
 	}

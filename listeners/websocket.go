@@ -494,7 +494,7 @@ func (s *wsStream) SendHeader(metadata.MD) error {
 		return rpc.ErrHeaderSent
 	}
 	s.committed = true
-	return s.commit(nil)
+	return s.commit(nil) //nolint:staticcheck // a nil context: nothing to wait for
 }
 
 // SetTrailer implements rpc.Stream. A bare socket has no place for it.

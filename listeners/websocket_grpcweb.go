@@ -175,7 +175,7 @@ func (s *grpcWebSocket) SendHeader(md metadata.MD) error {
 		md = metadata.MD{}
 	}
 	s.header = md
-	return s.commit(nil)
+	return s.commit(nil) //nolint:staticcheck // a nil context: nothing to wait for
 }
 
 // appendBlock appends a trailer frame of a header block; name: value lines with names in lower case.

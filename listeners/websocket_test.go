@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/coder/websocket"
@@ -54,7 +53,6 @@ type bareClient struct {
 	dialed chan struct{}
 	conn   *websocket.Conn
 	err    error
-	mu     sync.Mutex
 }
 
 // metadataHeader spells request metadata as REST and WebSocket clients do.

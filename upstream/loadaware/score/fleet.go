@@ -103,7 +103,6 @@ type Fleet struct {
 	sharing    number // part of the load at the servers that comes from elsewhere, 0 to 1
 	median     number // median time per call without waiting, ns
 	errorRate  number
-	admissible number      // part of the nodes that are not ejected
 	panicking  atomic.Bool // ejection is not respected
 	ejected    atomic.Int32
 	size       atomic.Int32

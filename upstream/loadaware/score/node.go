@@ -72,7 +72,6 @@ type Node struct {
 	rif         number // requests in flight at the server, as last reported
 	rifMean     number // EWMA of what was reported
 	utilMean    number
-	errorsRep   number // errors per second over requests per second
 	rps         number
 	serviceRep  number // the server's own mean time per call in nanoseconds
 	doubt       number // how often fewer requests were reported than are in flight from here, EWMA

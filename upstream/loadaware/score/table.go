@@ -125,7 +125,7 @@ func (t *Table) Choose(now time.Duration, r *Rand, p *Pick) int {
 	if i >= 0 {
 		return i
 	}
-	return t.leastBad(now, r, p)
+	return t.leastBad(r, p)
 }
 
 // admits says whether n may be picked freely, and if so whether it must be, to learn how it is.
@@ -267,7 +267,7 @@ func (t *Table) adaptive(now time.Duration, r *Rand, p *Pick) int {
 
 // leastBad serves a call for which the filter left nothing: of a few nodes that are not full, the one with the fewest
 // calls in flight, those already tried last. It returns -1 if all nodes are at their limits.
-func (t *Table) leastBad(now time.Duration, r *Rand, p *Pick) int {
+func (t *Table) leastBad(r *Rand, p *Pick) int {
 	n := len(t.nodes)
 	at := r.IntN(n)
 	best, least := -1, math.Inf(1)

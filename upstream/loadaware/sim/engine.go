@@ -146,7 +146,6 @@ type World struct {
 	due     []timeout
 	dueHead int
 	end     time.Duration
-	arrived int
 	budget  float64
 	res     Result
 	zoneCum []float64

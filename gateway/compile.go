@@ -132,6 +132,7 @@ type builder struct {
 	log    *slog.Logger
 	health *health.Server
 	holds
+	shaping
 	clusters map[string]*upstream.Cluster
 	schema   *descriptors.Schema
 	// directory and rules are of authentication and authorization.
@@ -346,6 +347,7 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 	return rpc.Chain(inner,
 		b.authenticate(eff),
 		b.authorize(m, eff),
+		b.validate(m, eff),
 	)
 }
 

@@ -310,5 +310,11 @@ func (o outcome) want(t *testing.T, what string, code codes.Code, httpStatus int
 	}
 }
 
+// wantOK checks that a call succeeded.
+func (o outcome) wantOK(t *testing.T, what string) {
+	t.Helper()
+	o.want(t, what, codes.OK, 200, "")
+}
+
 // noEnv is an environment without variables.
 func noEnv(string) (string, bool) { return "", false }

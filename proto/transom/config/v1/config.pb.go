@@ -976,7 +976,10 @@ type Policy struct {
 	Access *Access `protobuf:"bytes,21,opt,name=access,proto3" json:"access,omitempty"`
 	// A CEL expression that must be true for a call to be let through: over method, consumer, provider, plan, scopes,
 	// groups, claims, metadata, peer and request (the message; of a stream, each). An error in it refuses the call.
-	Allow         string `protobuf:"bytes,22,opt,name=allow,proto3" json:"allow,omitempty"`
+	Allow string `protobuf:"bytes,22,opt,name=allow,proto3" json:"allow,omitempty"`
+	// Refuse messages that break the rules (buf.validate) of their descriptors; of a stream, each message is checked.
+	// Default false.
+	Validate      *bool `protobuf:"varint,40,opt,name=validate,proto3,oneof" json:"validate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1086,6 +1089,13 @@ func (x *Policy) GetAllow() string {
 		return x.Allow
 	}
 	return ""
+}
+
+func (x *Policy) GetValidate() bool {
+	if x != nil && x.Validate != nil {
+		return *x.Validate
+	}
+	return false
 }
 
 // Auth says who must show who they are.
@@ -2427,7 +2437,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\rLoadBalancing\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12@\n" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\"\xa7\x04\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\"\xd5\x04\n" +
 	"\x06Policy\x12$\n" +
 	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\x12\x1a\n" +
 	"\boptional\x18\x02 \x01(\bR\boptional\x12\x18\n" +
@@ -2440,7 +2450,9 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x05forms\x18\b \x01(\bR\x05forms\x12+\n" +
 	"\x04auth\x18\x14 \x01(\v2\x17.transom.config.v1.AuthR\x04auth\x121\n" +
 	"\x06access\x18\x15 \x01(\v2\x19.transom.config.v1.AccessR\x06access\x12\x1e\n" +
-	"\x05allow\x18\x16 \x01(\tB\b\xbaH\x05r\x03(\x80 R\x05allow\"\xb0\x01\n" +
+	"\x05allow\x18\x16 \x01(\tB\b\xbaH\x05r\x03(\x80 R\x05allow\x12\x1f\n" +
+	"\bvalidate\x18( \x01(\bH\x00R\bvalidate\x88\x01\x01B\v\n" +
+	"\t_validate\"\xb0\x01\n" +
 	"\x04Auth\x12\x18\n" +
 	"\arequire\x18\x01 \x03(\tR\arequire\x12\x1c\n" +
 	"\tanonymous\x18\x02 \x01(\bR\tanonymous:p\xbaHm\x1ak\n" +
@@ -2675,6 +2687,7 @@ func file_transom_config_v1_config_proto_init() {
 		(*DescriptorSource_Proto)(nil),
 		(*DescriptorSource_Reflection_)(nil),
 	}
+	file_transom_config_v1_config_proto_msgTypes[9].OneofWrappers = []any{}
 	file_transom_config_v1_config_proto_msgTypes[13].OneofWrappers = []any{
 		(*Provider_ApiKey)(nil),
 		(*Provider_Jwt)(nil),

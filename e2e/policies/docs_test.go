@@ -1,0 +1,44 @@
+package policies_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+const policiesDoc = "../../docs/policies.md"
+
+// example is the first YAML block under a heading of docs/policies.md.
+func example(t *testing.T, heading string) string {
+	t.Helper()
+	doc, err := os.ReadFile(policiesDoc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(doc), "\n## "+heading+"\n")
+	section, _, _ := strings.Cut(rest, "\n## ")
+	_, block, ok := strings.Cut(section, "```yaml\n")
+	block, _, _ = strings.Cut(block, "```")
+	if !found || !ok {
+		t.Fatalf("docs/policies.md has no example under %q", heading)
+	}
+	return block
+}
+
+// TestExamples has every YAML block of the document as a configuration without fault.
+func TestExamples(t *testing.T) {
+	doc, err := os.ReadFile(policiesDoc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(doc), "```yaml\n")[1:]
+	for _, b := range blocks {
+		b, _, _ = strings.Cut(b, "```")
+		if found := faults(t, b); len(found) > 0 {
+			t.Errorf("%s\n%s", b, strings.Join(found, "\n"))
+		}
+	}
+	if len(blocks) == 0 {
+		t.Error("no examples")
+	}
+}

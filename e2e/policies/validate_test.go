@@ -1,0 +1,147 @@
+package policies_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/coder/websocket"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	bankv1 "transom/proto/bank/v1"
+)
+
+// post makes a REST call with a JSON body.
+func (p *proxy) post(t *testing.T, path, body string, header map[string]string) outcome {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.addr+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	for k, v := range header {
+		r.Header.Set(k, v)
+	}
+	resp, err := p.http.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	return ofHTTP(t, resp)
+}
+
+// webSocket sends messages over one WebSocket and returns the answers, and how the call ended.
+func (p *proxy) webSocket(t *testing.T, path string, header map[string]string, msgs ...string) ([]string, outcome) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	h := http.Header{}
+	for k, v := range header {
+		h.Set(k, v)
+	}
+	c, resp, err := websocket.Dial(ctx, "ws://"+p.addr+path, &websocket.DialOptions{HTTPHeader: h})
+	if err != nil {
+		if resp == nil {
+			t.Fatal(err)
+		}
+		return nil, ofHTTP(t, resp)
+	}
+	defer c.CloseNow()
+	for _, m := range msgs {
+		if err := c.Write(ctx, websocket.MessageText, []byte(m)); err != nil {
+			break // the close frame says why
+		}
+	}
+	var answers []string
+	for {
+		_, b, err := c.Read(ctx)
+		if err != nil {
+			var ce websocket.CloseError
+			if !errors.As(err, &ce) {
+				t.Fatal(err)
+			}
+			o := outcome{message: ce.Reason}
+			if ce.Code >= 4000 {
+				o.code = codes.Code(ce.Code - 4000)
+			}
+			return answers, o
+		}
+		answers = append(answers, string(bytes.TrimSpace(b)))
+	}
+}
+
+func TestValidate(t *testing.T) {
+	p := start(t, example(t, "Validation"))
+	const path = "/v1/customers/1/accounts/1:transfer"
+	const good = `{"account":"7","amount":{"currency":"EUR","units":"1"}}`
+	const bad = `{"account":"7","amount":{"currency":"euro","units":"1"}}`
+
+	t.Run("REST", func(t *testing.T) {
+		p.post(t, path, bad, nil).want(t, "bad", codes.InvalidArgument, 400, "REQUEST_INVALID")
+		var fields []string
+		for _, d := range p.post(t, path, bad, nil).details {
+			b, err := json.Marshal(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var br struct{ FieldViolations []struct{ Field string } }
+			if err := json.Unmarshal(b, &br); err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range br.FieldViolations {
+				fields = append(fields, v.Field)
+			}
+		}
+		if len(fields) == 0 || fields[0] != "amount.currency" {
+			t.Errorf("fields %q, want amount.currency", fields)
+		}
+		p.post(t, path, good, nil).wantOK(t, "good")
+	})
+	t.Run("gRPC", func(t *testing.T) {
+		req := &bankv1.TransferRequest{Name: "1", Destination: &bankv1.TransferRequest_Account{Account: "7"}, Amount: &bankv1.Money{Currency: "euro", Units: 1}}
+		_, err := bankv1.NewAccountsClient(p.conn).Transfer(t.Context(), req)
+		st := status.Convert(err)
+		var field string
+		for _, d := range st.Details() {
+			if br, ok := d.(*errdetails.BadRequest); ok {
+				field = br.GetFieldViolations()[0].GetField()
+			}
+		}
+		if st.Code() != codes.InvalidArgument || field != "amount.currency" {
+			t.Errorf("%v, field %q", st, field)
+		}
+		req.Amount.Currency = "EUR"
+		if _, err := bankv1.NewAccountsClient(p.conn).Transfer(t.Context(), req); err != nil {
+			t.Error(err)
+		}
+		// A stream: the third message is bad.
+		stream, err := bankv1.NewAccountsClient(p.conn).Deposit(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, currency := range []string{"EUR", "EUR", "euro"} {
+			_ = stream.Send(&bankv1.DepositRequest{Name: "7", Amount: &bankv1.Money{Currency: currency, Units: 1}})
+		}
+		if _, err := stream.CloseAndRecv(); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("bad message of a stream: %v", err)
+		}
+	})
+	t.Run("WebSocket", func(t *testing.T) {
+		_, o := p.webSocket(t, "/v1/accounts:deposit", nil, `{"name":"7","amount":{"currency":"EUR","units":"1"}}`, `{"name":"7","amount":{"currency":"euro","units":"1"}}`)
+		if o.code != codes.InvalidArgument || !strings.Contains(o.message, "amount.currency") {
+			t.Errorf("%v %q, want InvalidArgument that names the field", o.code, o.message)
+		}
+	})
+	t.Run("reload", func(t *testing.T) {
+		p.reload(t, "policies: [{selector: bank.v1.Accounts.*, validate: true}, {selector: bank.v1.Accounts.Transfer, validate: false}]\n")
+		if o := p.post(t, path, bad, nil); o.reason == "REQUEST_INVALID" {
+			t.Errorf("validate: false still refuses: %+v", o)
+		}
+	})
+}

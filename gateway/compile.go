@@ -115,12 +115,32 @@ func limitsOf(cfg *configv1.Config, l *configv1.Listener) *configv1.Limits {
 }
 
 func clusterConfig(name string, c *configv1.Cluster) upstream.Config {
+	lb, conc := c.GetLb(), c.GetConcurrency()
 	uc := upstream.Config{
-		Name: name, Target: c.GetTarget(), Authority: c.GetAuthority(), LB: c.GetLb().GetPolicy(),
-		MaxMessageBytes: int(c.GetMessageBytes()), ConnectTimeout: c.GetConnectTimeout().AsDuration(), Keepalive: c.GetKeepalive().AsDuration(),
+		Name: name, Target: c.GetTarget(), Authority: c.GetAuthority(),
+		LB: lb.GetPolicy(), HashOn: lb.GetHashOn(), Zone: lb.GetZone(),
+		ServiceConfig: c.GetServiceConfig(), NoHealthCheck: c.GetNoHealthCheck(), RetryBytes: int(c.GetRetry().GetBytes()),
+		MaxInFlight: int(conc.GetMaxInFlight()), MaxInFlightPerEndpoint: int(conc.GetMaxInFlightPerEndpoint()),
+		MaxQueued: int(conc.GetMaxQueued()), QueueTimeout: conc.GetQueueTimeout().AsDuration(),
+		MaxMessageBytes: int(c.GetMessageBytes()), ConnectTimeout: c.GetConnectTimeout().AsDuration(),
+		Keepalive: c.GetKeepalive().AsDuration(), DNSRefresh: c.GetDnsRefresh().AsDuration(),
+	}
+	// In upstream.Config 0 is the default and less is none.
+	if w := lb.GetWarmup(); w != nil {
+		if uc.Warmup = w.AsDuration(); uc.Warmup == 0 {
+			uc.Warmup = -1
+		}
+	}
+	if r := c.GetRetry(); r != nil && r.Ratio != nil {
+		if uc.RetryBudget = r.GetRatio(); uc.RetryBudget == 0 {
+			uc.RetryBudget = -1
+		}
 	}
 	if t := c.GetTls(); t != nil {
 		uc.TLS = &upstream.TLS{CAFile: t.GetCa(), CertFile: t.GetCertificate(), KeyFile: t.GetKey(), ServerName: t.GetServerName()}
+	}
+	if k := c.GetKubernetes(); k != nil {
+		uc.Kubernetes = &upstream.Kubernetes{Server: k.GetServer(), TokenFile: k.GetTokenFile(), CAFile: k.GetCa()}
 	}
 	return uc
 }

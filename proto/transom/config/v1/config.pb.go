@@ -723,7 +723,8 @@ func (*DescriptorSource_Reflection_) isDescriptorSource_Source() {}
 type Cluster struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Where the backends are: "host:port" or "dns:///host:port" (every address that DNS has), "static:///a:1,b:2",
-	// "file:///path/endpoints.yaml" (followed as it changes), "unix:///path". Required.
+	// "file:///path/endpoints.yaml" (followed as it changes), "kubernetes:///service.namespace:port" (the ready pods),
+	// "xds:///name" (bootstrap by GRPC_XDS_BOOTSTRAP), "unix:///path". Required.
 	Target string `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
 	// How to speak to the backends. Default: plain-text HTTP/2.
 	Tls *UpstreamTLS `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
@@ -737,7 +738,21 @@ type Cluster struct {
 	// How long one attempt to connect may take. Default 5s, 100ms … 60s.
 	ConnectTimeout *durationpb.Duration `protobuf:"bytes,6,opt,name=connect_timeout,json=connectTimeout,proto3" json:"connect_timeout,omitempty"`
 	// How long a connection with open calls may be silent before it is pinged. Default 5m, 10s … 1h.
-	Keepalive     *durationpb.Duration `protobuf:"bytes,7,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
+	Keepalive *durationpb.Duration `protobuf:"bytes,7,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
+	// gRPC service config in its standard JSON: per method timeout, retryPolicy, hedgingPolicy; retryThrottling,
+	// healthCheckConfig. Without it unary methods that are idempotent or free of side effects are retried on UNAVAILABLE,
+	// others only if no server has seen the call.
+	ServiceConfig string `protobuf:"bytes,8,opt,name=service_config,json=serviceConfig,proto3" json:"service_config,omitempty"`
+	// How many further attempts calls may cost.
+	Retry *Cluster_RetryBudget `protobuf:"bytes,9,opt,name=retry,proto3" json:"retry,omitempty"`
+	// How many calls the backends are given at a time.
+	Concurrency *Cluster_Concurrency `protobuf:"bytes,10,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
+	// Leave backends unasked. Otherwise each is watched by grpc.health.v1; one that does not implement it counts as healthy.
+	NoHealthCheck bool `protobuf:"varint,11,opt,name=no_health_check,json=noHealthCheck,proto3" json:"no_health_check,omitempty"`
+	// How often names are looked up. Default 10s, 1s … 1h.
+	DnsRefresh *durationpb.Duration `protobuf:"bytes,12,opt,name=dns_refresh,json=dnsRefresh,proto3" json:"dns_refresh,omitempty"`
+	// How to reach the API server for a kubernetes target. Default: the cluster whose pod this is.
+	Kubernetes    *Cluster_Kubernetes `protobuf:"bytes,13,opt,name=kubernetes,proto3" json:"kubernetes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -821,6 +836,48 @@ func (x *Cluster) GetKeepalive() *durationpb.Duration {
 	return nil
 }
 
+func (x *Cluster) GetServiceConfig() string {
+	if x != nil {
+		return x.ServiceConfig
+	}
+	return ""
+}
+
+func (x *Cluster) GetRetry() *Cluster_RetryBudget {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+func (x *Cluster) GetConcurrency() *Cluster_Concurrency {
+	if x != nil {
+		return x.Concurrency
+	}
+	return nil
+}
+
+func (x *Cluster) GetNoHealthCheck() bool {
+	if x != nil {
+		return x.NoHealthCheck
+	}
+	return false
+}
+
+func (x *Cluster) GetDnsRefresh() *durationpb.Duration {
+	if x != nil {
+		return x.DnsRefresh
+	}
+	return nil
+}
+
+func (x *Cluster) GetKubernetes() *Cluster_Kubernetes {
+	if x != nil {
+		return x.Kubernetes
+	}
+	return nil
+}
+
 // UpstreamTLS is how transom checks backends, and identifies itself to them.
 type UpstreamTLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -900,7 +957,12 @@ type LoadBalancing struct {
 	// The policy's name, or its configuration as in gRPC service config. Default: "adaptive".
 	Policy string `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	// How long a new backend is given less than its share, rising as it warms up. Default 90s, 0s … 1h.
-	Warmup        *durationpb.Duration `protobuf:"bytes,2,opt,name=warmup,proto3" json:"warmup,omitempty"`
+	Warmup *durationpb.Duration `protobuf:"bytes,2,opt,name=warmup,proto3" json:"warmup,omitempty"`
+	// What ring_hash and bounded_hash go by: "ip", the client's address, or "header:" and a metadata key.
+	HashOn string `protobuf:"bytes,3,opt,name=hash_on,json=hashOn,proto3" json:"hash_on,omitempty"`
+	// The zone that this transom runs in. Backends elsewhere get calls only when those of the zone are busier. Default:
+	// zones do not matter.
+	Zone          string `protobuf:"bytes,4,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -947,6 +1009,20 @@ func (x *LoadBalancing) GetWarmup() *durationpb.Duration {
 		return x.Warmup
 	}
 	return nil
+}
+
+func (x *LoadBalancing) GetHashOn() string {
+	if x != nil {
+		return x.HashOn
+	}
+	return ""
+}
+
+func (x *LoadBalancing) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
 }
 
 // Policy is a block of settings for the methods that its selector takes in.
@@ -2338,6 +2414,198 @@ func (x *DescriptorSource_Reflection) GetCluster() string {
 	return ""
 }
 
+// RetryBudget bounds retries and hedges together.
+type Cluster_RetryBudget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Extra attempts per call over the last ten seconds, ten of which are always allowed. Default 0.2, 0 … 1.
+	Ratio *float64 `protobuf:"fixed64,1,opt,name=ratio,proto3,oneof" json:"ratio,omitempty"`
+	// How much of a client's stream is kept for a retry, in bytes. Default 256KiB, at most 64MiB.
+	Bytes         uint32 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cluster_RetryBudget) Reset() {
+	*x = Cluster_RetryBudget{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cluster_RetryBudget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cluster_RetryBudget) ProtoMessage() {}
+
+func (x *Cluster_RetryBudget) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cluster_RetryBudget.ProtoReflect.Descriptor instead.
+func (*Cluster_RetryBudget) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{6, 0}
+}
+
+func (x *Cluster_RetryBudget) GetRatio() float64 {
+	if x != nil && x.Ratio != nil {
+		return *x.Ratio
+	}
+	return 0
+}
+
+func (x *Cluster_RetryBudget) GetBytes() uint32 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+// Concurrency bounds calls in flight.
+type Cluster_Concurrency struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Calls of the whole cluster; further ones wait. Default 100000.
+	MaxInFlight uint32 `protobuf:"varint,1,opt,name=max_in_flight,json=maxInFlight,proto3" json:"max_in_flight,omitempty"`
+	// Calls of one backend; when all have as many, further ones wait. Default: no limit.
+	MaxInFlightPerEndpoint uint32 `protobuf:"varint,2,opt,name=max_in_flight_per_endpoint,json=maxInFlightPerEndpoint,proto3" json:"max_in_flight_per_endpoint,omitempty"`
+	// Calls that may wait; further ones fail with UNAVAILABLE at once. Default 1000.
+	MaxQueued uint32 `protobuf:"varint,3,opt,name=max_queued,json=maxQueued,proto3" json:"max_queued,omitempty"`
+	// How long a call may wait. Default 5s, 1ms … 1m.
+	QueueTimeout  *durationpb.Duration `protobuf:"bytes,4,opt,name=queue_timeout,json=queueTimeout,proto3" json:"queue_timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cluster_Concurrency) Reset() {
+	*x = Cluster_Concurrency{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cluster_Concurrency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cluster_Concurrency) ProtoMessage() {}
+
+func (x *Cluster_Concurrency) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cluster_Concurrency.ProtoReflect.Descriptor instead.
+func (*Cluster_Concurrency) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{6, 1}
+}
+
+func (x *Cluster_Concurrency) GetMaxInFlight() uint32 {
+	if x != nil {
+		return x.MaxInFlight
+	}
+	return 0
+}
+
+func (x *Cluster_Concurrency) GetMaxInFlightPerEndpoint() uint32 {
+	if x != nil {
+		return x.MaxInFlightPerEndpoint
+	}
+	return 0
+}
+
+func (x *Cluster_Concurrency) GetMaxQueued() uint32 {
+	if x != nil {
+		return x.MaxQueued
+	}
+	return 0
+}
+
+func (x *Cluster_Concurrency) GetQueueTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.QueueTimeout
+	}
+	return nil
+}
+
+// Kubernetes is an API server.
+type Cluster_Kubernetes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its URL. Required.
+	Server string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// The file of the bearer token, read again for each request.
+	TokenFile string `protobuf:"bytes,2,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
+	// The PEM file of the authorities for its certificate. Default: the system's.
+	Ca            string `protobuf:"bytes,3,opt,name=ca,proto3" json:"ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cluster_Kubernetes) Reset() {
+	*x = Cluster_Kubernetes{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cluster_Kubernetes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cluster_Kubernetes) ProtoMessage() {}
+
+func (x *Cluster_Kubernetes) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cluster_Kubernetes.ProtoReflect.Descriptor instead.
+func (*Cluster_Kubernetes) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{6, 2}
+}
+
+func (x *Cluster_Kubernetes) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Cluster_Kubernetes) GetTokenFile() string {
+	if x != nil {
+		return x.TokenFile
+	}
+	return ""
+}
+
+func (x *Cluster_Kubernetes) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
 var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
@@ -2417,7 +2685,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"Reflection\x12!\n" +
 	"\acluster\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aclusterB\x0f\n" +
-	"\x06source\x12\x05\xbaH\x02\b\x01\"\xff\x02\n" +
+	"\x06source\x12\x05\xbaH\x02\b\x01\"\x98\t\n" +
 	"\aCluster\x12\x1f\n" +
 	"\x06target\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06target\x120\n" +
 	"\x03tls\x18\x02 \x01(\v2\x1e.transom.config.v1.UpstreamTLSR\x03tls\x12\x1c\n" +
@@ -2426,18 +2694,48 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\rmessage_bytes\x18\x05 \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\xff\xff\aR\fmessageBytes\x12U\n" +
 	"\x0fconnect_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x02\b<2\x05\x10\x80\xc2\xd7/R\x0econnectTimeout\x12H\n" +
 	"\tkeepalive\x18\a \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\n" +
-	"R\tkeepalive\"\xdf\x01\n" +
+	"R\tkeepalive\x12%\n" +
+	"\x0eservice_config\x18\b \x01(\tR\rserviceConfig\x12<\n" +
+	"\x05retry\x18\t \x01(\v2&.transom.config.v1.Cluster.RetryBudgetR\x05retry\x12H\n" +
+	"\vconcurrency\x18\n" +
+	" \x01(\v2&.transom.config.v1.Cluster.ConcurrencyR\vconcurrency\x12&\n" +
+	"\x0fno_health_check\x18\v \x01(\bR\rnoHealthCheck\x12K\n" +
+	"\vdns_refresh\x18\f \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\n" +
+	"dnsRefresh\x12E\n" +
+	"\n" +
+	"kubernetes\x18\r \x01(\v2%.transom.config.v1.Cluster.KubernetesR\n" +
+	"kubernetes\x1am\n" +
+	"\vRetryBudget\x122\n" +
+	"\x05ratio\x18\x01 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x00R\x05ratio\x88\x01\x01\x12 \n" +
+	"\x05bytes\x18\x02 \x01(\rB\n" +
+	"\xbaH\a*\x05\x18\x80\x80\x80 R\x05bytesB\b\n" +
+	"\x06_ratio\x1a\xde\x01\n" +
+	"\vConcurrency\x12\"\n" +
+	"\rmax_in_flight\x18\x01 \x01(\rR\vmaxInFlight\x12:\n" +
+	"\x1amax_in_flight_per_endpoint\x18\x02 \x01(\rR\x16maxInFlightPerEndpoint\x12\x1d\n" +
+	"\n" +
+	"max_queued\x18\x03 \x01(\rR\tmaxQueued\x12P\n" +
+	"\rqueue_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x02\b<2\x04\x10\xc0\x84=R\fqueueTimeout\x1a\\\n" +
+	"\n" +
+	"Kubernetes\x12\x1f\n" +
+	"\x06server\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06server\x12\x1d\n" +
+	"\n" +
+	"token_file\x18\x02 \x01(\tR\ttokenFile\x12\x0e\n" +
+	"\x02ca\x18\x03 \x01(\tR\x02ca\"\xdf\x01\n" +
 	"\vUpstreamTLS\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\tR\vcertificate\x12\x10\n" +
 	"\x03key\x18\x03 \x01(\tR\x03key\x12\x1f\n" +
 	"\vserver_name\x18\x04 \x01(\tR\n" +
 	"serverName:k\xbaHh\x1af\n" +
-	"\x11upstream_tls.pair\x12#certificate and key need each other\x1a,(this.certificate == '') == (this.key == '')\"i\n" +
+	"\x11upstream_tls.pair\x12#certificate and key need each other\x1a,(this.certificate == '') == (this.key == '')\"\xba\x01\n" +
 	"\rLoadBalancing\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12@\n" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\"\xd5\x04\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\x12;\n" +
+	"\ahash_on\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^(|ip|header:[a-z0-9_.-]+)$R\x06hashOn\x12\x12\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xd5\x04\n" +
 	"\x06Policy\x12$\n" +
 	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\x12\x1a\n" +
 	"\boptional\x18\x02 \x01(\bR\boptional\x12\x18\n" +
@@ -2572,7 +2870,7 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
 	(*Config)(nil),                      // 1: transom.config.v1.Config
@@ -2603,17 +2901,20 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	nil,                                 // 26: transom.config.v1.Config.ClustersEntry
 	(*DescriptorSource_ProtoFiles)(nil), // 27: transom.config.v1.DescriptorSource.ProtoFiles
 	(*DescriptorSource_Reflection)(nil), // 28: transom.config.v1.DescriptorSource.Reflection
-	nil,                                 // 29: transom.config.v1.Consumers.ProvidersEntry
-	nil,                                 // 30: transom.config.v1.Consumers.KnownEntry
-	nil,                                 // 31: transom.config.v1.Jwt.MetadataEntry
-	(*Reload)(nil),                      // 32: transom.config.v1.Reload
-	(*Admin)(nil),                       // 33: transom.config.v1.Admin
-	(*AccessLog)(nil),                   // 34: transom.config.v1.AccessLog
-	(*Tracing)(nil),                     // 35: transom.config.v1.Tracing
-	(*Overload)(nil),                    // 36: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),               // 37: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 38: google.protobuf.Duration
-	(*structpb.Struct)(nil),             // 39: google.protobuf.Struct
+	(*Cluster_RetryBudget)(nil),         // 29: transom.config.v1.Cluster.RetryBudget
+	(*Cluster_Concurrency)(nil),         // 30: transom.config.v1.Cluster.Concurrency
+	(*Cluster_Kubernetes)(nil),          // 31: transom.config.v1.Cluster.Kubernetes
+	nil,                                 // 32: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 33: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 34: transom.config.v1.Jwt.MetadataEntry
+	(*Reload)(nil),                      // 35: transom.config.v1.Reload
+	(*Admin)(nil),                       // 36: transom.config.v1.Admin
+	(*AccessLog)(nil),                   // 37: transom.config.v1.AccessLog
+	(*Tracing)(nil),                     // 38: transom.config.v1.Tracing
+	(*Overload)(nil),                    // 39: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),               // 40: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 41: google.protobuf.Duration
+	(*structpb.Struct)(nil),             // 42: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	2,  // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
@@ -2628,52 +2929,57 @@ var file_transom_config_v1_config_proto_depIdxs = []int32{
 	24, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
 	25, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
 	13, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
-	32, // 12: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
-	33, // 13: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
-	34, // 14: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
-	35, // 15: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
-	36, // 16: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
+	35, // 12: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
+	36, // 13: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
+	37, // 14: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
+	38, // 15: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
+	39, // 16: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
 	3,  // 17: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
 	20, // 18: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
 	5,  // 19: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	37, // 20: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	40, // 20: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
 	0,  // 21: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
 	4,  // 22: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	38, // 23: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	41, // 23: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
 	27, // 24: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
 	28, // 25: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
 	8,  // 26: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
 	9,  // 27: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	38, // 28: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	38, // 29: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	38, // 30: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	38, // 31: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	38, // 32: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	38, // 33: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	11, // 34: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	12, // 35: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	29, // 36: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	30, // 37: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	15, // 38: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	16, // 39: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	38, // 40: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	17, // 41: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	31, // 42: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	39, // 43: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	38, // 44: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	38, // 45: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	38, // 46: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	38, // 47: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	38, // 48: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	38, // 49: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	7,  // 50: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	14, // 51: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	18, // 52: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	53, // [53:53] is the sub-list for method output_type
-	53, // [53:53] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	41, // 28: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	41, // 29: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	29, // 30: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	30, // 31: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	41, // 32: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	31, // 33: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	41, // 34: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	41, // 35: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	41, // 36: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	41, // 37: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	11, // 38: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	12, // 39: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	32, // 40: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	33, // 41: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	15, // 42: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	16, // 43: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	41, // 44: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	17, // 45: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	34, // 46: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	42, // 47: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	41, // 48: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	41, // 49: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	41, // 50: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	41, // 51: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	41, // 52: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	41, // 53: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	7,  // 54: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	41, // 55: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	14, // 56: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	18, // 57: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	58, // [58:58] is the sub-list for method output_type
+	58, // [58:58] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -2692,13 +2998,14 @@ func file_transom_config_v1_config_proto_init() {
 		(*Provider_ApiKey)(nil),
 		(*Provider_Jwt)(nil),
 	}
+	file_transom_config_v1_config_proto_msgTypes[28].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

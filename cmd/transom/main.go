@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	_ "google.golang.org/grpc/xds" // xds:/// targets
 )
 
 func main() {

@@ -32,8 +32,6 @@ type Params struct {
 
 	// Choices is how many nodes are looked at per pick when there are more than ScanAll.
 	Choices, ScanAll int
-	// WaitPower shapes the cost of load: wait = 1 + load^WaitPower.
-	WaitPower float64
 	// OwnWeight counts each call in flight from here as so many more, in proportion to the load that comes from elsewhere: if
 	// the others choose alike, one call from here means as many from them that no report has told of yet (C3).
 	OwnWeight float64
@@ -81,7 +79,7 @@ func Defaults() Params {
 		Warmup: 90 * time.Second, CleanAnswers: 3,
 		Samples: 64, Memory: 10 * time.Second, Doubt: 2, Relearn: 3 * time.Second, FastestRatio: 1. / 3, PeakDecay: 10 * time.Second,
 		ReportMemory: 500 * time.Millisecond, OwnWeight: 15,
-		Choices: 4, ScanAll: 16, WaitPower: 2, ZonePenalty: 0.1,
+		Choices: 4, ScanAll: 16, ZonePenalty: 0.1,
 		ConsecutiveFailures: 5, SuccessRateMargin: 0.3, SuccessRateVolume: 10, LatencyFactor: 5,
 		EjectFor: time.Second, EjectMax: 4 * time.Second, MaxEjected: 0.5, Panic: 0.5,
 		FailurePenalty: 5, ErrorPenalty: 100, HealthMemory: 3 * time.Second,
@@ -196,15 +194,14 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	var ejected int32
 	keep := 1 / (1 + float64(elapsed)/float64(p.HealthMemory))
 	for _, n := range t.nodes {
-		n.fold(now)
 		own += float64(n.inflight.Load())
 		if at := n.reported.get(); at > 0 && now-at < 30*time.Second {
 			others += n.others.get()
 			withReport++
 		}
-		ok, bd := n.oks.Swap(0), n.bads.Swap(0)
+		ok, bd := n.fold(now), n.bads.Swap(0)
 		n.calls.Add(uint64(ok) + uint64(bd))
-		n.good.set(n.good.get()*keep + float64(ok))
+		n.good.set(n.good.get()*keep + ok)
 		n.bad.set(n.bad.get()*keep + float64(bd))
 		good += n.good.get()
 		bad += n.bad.get()

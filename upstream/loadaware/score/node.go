@@ -22,40 +22,44 @@ func (i *instant) set(v time.Duration) { i.ns.Store(int64(v)) }
 // Node holds the statistics of one endpoint. Times are durations since an epoch common to all nodes of a fleet, always
 // greater than zero. Make one with [Fleet.NewNode].
 type Node struct {
-	// What Choose reads of every candidate stands first, in one cache line.
+	// What every call writes stands together, in one cache line.
 	inflight atomic.Int64
-	gates    atomic.Uint32 // why the node may not be picked freely; 0 on the fast path
-	limit    atomic.Uint32 // most calls in flight, 0 for no limit
 	quiet    instant       // when the node last finished a call, or became busy, whichever is later
+	timed    atomic.Uint64 // time per call without waiting: µs in the low 40 bits, calls above them; one addition per call
+	tookSq   atomic.Uint64 // µs², of one call in four, four times
+	oks      atomic.Uint32 // answers that are not in timed
+	bads     atomic.Uint32 // failures
+	cuts     atomic.Uint32 // calls in timed that were cut
+	gates    atomic.Uint32 // why the node may not be picked freely; 0 on the fast path
+
+	// What Choose reads besides stands in the next. It is written by the tick, by reports and by failures.
+	slowness number        // multiple of the fleet's median time per call; 0 until the first tick
+	capacity number        // concurrency · weight; 0 until the first tick
+	penalty  number        // added cost
 	others   number        // calls in flight from elsewhere, when reported
 	reported instant       // when the last usable report came
-	slowness number        // multiple of the fleet's median time per call, decided by the tick; 0 until then
-	capacity number        // concurrency · weight, decided by the tick; 0 until then
-	admit    number        // probability of being considered while warming up, decided by the tick
-	penalty  number        // added cost, decided by the tick and by failures
+	admit    number        // probability of being considered while warming up
+	limit    atomic.Uint32 // most calls in flight, 0 for no limit
+	remote   atomic.Bool
 
 	fleet   *Fleet
 	slot    atomic.Int32 // index in the newest table
 	weight  number
-	remote  atomic.Bool
 	streams atomic.Int64
 	calls   atomic.Uint64 // ended, as of the last tick
 	picked  instant       // last pick
 	asked   instant       // last probe
 
-	// Time per call without waiting. Calls add to the sums; the tick folds them into the means.
-	timed   atomic.Uint64 // µs in the low 40 bits, calls above them: one addition per call
-	tookSq  atomic.Uint64 // µs², of one call in four, four times
-	service number        // mean in nanoseconds, EWMA
-	square  number        // mean of the squares
-	samples number        // how many calls are behind them, decaying
-	learnt  instant       // when they were last folded with something new
+	// Time per call without waiting; the tick folds what calls have added into it.
+	service number  // mean in nanoseconds, EWMA
+	square  number  // mean of the squares
+	samples number  // how many calls are behind them, decaying
+	learnt  instant // when they were last folded with something new
 	// Time per call as seen, for the policy that goes by it: peak EWMA in nanoseconds, by whoever holds learning.
 	learning atomic.Bool
 	latency  number
 	peaked   instant
-	// Outcomes are counted exactly in between two ticks and folded into the decaying counts by the tick.
-	oks, bads   atomic.Uint32
+	// Decaying counts of outcomes, folded by the tick too.
 	good, bad   number
 	consecutive atomic.Int32
 	failing     atomic.Bool  // the last call whose end tells anything failed
@@ -124,6 +128,7 @@ func (n *Node) Start(now time.Duration) {
 	n.good.set(0)
 	n.bad.set(0)
 	n.oks.Store(0)
+	n.cuts.Store(0)
 	n.bads.Store(0)
 	n.consecutive.Store(0)
 	n.failing.Store(false)
@@ -204,7 +209,7 @@ type Sample struct {
 
 // End counts the call as finished and learns from it.
 func (n *Node) End(now time.Duration, s Sample) {
-	n.inflight.Add(-1)
+	left := n.inflight.Add(-1)
 	if s.Stream {
 		n.streams.Add(-1)
 	}
@@ -215,7 +220,9 @@ func (n *Node) End(now time.Duration, s Sample) {
 	took := float64(now - s.Started)
 	switch s.Outcome {
 	case Answered:
-		n.oks.Add(1)
+		if s.Stream || s.Untimed {
+			n.oks.Add(1)
+		}
 		if n.consecutive.Load() != 0 {
 			n.consecutive.Store(0)
 		}
@@ -230,13 +237,6 @@ func (n *Node) End(now time.Duration, s Sample) {
 			break
 		}
 		fallthrough
-	case Erred:
-		n.bads.Add(1)
-		n.failing.Store(true)
-		n.setGate(gateSuspect)
-		if n.gated(gateEjected) {
-			n.fleet.eject(now, n)
-		}
 	case Failed:
 		n.bads.Add(1)
 		n.clean.Store(0)
@@ -246,9 +246,18 @@ func (n *Node) End(now time.Duration, s Sample) {
 			n.fleet.eject(now, n)
 		}
 		n.penalty.set(max(n.penalty.get(), par.FailurePenalty*float64(n.consecutive.Load())))
+	case Erred:
+		n.bads.Add(1)
+		n.failing.Store(true)
+		n.setGate(gateSuspect)
+		if n.gated(gateEjected) {
+			n.fleet.eject(now, n)
+		}
 	}
 	if s.Outcome == Answered || s.Outcome == Failed || s.Outcome == Erred {
-		n.quiet.set(now)
+		if left > 0 {
+			n.quiet.set(now) // else the next Begin does
+		}
 		if n.gated(gateHung) {
 			n.clearGate(gateHung)
 		}
@@ -260,6 +269,9 @@ func (n *Node) End(now time.Duration, s Sample) {
 	}
 	if (s.Outcome == Cut || s.Outcome == TimedOut) && took < n.service.get()*max(1, s.Load) {
 		return // a lower bound that is already met
+	}
+	if s.Outcome != Answered {
+		n.cuts.Add(1)
 	}
 	alone := took / max(1, s.Load)
 	us := uint64(min(alone, float64(10*time.Minute)) / 1e3)
@@ -284,11 +296,12 @@ func (n *Node) End(now time.Duration, s Sample) {
 const timedBits = 40
 
 // fold makes the sums of finished calls part of the means. The sums are taken one after another, so that a call may be
-// split between two folds; that averages out.
-func (n *Node) fold(now time.Duration) {
+// split between two folds; that averages out. It returns how many calls were answered.
+func (n *Node) fold(now time.Duration) (answered float64) {
 	sum := n.timed.Swap(0)
+	answered = float64(n.oks.Swap(0)) + max(0, float64(sum>>timedBits)-float64(n.cuts.Swap(0)))
 	if sum == 0 {
-		return
+		return answered
 	}
 	par := n.fleet.par()
 	c := float64(sum >> timedBits)
@@ -300,6 +313,7 @@ func (n *Node) fold(now time.Duration) {
 	a := c / k
 	n.service.set(n.service.get()*(1-a) + mean*a)
 	n.square.set(n.square.get()*(1-a) + sq*a)
+	return answered
 }
 
 // answered is what a clean answer does to probation and trial.
@@ -464,7 +478,7 @@ type Stats struct {
 func (n *Node) Stats(now time.Duration) Stats {
 	g := n.gates.Load()
 	s := Stats{
-		InFlight: n.InFlight(), Streams: int(n.streams.Load()), Calls: n.calls.Load() + uint64(n.oks.Load()) + uint64(n.bads.Load()) + uint64(max(0, n.inflight.Load())),
+		InFlight: n.InFlight(), Streams: int(n.streams.Load()), Calls: n.calls.Load() + uint64(n.oks.Load()) + n.timed.Load()>>timedBits + uint64(n.bads.Load()) + uint64(max(0, n.inflight.Load())),
 		Utilization: n.utilization.get(), InFlightReported: n.rif.get(), Reported: -1,
 		Latency: time.Duration(n.service.get()), Slowness: n.slowness.get(), Health: 1 - n.errorRate(),
 		Ejected: g&gateEjected != 0, Probation: g&gateProbation != 0, WarmingUp: g&gateWarmup != 0, Silent: g&gateHung != 0,
@@ -477,7 +491,7 @@ func (n *Node) Stats(now time.Duration) Stats {
 }
 
 func (n *Node) errorRate() float64 {
-	good, bad := n.good.get()+float64(n.oks.Load()), n.bad.get()+float64(n.bads.Load())
+	good, bad := n.good.get()+float64(n.oks.Load())+float64(n.timed.Load()>>timedBits), n.bad.get()+float64(n.bads.Load())
 	if bad == 0 {
 		return 0
 	}

@@ -170,19 +170,18 @@ func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must b
 }
 
 // cost estimates what a further call will cost at n, in typical calls.
-func (t *Table) cost(now time.Duration, n *Node) float64 {
-	f := t.fleet
+func (f *Fleet) cost(par *Params, now time.Duration, n *Node) float64 {
 	own := float64(n.inflight.Load())
 	q := own
 	if s := f.sharing.get(); s > 0 {
-		q += q*s*f.par().OwnWeight + n.elsewhere(now)
+		q += q*s*par.OwnWeight + n.elsewhere(now)
 	}
 	load := q + 1
 	if c := n.capacity.get(); c > 0 {
 		load /= c
 	}
 	if n.remote.Load() {
-		load += f.par().ZonePenalty
+		load += par.ZonePenalty
 	}
 	slow := n.slowness.get()
 	if own >= 1 {
@@ -193,76 +192,75 @@ func (t *Table) cost(now time.Duration, n *Node) float64 {
 	if slow == 0 {
 		slow = 1
 	}
-	return slow*f.wait(load) + n.penalty.get()
-}
-
-// wait is the cost of load: little while there is room, growing with the queue.
-func (f *Fleet) wait(load float64) float64 {
-	switch f.par().WaitPower {
-	case 1:
-		return 1 + load
-	case 2:
-		return 1 + load*load
-	}
-	return 1 + math.Pow(load, f.par().WaitPower)
+	// Waiting costs little while there is room, and grows with the queue.
+	return slow*(1+load*load) + n.penalty.get()
 }
 
 func (t *Table) adaptive(now time.Duration, r *Rand, p *Pick) int {
-	best, least := -1, math.Inf(1)
-	look := func(i int) bool {
-		n := t.nodes[i]
-		if len(p.Tried) > 0 || n.gates.Load() != 0 || n.limit.Load() != 0 {
-			ok, must := t.admits(now, r, p, n)
-			if !ok {
-				return false
-			}
-			if must {
-				best = i
-				return true
-			}
-		}
-		if c := t.cost(now, n); c < least {
-			best, least = i, c
-		}
-		return false
-	}
+	f, par := t.fleet, t.fleet.par()
+	b := bargain{node: -1, cost: math.Inf(1)}
 	n := len(t.nodes)
-	if n <= t.fleet.par().ScanAll {
+	if n <= par.ScanAll {
 		// Start anywhere, so that ties fall on every node alike.
 		at := r.IntN(n)
 		for range n {
-			if look(at) {
-				return best
+			if t.look(f, par, now, r, p, at, &b) {
+				break
 			}
 			if at++; at == n {
 				at = 0
 			}
 		}
-		return best
+		return b.node
 	}
-	if t.fleet.sharing.get() > 0.1 {
+	if f.sharing.get() > 0.1 {
 		// Most reports are stale where others send most of the load: look at those that are not.
-		for k := range t.fleet.recent {
-			nd := t.fleet.recent[k].Load()
-			if nd == nil || now-nd.reported.get() > 2*t.fleet.par().ReportMemory {
+		for k := range f.recent {
+			nd := f.recent[k].Load()
+			if nd == nil || now-nd.reported.get() > 2*par.ReportMemory {
 				continue
 			}
-			if i := int(nd.slot.Load()); i < n && t.nodes[i] == nd && look(i) {
-				return best
+			if i := int(nd.slot.Load()); i < n && t.nodes[i] == nd && t.look(f, par, now, r, p, i, &b) {
+				return b.node
 			}
 		}
 	}
 	// Choices without replacement: a random start and random steps, none long enough to come round.
 	at := r.IntN(n)
-	for range t.fleet.par().Choices {
-		if look(at) {
-			return best
+	for range par.Choices {
+		if t.look(f, par, now, r, p, at, &b) {
+			break
 		}
-		if at += 1 + r.IntN(n/t.fleet.par().Choices); at >= n {
+		if at += 1 + r.IntN(n/par.Choices); at >= n {
 			at -= n
 		}
 	}
-	return best
+	return b.node
+}
+
+// bargain is the cheapest node seen so far.
+type bargain struct {
+	node int
+	cost float64
+}
+
+// look considers node i, and says whether the search is over because a call must go there.
+func (t *Table) look(f *Fleet, par *Params, now time.Duration, r *Rand, p *Pick, i int, b *bargain) bool {
+	n := t.nodes[i]
+	if len(p.Tried) > 0 || n.gates.Load() != 0 || n.limit.Load() != 0 {
+		ok, must := t.admits(now, r, p, n)
+		if !ok {
+			return false
+		}
+		if must {
+			b.node = i
+			return true
+		}
+	}
+	if c := f.cost(par, now, n); c < b.cost {
+		b.node, b.cost = i, c
+	}
+	return false
 }
 
 // leastBad serves a call for which the filter left nothing: of a few nodes that are not full, the one with the fewest

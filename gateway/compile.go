@@ -98,7 +98,7 @@ func (b *builder) checkListeners() {
 func listenerConfig(cfg *configv1.Config, l *configv1.Listener) listeners.Config {
 	lim := limitsOf(cfg, l)
 	return listeners.Config{
-		Name: l.GetName(), Address: l.GetAddress(), HTTP3: l.GetHttp3(), AltSvcPort: int(l.GetAltSvcPort()),
+		Name: l.GetName(), Address: l.GetAddress(), HTTP3: l.GetHttp3(), WebTransport: l.GetWebtransport(), AltSvcPort: int(l.GetAltSvcPort()),
 		Limits: listeners.Limits{
 			HeaderTimeout: lim.GetHeaderTimeout().AsDuration(), IdleTimeout: lim.GetIdleTimeout().AsDuration(),
 			MaxHeaderBytes: int(lim.GetHeaderBytes()), MaxStreams: int(lim.GetStreams()),

@@ -28,6 +28,8 @@ type Config struct {
 	TLS *tls.Config
 	// HTTP3 also serves HTTP/3 on the same port over UDP and announces it by Alt-Svc. It needs TLS.
 	HTTP3 bool
+	// WebTransport lets clients open WebTransport sessions over HTTP/3.
+	WebTransport bool
 	// AltSvcPort is the port to announce, where it differs from the one listened on; 0 is that one.
 	AltSvcPort int
 	Limits     Limits
@@ -113,6 +115,7 @@ type Server struct {
 	udp     net.PacketConn
 	h1      *http.Server
 	h3      *http3.Server
+	wt      *wtServer // serves h3; nil without WebTransport
 	// started says that Run has begun to accept, accepted is closed when it has ended.
 	started  atomic.Bool
 	accepted chan struct{}
@@ -167,6 +170,9 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 				InitialConnectionReceiveWindow: 256 << 10,
 			},
 			ConnContext: func(ctx context.Context, _ *quic.Conn) context.Context { return joined(ctx, s.calls) },
+		}
+		if cfg.WebTransport {
+			s.wt = newWTServer(s)
 		}
 		if cfg.AltSvcPort != 0 {
 			port = cfg.AltSvcPort
@@ -268,7 +274,10 @@ func (s *Server) Name() string { return s.cfg.Name }
 func (s *Server) Run() error {
 	var wg sync.WaitGroup
 	var errTCP, errUDP error
-	if s.h3 != nil {
+	switch {
+	case s.wt != nil:
+		wg.Go(func() { errUDP = s.wt.serve(s.udp) })
+	case s.h3 != nil:
 		wg.Go(func() { errUDP = s.h3.Serve(s.udp) })
 	}
 	s.started.Store(true)
@@ -279,7 +288,7 @@ func (s *Server) Run() error {
 	}
 	close(s.accepted)
 	if !errors.Is(errTCP, net.ErrClosed) && !errors.Is(errTCP, http.ErrServerClosed) && s.h3 != nil {
-		_ = s.h3.Close()
+		s.closeHTTP3()
 	}
 	wg.Wait()
 	for _, err := range []error{errTCP, errUDP} {
@@ -310,8 +319,9 @@ func (s *Server) drain(ctx context.Context, shared bool) error {
 	switch {
 	case s.h3 == nil:
 	case shared:
-		_ = s.h3.Close()
-		_ = s.udp.Close()
+		s.closeHTTP3()
+	case s.wt != nil:
+		s.wt.stop()
 	default:
 		wg.Go(func() { errUDP = s.h3.Shutdown(ctx) })
 	}
@@ -336,8 +346,16 @@ func (s *Server) drain(ctx context.Context, shared bool) error {
 	s.cut(errDrained)
 	_ = s.h1.Close()
 	if s.h3 != nil {
-		_ = s.h3.Close()
-		_ = s.udp.Close()
+		s.closeHTTP3()
 	}
 	return err
+}
+
+// closeHTTP3 cuts all QUIC connections.
+func (s *Server) closeHTTP3() {
+	if s.wt != nil {
+		s.wt.close()
+	}
+	_ = s.h3.Close()
+	_ = s.udp.Close()
 }

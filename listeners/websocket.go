@@ -148,24 +148,19 @@ func (c *wsCall) serve(f *Front, w http.ResponseWriter, r *http.Request, u upgra
 	go func() {
 		defer leave()
 		defer c.view.Release()
-		c.finish(c.runSafely(route, timeout))
+		c.finish(c.runDisarmed(route, timeout))
 	}()
 	<-c.left
 }
 
-// runSafely runs the call. A panic ends it, as it does under net/http, and not the process.
-func (c *wsCall) runSafely(route *Route, timeout time.Duration) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = panicked(c.front, p)
-		}
-	}()
+// runDisarmed runs the call, and disarms before its context is cancelled, whose only meaning is then that it is over.
+func (c *wsCall) runDisarmed(route *Route, timeout time.Duration) error {
 	own := *route
 	own.Handler = func(ctx context.Context, call *rpc.Call) error {
-		defer c.disarm() // before ctx is cancelled, whose only meaning is then that the call is over
+		defer c.disarm()
 		return route.Handler(ctx, call)
 	}
-	return c.run(&own, timeout)
+	return c.runSafely(&own, timeout)
 }
 
 // disarm lets the end of a context release nothing any more.

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -193,16 +194,9 @@ func (s *session) open(id uint32, o *transcoder.Open, v View) *sessionCall {
 	}
 	var ctx context.Context
 	ctx, c.cut = context.WithCancelCause(s.ctx)
-	r := s.request.WithContext(ctx)
-	r.Method = http.MethodPost
-	r.URL = &url.URL{Path: o.Method}
-	if o.Path != "" {
-		r.Method = o.Verb
-		r.URL.RawPath, r.URL.RawQuery, _ = strings.Cut(o.Path, "?")
-		r.URL.Path = r.URL.RawPath
-	}
-	c.begin(s.front, nil, r, rpc.ProtocolWebSocket)
-	route, err := c.find(o, v)
+	c.begin(s.front, nil, frameRequest(ctx, s.request, o), rpc.ProtocolWebSocket)
+	var err error
+	c.route, err = c.find(o, v, &c.requests, s.text)
 	if err == nil {
 		c.call.Header = mergeMetadata(s.header, o.Metadata)
 		c.call.Peer = peerOf(s.request)
@@ -216,7 +210,7 @@ func (s *session) open(id uint32, o *transcoder.Open, v View) *sessionCall {
 		return nil
 	}
 	s.work.Go(func() {
-		c.finish(c.runSafely(route, o))
+		c.finish(c.runSafely(c.route, o.Timeout))
 	})
 	return c
 }
@@ -396,40 +390,53 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// find looks up what a call is of.
-func (c *sessionCall) find(o *transcoder.Open, v View) (*Route, error) {
+// frameRequest is base as if it had been the HTTP request of a call that a frame opened, for observers.
+func frameRequest(ctx context.Context, base *http.Request, o *transcoder.Open) *http.Request {
+	r := base.WithContext(ctx)
+	r.Method = http.MethodPost
+	r.URL = &url.URL{Path: o.Method}
+	if o.Path != "" {
+		r.Method = o.Verb
+		r.URL.RawPath, r.URL.RawQuery, _ = strings.Cut(o.Path, "?")
+		r.URL.Path = r.URL.RawPath
+	}
+	return r
+}
+
+// find looks up what a call that a frame opened is of, and sets up its requests.
+func (x *exchange) find(o *transcoder.Open, v View, requests *wsRequests, text bool) (*Route, error) {
 	if o.Method != "" {
 		m, ok := v.Method(o.Method)
 		if !ok {
 			return nil, status.Errorf(codes.Unimplemented, "unknown method %s", o.Method)
 		}
-		c.call.Method = m
+		x.call.Method = m
 	} else {
 		path, query, _ := strings.Cut(o.Path, "?")
 		match, err := v.MatchHTTP(o.Verb, path)
 		if err != nil {
 			return nil, routeFault(o.Verb, err)
 		}
-		c.call.Method = match.Binding.Method
-		c.info.Binding = match.Binding
-		c.requests = newRequests(v, match, query)
+		x.call.Method = match.Binding.Method
+		x.info.Binding = match.Binding
+		*requests = newRequests(v, match, query)
 	}
-	c.route = v.Route(c.call.Method)
-	if c.route.Plan == nil && c.s.text {
+	route := v.Route(x.call.Method)
+	if route.Plan == nil && text {
 		return nil, status.Error(codes.Unimplemented, "JSON needs a schema, and this method has none")
 	}
-	c.requests.plan = c.route.Plan
-	return c.route, nil
+	requests.plan = route.Plan
+	return route, nil
 }
 
 // runSafely runs the call. A panic ends it, and not the process.
-func (c *sessionCall) runSafely(route *Route, o *transcoder.Open) (err error) {
+func (x *exchange) runSafely(route *Route, timeout time.Duration) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = panicked(c.front, p)
+			err = panicked(x.front, p)
 		}
 	}()
-	return c.run(route, o.Timeout)
+	return x.run(route, timeout)
 }
 
 // Recv implements rpc.Stream.

@@ -95,7 +95,7 @@ func start(t *testing.T) *world {
 	g, err := gateway.New(t.Context(), &configv1.Config{
 		Listeners: []*configv1.Listener{
 			{Address: "127.0.0.1:0", Cors: cors},
-			{Address: "127.0.0.1:0", Cors: cors, Http3: true, Tls: &configv1.TLS{Certificate: cert, Key: key}},
+			{Address: "127.0.0.1:0", Cors: cors, Http3: true, Webtransport: true, Tls: &configv1.TLS{Certificate: cert, Key: key}},
 		},
 		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: set}}},
 		Clusters:    map[string]*configv1.Cluster{"bank": {Target: "static:///" + lis.Addr().String()}},
@@ -316,13 +316,15 @@ func TestClient(t *testing.T) {
 		{"WebSocket", "http://" + w.plain, map[string]any{"transports": []string{"websocket"}}, true},
 		{"SecureWebSocket", "https://" + w.secure, map[string]any{"transports": []string{"websocket"}}, true},
 		{"Fetch", "https://" + w.secure, map[string]any{"transports": []string{"fetch"}}, false},
+		{"WebTransport", "https://" + w.secure, map[string]any{"transports": []string{"webtransport"}}, true},
 		{"Default", "http://" + w.plain, nil, true},
+		{"DefaultSecure", "https://" + w.secure, nil, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			checkEverything(t, ctx, map[string]any{"base": tc.base, "options": tc.options, "streams": tc.streams})
+			checkEverything(t, ctx, map[string]any{"base": tc.base, "options": tc.options, "streams": tc.streams, "hash": w.hash})
 		})
 		t.Run(tc.name+"Abort", func(t *testing.T) {
-			args := map[string]any{"base": tc.base, "options": tc.options}
+			args := map[string]any{"base": tc.base, "options": tc.options, "hash": w.hash}
 			const slow = useClient + `
 				const abort = new AbortController();
 				const call = client.unary("/bank.v1.Diagnostics/Slow", { delay: "600s" }, { signal: abort.signal });

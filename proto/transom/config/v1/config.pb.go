@@ -288,6 +288,8 @@ type Listener struct {
 	Tls *TLS `protobuf:"bytes,3,opt,name=tls,proto3" json:"tls,omitempty"`
 	// Serve HTTP/3 on the same port over UDP, and announce it in the Alt-Svc header. Needs tls.
 	Http3 bool `protobuf:"varint,4,opt,name=http3,proto3" json:"http3,omitempty"`
+	// Serve WebTransport on it too. Needs http3. A drain then sends no GOAWAY over HTTP/3, but waits all the same.
+	Webtransport bool `protobuf:"varint,8,opt,name=webtransport,proto3" json:"webtransport,omitempty"`
 	// The UDP port to announce, where clients see another than the one listened on. Default: the listener's. 1 … 65535.
 	AltSvcPort uint32 `protobuf:"varint,5,opt,name=alt_svc_port,json=altSvcPort,proto3" json:"alt_svc_port,omitempty"`
 	// The limits of this listener; fields left out are taken from Config.limits.
@@ -357,6 +359,13 @@ func (x *Listener) GetTls() *TLS {
 func (x *Listener) GetHttp3() bool {
 	if x != nil {
 		return x.Http3
+	}
+	return false
+}
+
+func (x *Listener) GetWebtransport() bool {
+	if x != nil {
+		return x.Webtransport
 	}
 	return false
 }
@@ -2634,20 +2643,22 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\boverload\x18, \x01(\v2\x1b.transom.config.v1.OverloadR\boverload\x1aW\n" +
 	"\rClustersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
-	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xc6\x04\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xbf\x05\n" +
 	"\bListener\x12!\n" +
 	"\aaddress\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aaddress\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
 	"\x03tls\x18\x03 \x01(\v2\x16.transom.config.v1.TLSR\x03tls\x12\x14\n" +
-	"\x05http3\x18\x04 \x01(\bR\x05http3\x12+\n" +
+	"\x05http3\x18\x04 \x01(\bR\x05http3\x12\"\n" +
+	"\fwebtransport\x18\b \x01(\bR\fwebtransport\x12+\n" +
 	"\falt_svc_port\x18\x05 \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03R\n" +
 	"altSvcPort\x121\n" +
 	"\x06limits\x18\x06 \x01(\v2\x19.transom.config.v1.LimitsR\x06limits\x12+\n" +
 	"\x04cors\x18\a \x01(\v2\x17.transom.config.v1.CorsR\x04cors\x12G\n" +
 	"\x0eproxy_protocol\x18( \x01(\v2 .transom.config.v1.ProxyProtocolR\rproxyProtocol\x120\n" +
-	"\x0eredirect_https\x18) \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03R\rredirectHttps:\xba\x01\xbaH\xb6\x01\x1as\n" +
+	"\x0eredirect_https\x18) \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03R\rredirectHttps:\x8f\x02\xbaH\x8b\x02\x1as\n" +
 	"\x17listener.redirect_https\x12+redirect_https is for listeners without tls\x1a+this.redirect_https == 0u || !has(this.tls)\x1a?\n" +
-	"\x0elistener.http3\x12\x0fhttp3 needs tls\x1a\x1c!this.http3 || has(this.tls)\"\xba\x03\n" +
+	"\x0elistener.http3\x12\x0fhttp3 needs tls\x1a\x1c!this.http3 || has(this.tls)\x1aS\n" +
+	"\x15listener.webtransport\x12\x18webtransport needs http3\x1a !this.webtransport || this.http3\"\xba\x03\n" +
 	"\x03TLS\x12)\n" +
 	"\vcertificate\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\vcertificate\x12\x19\n" +
 	"\x03key\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x03key\x12\x1b\n" +

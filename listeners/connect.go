@@ -371,7 +371,7 @@ func (s *connectUnary) finish(err error) {
 	if s.Request.Method == http.MethodGet {
 		h["Vary"] = append(slices.Clip(h["Vary"]), "Accept-Encoding")
 	}
-	st := rpc.StatusOf(err)
+	st := statusOf(err)
 	code := http.StatusOK
 	if err != nil {
 		s.reply.Release()
@@ -459,7 +459,7 @@ func (s *connectStream) start(route *Route) error {
 // finish sends the end-stream frame.
 func (s *connectStream) finish(err error) {
 	s.settle(true)
-	st := rpc.StatusOf(err)
+	st := statusOf(err)
 	if !s.header {
 		h := s.w.Header()
 		h["Content-Type"] = s.contentType

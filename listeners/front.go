@@ -247,5 +247,6 @@ var (
 	jsonType     = []string{"application/json"}
 	noStore      = []string{"no-store"}
 	connClose    = []string{"close"}
+	statusOK     = []string{"0"}
 	nosniff      = []string{"nosniff"}
 )

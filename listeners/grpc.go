@@ -73,17 +73,17 @@ func (s *framed) grpcCall(v View, codec string) (*Route, time.Duration, error) {
 
 // finish sends the status as trailers, or as headers if nothing was sent before (trailers-only).
 func (s *grpcStream) finish(err error) {
-	st := rpc.StatusOf(err)
+	st := statusOf(err)
 	h := s.w.Header()
 	if s.header {
 		_ = s.out.flush(s)
 		writeMetadata(h, http.TrailerPrefix, s.trailer, true)
-		writeGRPCStatus(h, http.TrailerPrefix, st)
+		writeGRPCStatus(h, true, st)
 	} else {
 		h["Content-Type"] = s.contentType
 		addHeaderOf(h, err)
 		writeMetadata(h, "", s.trailer, true)
-		writeGRPCStatus(h, "", st)
+		writeGRPCStatus(h, false, st)
 		s.w.WriteHeader(http.StatusOK)
 	}
 	s.done(err, st, http.StatusOK)

@@ -69,11 +69,11 @@ func (s *grpcWebStream) start(v View) error {
 // finish sends the status as the trailer frame, or as headers if nothing was sent before (trailers-only).
 func (s *grpcWebStream) finish(err error) {
 	s.settle(true)
-	st := rpc.StatusOf(err)
+	st := statusOf(err)
 	if s.header {
 		_ = s.out.end(transcoder.FlagTrailer, s, func(dst []byte) []byte {
 			var details []byte
-			if p := st.Proto(); len(p.GetDetails()) > 0 {
+			if p := st.Proto(); err != nil && len(p.GetDetails()) > 0 {
 				details, _ = proto.Marshal(p)
 			}
 			delete(s.trailer, loadReportKey)
@@ -85,7 +85,7 @@ func (s *grpcWebStream) finish(err error) {
 		h["Content-Type"] = s.contentType
 		addHeaderOf(h, err)
 		writeMetadata(h, "", s.trailer, false)
-		writeGRPCStatus(h, "", st)
+		writeGRPCStatus(h, false, st)
 		s.w.WriteHeader(http.StatusOK)
 	}
 	s.done(err, st, http.StatusOK)

@@ -34,7 +34,7 @@ type guard struct {
 // side is one direction.
 type side struct {
 	ctx  context.Context
-	stop func() bool
+	stop func() bool // ends the watch over ctx; nil if the other side watches the same
 	busy bool
 }
 
@@ -42,7 +42,7 @@ type side struct {
 // again costs a comparison.
 func (g *guard) bindRead(ctx context.Context, w http.ResponseWriter) error {
 	if g.read.ctx != ctx {
-		g.bind(ctx, &g.read, w, g.releaseRead)
+		g.bind(ctx, &g.read, &g.write, w)
 	}
 	return rpc.CauseOf(ctx)
 }
@@ -50,38 +50,43 @@ func (g *guard) bindRead(ctx context.Context, w http.ResponseWriter) error {
 // bindWrite is bindRead for writes.
 func (g *guard) bindWrite(ctx context.Context, w http.ResponseWriter) error {
 	if g.write.ctx != ctx {
-		g.bind(ctx, &g.write, w, g.releaseWrite)
+		g.bind(ctx, &g.write, &g.read, w)
 	}
 	return rpc.CauseOf(ctx)
 }
 
-func (g *guard) bind(ctx context.Context, s *side, w http.ResponseWriter, release func()) {
-	if s.stop != nil {
-		s.stop()
-	}
+// bind watches ctx for s; a context that both sides have is watched once.
+func (g *guard) bind(ctx context.Context, s, other *side, w http.ResponseWriter) {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.rc == nil {
 		g.rc = http.NewResponseController(w)
 	}
-	s.ctx = ctx
-	g.mu.Unlock()
-	s.stop = context.AfterFunc(ctx, release)
-}
-
-// releaseRead ends a read that is blocked. A response writer without deadlines is one that does not block.
-func (g *guard) releaseRead() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.read.busy && !g.over && g.read.ctx.Err() != nil {
-		_ = g.rc.SetReadDeadline(time.Unix(1, 0))
+	if s.stop != nil {
+		if other.ctx == s.ctx {
+			other.stop = s.stop
+		} else {
+			s.stop()
+		}
+		s.stop = nil
+	}
+	if s.ctx = ctx; other.ctx != ctx {
+		s.stop = context.AfterFunc(ctx, g.release)
 	}
 }
 
-// releaseWrite ends a write that stays blocked.
-func (g *guard) releaseWrite() {
+// release ends a read that is blocked, and a write that stays blocked, if their context has ended. A response writer
+// without deadlines is one that does not block.
+func (g *guard) release() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.write.busy && !g.over && g.write.ctx.Err() != nil {
+	if g.over {
+		return
+	}
+	if g.read.busy && g.read.ctx != nil && g.read.ctx.Err() != nil {
+		_ = g.rc.SetReadDeadline(time.Unix(1, 0))
+	}
+	if g.write.busy && g.write.ctx != nil && g.write.ctx.Err() != nil {
 		_ = g.rc.SetWriteDeadline(time.Now().Add(writeGrace))
 	}
 }
@@ -89,6 +94,8 @@ func (g *guard) releaseWrite() {
 // disarm ends the watch over the contexts: the call is over. What is written afterwards has writeStall to get out. It
 // must be called before the handler returns.
 func (g *guard) disarm() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.rc == nil {
 		return
 	}
@@ -97,9 +104,7 @@ func (g *guard) disarm() {
 			s.stop()
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.write.stop != nil {
+	if g.write.ctx != nil {
 		_ = g.rc.SetWriteDeadline(time.Now().Add(writeStall))
 	}
 	g.over = true

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"transom/rpc"
 	"transom/transcoder"
 )
 
@@ -50,17 +51,33 @@ func writeMetadata(h http.Header, prefix string, md metadata.MD, loadReport bool
 	transcoder.AddHeader(h, md, prefix)
 }
 
-// writeGRPCStatus sets grpc-status, grpc-message and grpc-status-details-bin, each name behind prefix.
-func writeGRPCStatus(h http.Header, prefix string, st *status.Status) {
-	h[prefix+"Grpc-Status"] = []string{codeText(st.Code())}
+// writeGRPCStatus sets grpc-status, grpc-message and grpc-status-details-bin, as trailers or as headers. A nil st is OK.
+func writeGRPCStatus(h http.Header, trailers bool, st *status.Status) {
+	statusName, messageName, detailsName := "Grpc-Status", "Grpc-Message", "Grpc-Status-Details-Bin"
+	if trailers {
+		statusName, messageName, detailsName = http.TrailerPrefix+"Grpc-Status", http.TrailerPrefix+"Grpc-Message", http.TrailerPrefix+"Grpc-Status-Details-Bin"
+	}
+	if st == nil {
+		h[statusName] = statusOK
+		return
+	}
+	h[statusName] = []string{codeText(st.Code())}
 	if msg := st.Message(); msg != "" {
-		h[prefix+"Grpc-Message"] = []string{string(transcoder.AppendGRPCMessage(nil, msg))}
+		h[messageName] = []string{string(transcoder.AppendGRPCMessage(nil, msg))}
 	}
 	if p := st.Proto(); len(p.GetDetails()) > 0 {
 		if b, err := proto.Marshal(p); err == nil {
-			h[prefix+"Grpc-Status-Details-Bin"] = []string{base64.RawStdEncoding.EncodeToString(b)}
+			h[detailsName] = []string{base64.RawStdEncoding.EncodeToString(b)}
 		}
 	}
+}
+
+// statusOf is the status of err, nil for nil.
+func statusOf(err error) *status.Status {
+	if err == nil {
+		return nil
+	}
+	return rpc.StatusOf(err)
 }
 
 // codeText is the decimal form of a code, without allocation.

@@ -718,7 +718,7 @@ func (s *restStream) lateError(err error, st *status.Status) {
 	}
 	h := s.w.Header()
 	writeMetadata(h, http.TrailerPrefix, s.trailer, false)
-	writeGRPCStatus(h, http.TrailerPrefix, st)
+	writeGRPCStatus(h, true, st)
 	_ = s.writeOut(s.Request.Context())
 	if s.down == downloadHTTPBody || s.format == transcoder.StreamArray {
 		_ = s.guard.flush(s.w)

@@ -29,7 +29,15 @@ func NewMessage(b []byte) Message {
 	if len(b) == 0 {
 		return Message{}
 	}
-	return Message{bufs: mem.BufferSlice{mem.SliceBuffer(b)}}
+	m := &sliceMessage{SliceBuffer: b}
+	m.bufs[0] = m
+	return Message{bufs: m.bufs[:]}
+}
+
+// sliceMessage is a message in one slice of ordinary memory, its buffer and the list of its buffers in one allocation.
+type sliceMessage struct {
+	mem.SliceBuffer
+	bufs [1]mem.Buffer
 }
 
 // PooledMessage wraps *b, which returns to pool when the last reference is released.

@@ -2,11 +2,13 @@ package gateway
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"transom/descriptors"
 	"transom/policy/access"
@@ -16,8 +18,10 @@ import (
 )
 
 const (
-	defaultAPIKeyHeader = "x-api-key"
-	defaultLeeway       = 30e9 // nanoseconds
+	defaultAPIKeyHeader       = "x-api-key"
+	defaultLeeway             = 30 * time.Second
+	defaultIntrospectionCache = time.Minute
+	defaultExternalTimeout    = time.Second
 )
 
 // openConsumers holds the providers and joins them with the consumers that are known.
@@ -50,7 +54,7 @@ func (b *builder) openConsumers() {
 func consumerOf(name string, c *configv1.Consumer) *identity.Consumer {
 	out := &identity.Consumer{
 		Name: name, Identities: c.GetIdentities(), Groups: c.GetGroups(), Scopes: c.GetScopes(), Plan: c.GetPlan(),
-		Claims: c.GetClaims().AsMap(),
+		PasswordHash: c.GetPassword(), Claims: c.GetClaims().AsMap(),
 	}
 	for _, key := range c.GetApiKeys() {
 		var hash [32]byte
@@ -72,7 +76,7 @@ func (b *builder) provider(name string, p *configv1.Provider, known []*identity.
 			cfg := identity.JWTConfig{
 				Name: name, Issuer: j.GetIssuer(), Audiences: j.GetAudiences(), JWKSURI: j.GetJwksUri(), Algorithms: j.GetAlgorithms(),
 				Type: j.GetType(), Leeway: defaultLeeway, SubjectClaim: j.GetSubjectClaim(), GroupClaims: j.GetGroupClaims(),
-				Metadata: j.GetMetadata(), Outbound: identity.Outbound{Private: j.GetOutbound().GetPrivate(), CAFile: j.GetOutbound().GetCa()},
+				Metadata: j.GetMetadata(), Outbound: outboundOf(j.GetOutbound()),
 			}
 			if l := j.GetLeeway(); l != nil {
 				cfg.Leeway = l.AsDuration()
@@ -83,8 +87,52 @@ func (b *builder) provider(name string, p *configv1.Provider, known []*identity.
 			}
 			return provider, provider.Close, nil
 		})
+	case *configv1.Provider_Introspection:
+		i := kind.Introspection
+		return hold(&b.holds, "introspection", name, i, func() (*identity.Introspection, func(), error) {
+			cfg := identity.IntrospectionConfig{
+				Name: name, URL: i.GetUrl(), ClientID: i.GetClientId(), ClientSecret: i.GetClientSecret(), Audiences: i.GetAudiences(),
+				Cache: defaultIntrospectionCache, SubjectClaim: i.GetSubjectClaim(), GroupClaims: i.GetGroupClaims(), Metadata: i.GetMetadata(),
+				Outbound: outboundOf(i.GetOutbound()),
+			}
+			if d := i.GetCache(); d != nil {
+				cfg.Cache = d.AsDuration()
+			}
+			provider, err := identity.NewIntrospection(cfg, b.log)
+			if err != nil {
+				return nil, nil, err
+			}
+			return provider, provider.Close, nil
+		})
+	case *configv1.Provider_ClientCertificate:
+		return hold(&b.holds, "client_certificate", name, nil, func() (*identity.ClientCertificates, func(), error) {
+			return identity.NewClientCertificates(name), nil, nil
+		})
+	case *configv1.Provider_Basic:
+		// What is remembered of passwords goes with the consumers that they are of.
+		return hold(&b.holds, "basic", name, b.cfg.GetConsumers(), func() (*identity.Basic, func(), error) {
+			provider, err := identity.NewBasic(name, known)
+			return provider, nil, err
+		})
+	case *configv1.Provider_External:
+		cluster := b.clusters[kind.External.GetCluster()]
+		if cluster == nil {
+			return nil, errors.New(b.noCluster(kind.External.GetCluster()))
+		}
+		cfg := identity.ExternalConfig{Name: name, Timeout: defaultExternalTimeout}
+		if d := kind.External.GetTimeout(); d != nil {
+			cfg.Timeout = d.AsDuration()
+		}
+		for _, h := range kind.External.GetHeaders() {
+			cfg.Headers = append(cfg.Headers, strings.ToLower(h))
+		}
+		return identity.NewExternal(cfg, cluster.Conn(), b.log), nil
 	}
-	return nil, fmt.Errorf("provider %s is of no known kind", name)
+	return nil, errors.New("a provider is one of api_key, jwt, introspection, client_certificate, basic, external")
+}
+
+func outboundOf(o *configv1.Outbound) identity.Outbound {
+	return identity.Outbound{Private: o.GetPrivate(), CAFile: o.GetCa()}
 }
 
 func apiKeyHeader(k *configv1.ApiKey) string {

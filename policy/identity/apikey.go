@@ -31,7 +31,7 @@ func NewAPIKeys(name, header string, known []*Consumer) (*APIKeys, error) {
 	p := &APIKeys{header: header, byPrefix: map[uint64][]apiKey{}}
 	var errs []error
 	for _, c := range known {
-		who := known1(name, c)
+		who := callerOfKnown(name, c)
 		for _, hash := range c.KeyHashes {
 			at := binary.LittleEndian.Uint64(hash[:])
 			for _, other := range p.byPrefix[at] {
@@ -45,8 +45,8 @@ func NewAPIKeys(name, header string, known []*Consumer) (*APIKeys, error) {
 	return p, errors.Join(errs...)
 }
 
-// known1 is a consumer as a provider that knows it by name identifies it.
-func known1(provider string, c *Consumer) *caller {
+// callerOfKnown is a consumer as a provider that knows it by name identifies it.
+func callerOfKnown(provider string, c *Consumer) *caller {
 	return &caller{
 		Principal: rpc.Principal{
 			Consumer: c.Name, Provider: provider, Claims: c.Claims, Scopes: c.Scopes, Groups: c.Groups, Plan: c.Plan,

@@ -1,0 +1,73 @@
+package identity
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"time"
+
+	"transom/rpc"
+)
+
+// ClientCertificates identifies callers by the TLS certificates that the listener has checked.
+type ClientCertificates struct {
+	name  string
+	cache credentialCache
+}
+
+// NewClientCertificates makes the provider of that name.
+func NewClientCertificates(name string) *ClientCertificates { return &ClientCertificates{name: name} }
+
+func (p *ClientCertificates) strip(*rpc.Call)         {}
+func (p *ClientCertificates) challenge(string) string { return "" } // HTTP has none
+
+func (p *ClientCertificates) identify(_ context.Context, call *rpc.Call) (*caller, error) {
+	t := call.Peer.TLS
+	if t == nil || len(t.VerifiedChains) == 0 || len(t.PeerCertificates) == 0 {
+		return nil, errNone
+	}
+	cert := t.PeerCertificates[0]
+	now := time.Now()
+	if !now.Before(cert.NotAfter) { // since the handshake
+		return nil, &refusal{reasonExpired, "the client certificate has expired"}
+	}
+	hash := sha256.Sum256(cert.Raw)
+	if e, ok := p.cache.get(&hash, now); ok {
+		return e.who, nil
+	}
+	subject := subjectOf(cert)
+	if subject == "" {
+		return nil, invalid("the client certificate does not say whose it is")
+	}
+	who := &caller{identity: p.name + ":" + subject}
+	who.Principal = rpc.Principal{Consumer: who.identity, Provider: p.name, Expires: cert.NotAfter, Claims: map[string]any{
+		"sub": subject, "cn": cert.Subject.CommonName, "fingerprint": hex.EncodeToString(hash[:]), "serial": cert.SerialNumber.Text(16),
+		"organizations": anyList(cert.Subject.Organization), "dns": anyList(cert.DNSNames), "emails": anyList(cert.EmailAddresses),
+	}}
+	p.cache.put(hash, cached{who: who, until: cert.NotAfter}, now)
+	return who, nil
+}
+
+// subjectOf names whose a certificate is by kind and value.
+func subjectOf(c *x509.Certificate) string {
+	switch {
+	case len(c.URIs) > 0:
+		return "uri:" + c.URIs[0].String()
+	case len(c.DNSNames) > 0:
+		return "dns:" + c.DNSNames[0]
+	case len(c.EmailAddresses) > 0:
+		return "email:" + c.EmailAddresses[0]
+	case c.Subject.CommonName != "":
+		return "cn:" + c.Subject.CommonName
+	}
+	return ""
+}
+
+func anyList(list []string) []any {
+	out := make([]any, len(list))
+	for i, s := range list {
+		out[i] = s
+	}
+	return out
+}

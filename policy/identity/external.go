@@ -1,0 +1,177 @@
+package identity
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"transom/rpc"
+)
+
+// ExternalConfig configures an External.
+type ExternalConfig struct {
+	// Name is the provider's.
+	Name string
+	// Timeout bounds one question; positive.
+	Timeout time.Duration
+	// Headers is the metadata that the server gets; nil for all.
+	Headers []string
+}
+
+// External lets a gRPC server decide who calls and whether it may (envoy.service.auth.v3.Authorization). It finds something
+// to ask in every call.
+type External struct {
+	cfg  ExternalConfig
+	auth authv3.AuthorizationClient
+	log  *slog.Logger
+}
+
+// NewExternal makes the provider over a connection that belongs to the caller.
+func NewExternal(cfg ExternalConfig, conn grpc.ClientConnInterface, log *slog.Logger) *External {
+	return &External{cfg, authv3.NewAuthorizationClient(conn), log}
+}
+
+func (p *External) strip(*rpc.Call)         {}
+func (p *External) challenge(string) string { return "" } // the server's own headers say it
+
+// denial is a refusal in the words of the server that was asked.
+type denial struct{ error }
+
+func (d *denial) Unwrap() error { return d.error }
+
+func (p *External) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
+	defer cancel()
+	resp, err := p.auth.Check(ctx, p.question(call))
+	if err != nil {
+		p.log.LogAttrs(ctx, slog.LevelWarn, "external authorization failed", slog.String("provider", p.cfg.Name), slog.String("error", err.Error()))
+		return nil, status.Error(codes.Unavailable, "the authorization server does not answer")
+	}
+	if codes.Code(resp.GetStatus().GetCode()) != codes.OK { //nolint:gosec // any other number is no OK
+		return nil, &denial{denialOf(resp)}
+	}
+	ok := resp.GetOkResponse()
+	for _, name := range ok.GetHeadersToRemove() {
+		if name = strings.ToLower(name); settable(name) {
+			delete(call.Header, name)
+		}
+	}
+	for _, h := range ok.GetHeaders() {
+		setHeader(call, h)
+	}
+	claims := resp.GetDynamicMetadata().AsMap()
+	if claims["sub"] == nil {
+		return &caller{}, nil
+	}
+	return callerOf(p.cfg.Name, claims, "sub", []string{"groups", "roles"}, nil, time.Time{})
+}
+
+// question describes the call.
+func (p *External) question(call *rpc.Call) *authv3.CheckRequest {
+	headers := map[string]string{}
+	for k, v := range call.Header {
+		if !strings.HasSuffix(k, "-bin") && (p.cfg.Headers == nil || slices.Contains(p.cfg.Headers, k)) {
+			headers[k] = strings.Join(v, ",")
+		}
+	}
+	peer := call.Peer.Addr
+	source := &authv3.AttributeContext_Peer{Address: &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address: peer.Addr().Unmap().String(), PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(peer.Port())},
+	}}}}
+	if t := call.Peer.TLS; t != nil && len(t.VerifiedChains) > 0 {
+		source.Principal = subjectOf(t.PeerCertificates[0])
+	}
+	return &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		Source: source,
+		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{
+			Id: call.Info.RequestID, Method: http.MethodPost, Path: call.Method.FullPath, Headers: headers, Protocol: "HTTP/2",
+		}},
+		ContextExtensions: map[string]string{"method": string(call.Method.Name), "protocol": call.Info.Protocol.String()},
+	}}
+}
+
+// settable reports whether the server may set or remove metadata of that name.
+func settable(name string) bool {
+	if strings.HasSuffix(name, "-bin") || strings.HasPrefix(name, ":") || strings.HasPrefix(name, "grpc-") || strings.HasPrefix(name, "x-transom-") {
+		return false
+	}
+	switch name {
+	case "", "host", "te", "connection", "content-type", "content-length", "transfer-encoding", "upgrade", "user-agent":
+		return false
+	}
+	return true
+}
+
+// setHeader sets metadata as the server wishes.
+func setHeader(call *rpc.Call, h *corev3.HeaderValueOption) {
+	name, value := strings.ToLower(h.GetHeader().GetKey()), valueOf(h)
+	if !settable(name) {
+		return
+	}
+	add := h.GetAppend().GetValue() //nolint:staticcheck // what most servers still set
+	switch h.GetAppendAction() {
+	case corev3.HeaderValueOption_ADD_IF_ABSENT:
+		if len(call.Header[name]) > 0 {
+			return
+		}
+	case corev3.HeaderValueOption_OVERWRITE_IF_EXISTS:
+		if len(call.Header[name]) == 0 {
+			return
+		}
+	case corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD:
+	}
+	if add {
+		call.SetHeader(name, append(slices.Clone(call.Header[name]), value)...)
+		return
+	}
+	call.SetHeader(name, value)
+}
+
+func valueOf(h *corev3.HeaderValueOption) string {
+	if raw := h.GetHeader().GetRawValue(); len(raw) > 0 {
+		return fieldValue(string(raw))
+	}
+	return fieldValue(h.GetHeader().GetValue())
+}
+
+// maxDenial is how much of a denial's body the client gets.
+const maxDenial = 1 << 10
+
+// denialOf makes the client's status of a denial: the HTTP status that the server chose, 403 if none, as a code; its body as
+// the message.
+func denialOf(resp *authv3.CheckResponse) error {
+	d := resp.GetDeniedResponse()
+	code, msg := codes.PermissionDenied, "the call is not allowed"
+	switch n := int(d.GetStatus().GetCode()); {
+	case n == http.StatusUnauthorized:
+		code, msg = codes.Unauthenticated, "the call needs a credential"
+	case n == http.StatusTooManyRequests:
+		code, msg = codes.ResourceExhausted, "too many calls"
+	case n == http.StatusNotFound:
+		code, msg = codes.NotFound, "not found"
+	case n == http.StatusBadRequest:
+		code, msg = codes.InvalidArgument, "the call is not valid"
+	case n >= 500:
+		code, msg = codes.Unavailable, "the authorization server does not answer"
+	}
+	if body := strings.ToValidUTF8(d.GetBody(), "�"); body != "" && len(body) <= maxDenial {
+		msg = body
+	}
+	md := metadata.MD{}
+	for _, h := range d.GetHeaders() {
+		if name := strings.ToLower(h.GetHeader().GetKey()); settable(name) {
+			md[name] = append(md[name], valueOf(h))
+		}
+	}
+	return rpc.WithHeader(status.Error(code, msg), md)
+}

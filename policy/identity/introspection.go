@@ -1,0 +1,217 @@
+package identity
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-jose/go-jose/v4/json"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"transom/rpc"
+)
+
+// IntrospectionConfig configures an Introspection.
+type IntrospectionConfig struct {
+	// Name is the provider's.
+	Name string
+	// URL is the endpoint; ClientID and ClientSecret are for HTTP basic authentication at it.
+	URL, ClientID, ClientSecret string
+	// Audiences has what aud must have one of; empty for anything.
+	Audiences []string
+	// Cache is how long an answer is remembered; positive.
+	Cache time.Duration
+	// SubjectClaim is a path, empty for "sub", or "client_id" where there is none. The rest is as in JWTConfig.
+	SubjectClaim string
+	GroupClaims  []string
+	Metadata     map[string]string
+	Outbound     Outbound
+}
+
+// Introspection identifies callers by tokens that say nothing themselves, by asking the authorization server (RFC 7662).
+// What it says is remembered, also that a token is not active; calls with one token wait for one answer. Close it.
+type Introspection struct {
+	cfg    IntrospectionConfig
+	client *client
+	log    *slog.Logger
+	cache  credentialCache
+	slots  chan struct{}
+
+	ctx  context.Context //nolint:containedctx // ends the provider's own goroutines
+	stop context.CancelFunc
+	work sync.WaitGroup
+
+	mu      sync.Mutex
+	flights map[[sha256.Size]byte]*flight
+}
+
+// flight is one question under way.
+type flight struct {
+	done chan struct{}
+	who  *caller
+	err  error
+}
+
+const (
+	// inactiveCached is how long it is remembered that a token is not active.
+	inactiveCached = 10 * time.Second
+	// maxFlights is how many questions may be under way.
+	maxFlights = 64
+)
+
+// NewIntrospection makes the provider.
+func NewIntrospection(cfg IntrospectionConfig, log *slog.Logger) (*Introspection, error) {
+	c, err := newClient(cfg.Outbound)
+	if err != nil {
+		return nil, fmt.Errorf("outbound: %w", err)
+	}
+	if err := c.checkURL(cfg.URL); err != nil {
+		return nil, err
+	}
+	if cfg.GroupClaims == nil {
+		cfg.GroupClaims = []string{"groups", "roles"}
+	}
+	p := &Introspection{cfg: cfg, client: c, log: log, slots: make(chan struct{}, maxFlights), flights: map[[sha256.Size]byte]*flight{}}
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	return p, nil
+}
+
+// Close ends what the provider does by itself.
+func (p *Introspection) Close() {
+	p.stop()
+	p.work.Wait()
+	p.client.close()
+}
+
+func (p *Introspection) strip(call *rpc.Call)         { stripAuthorization(call) }
+func (p *Introspection) challenge(code string) string { return bearerChallenge(code) }
+
+func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
+	token, err := bearerToken(call)
+	if err != nil {
+		return nil, err
+	}
+	if len(token) > maxTokenBytes {
+		return nil, invalid("the token is too long")
+	}
+	hash := sha256.Sum256([]byte(token))
+	if e, ok := p.cache.get(&hash, time.Now()); ok {
+		if e.who == nil {
+			return nil, invalid("the token is not active")
+		}
+		return e.who, nil
+	}
+	f := p.ask(hash, token)
+	select {
+	case <-f.done:
+		return f.who, f.err
+	case <-ctx.Done():
+		return nil, rpc.CauseOf(ctx)
+	}
+}
+
+var errNoAnswer = status.Error(codes.Unavailable, "the authorization server does not answer")
+
+// ask puts the question, or joins the one under way.
+func (p *Introspection) ask(hash [sha256.Size]byte, token string) *flight {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f := p.flights[hash]; f != nil {
+		return f
+	}
+	f := &flight{done: make(chan struct{}), err: errNoAnswer}
+	select {
+	case p.slots <- struct{}{}:
+	default: // it is slower than calls come; fail rather than pile up
+		close(f.done)
+		return f
+	}
+	if p.ctx.Err() != nil {
+		<-p.slots
+		close(f.done)
+		return f
+	}
+	p.flights[hash] = f
+	p.work.Go(func() {
+		f.who, f.err = p.introspect(hash, token)
+		p.mu.Lock()
+		delete(p.flights, hash)
+		p.mu.Unlock()
+		<-p.slots
+		close(f.done)
+	})
+	return f
+}
+
+// introspect asks the server and remembers what it says.
+func (p *Introspection) introspect(hash [sha256.Size]byte, token string) (*caller, error) {
+	claims, err := p.post(token)
+	if err != nil {
+		if p.ctx.Err() == nil {
+			p.log.LogAttrs(p.ctx, slog.LevelWarn, "token introspection failed", slog.String("provider", p.cfg.Name), slog.String("error", err.Error()))
+		}
+		return nil, errNoAnswer
+	}
+	now := time.Now()
+	who, err := p.judge(claims, now)
+	if err != nil {
+		p.cache.put(hash, cached{until: now.Add(min(inactiveCached, p.cfg.Cache))}, now)
+		return nil, err
+	}
+	until := now.Add(p.cfg.Cache)
+	if !who.Expires.IsZero() && who.Expires.Before(until) {
+		until = who.Expires
+	}
+	p.cache.put(hash, cached{who: who, until: until}, now)
+	return who, nil
+}
+
+// post sends the request of RFC 7662 section 2.1.
+func (p *Introspection) post(token string) (map[string]any, error) {
+	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}.Encode()
+	r, err := http.NewRequestWithContext(p.ctx, http.MethodPost, p.cfg.URL, strings.NewReader(form))
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	r.Header.Set("Accept", "application/json")
+	r.SetBasicAuth(url.QueryEscape(p.cfg.ClientID), url.QueryEscape(p.cfg.ClientSecret)) // RFC 6749 section 2.3.1
+	body, _, err := p.client.do(r)
+	if err != nil {
+		return nil, err
+	}
+	var claims map[string]any
+	return claims, json.Unmarshal(body, &claims)
+}
+
+// judge reads the answer of RFC 7662 section 2.2.
+func (p *Introspection) judge(claims map[string]any, now time.Time) (*caller, error) {
+	if active, _ := claims["active"].(bool); !active {
+		return nil, invalid("the token is not active")
+	}
+	var expires time.Time
+	if v, there := claims["exp"]; there {
+		var ok bool
+		if expires, ok = timeOf(v); !ok || !now.Before(expires) {
+			return nil, &refusal{reasonExpired, "the token has expired"}
+		}
+	}
+	if len(p.cfg.Audiences) > 0 && !slices.ContainsFunc(stringsOf(claims["aud"]), func(a string) bool { return slices.Contains(p.cfg.Audiences, a) }) {
+		return nil, invalid("the token is for another audience")
+	}
+	subject := p.cfg.SubjectClaim
+	if subject == "" {
+		if subject = "sub"; claims["sub"] == nil {
+			subject = "client_id"
+		}
+	}
+	return callerOf(p.cfg.Name, claims, subject, p.cfg.GroupClaims, p.cfg.Metadata, expires)
+}

@@ -331,7 +331,7 @@ func (b *builder) snapshot() *Snapshot {
 		return nil
 	}
 	methods := b.schema.Methods()
-	edge := listeners.NewEdge(listeners.EdgeConfig{Forward: append(credentialHeaders(b.cfg), b.cfg.GetMetadata().GetRequestHeaders()...)})
+	edge := listeners.NewEdge(b.edge())
 	s := &Snapshot{schema: b.schema, plans: plans, edge: edge, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods))}
 	local := builtinHandlers(b.schema, b.health)
 	for _, m := range methods {
@@ -343,7 +343,7 @@ func (b *builder) snapshot() *Snapshot {
 			inner = b.cluster(eff)
 		}
 		s.routes[m.ID] = listeners.Route{
-			Handler: inner, Plan: plans.Method(m),
+			Handler: inner, Plan: plans.Method(m), Edge: edge,
 			Timeout: timeoutOf(eff.Policy, m.Unary()), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy),
 		}
 		if !isHealth(m) {
@@ -357,7 +357,7 @@ func (b *builder) snapshot() *Snapshot {
 			return nil
 		}
 		eff, _ := set.effective("")
-		s.opaque = &listeners.Route{Handler: b.chain(descriptors.Opaque("/*/*"), eff, cluster.Invoke), Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy)}
+		s.opaque = &listeners.Route{Handler: b.chain(descriptors.Opaque("/*/*"), eff, cluster.Invoke), Edge: edge, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy)}
 	}
 	return s
 }

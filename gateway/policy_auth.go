@@ -7,10 +7,12 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"transom/descriptors"
+	"transom/listeners"
 	"transom/policy/access"
 	"transom/policy/identity"
 	configv1 "transom/proto/transom/config/v1"
@@ -19,6 +21,7 @@ import (
 
 const (
 	defaultAPIKeyHeader       = "x-api-key"
+	defaultRequestIDHeader    = "x-request-id"
 	defaultLeeway             = 30 * time.Second
 	defaultIntrospectionCache = time.Minute
 	defaultExternalTimeout    = time.Second
@@ -153,6 +156,26 @@ func credentialHeaders(cfg *configv1.Config) []string {
 	return names
 }
 
+// edge is what holds for every request.
+func (b *builder) edge() listeners.EdgeConfig {
+	sec := b.cfg.GetSecurity()
+	cfg := listeners.EdgeConfig{
+		Forward:        slices.Concat(credentialHeaders(b.cfg), b.cfg.GetMetadata().GetRequestHeaders()),
+		TrustedProxies: b.networks("security.trusted_proxies", sec.GetTrustedProxies()),
+		TrustedOrigins: sec.GetTrustedOrigins(),
+		ResponseHeader: sec.GetResponseHeaders(),
+	}
+	if d := sec.GetHsts(); d != nil {
+		cfg.HSTS = "max-age=" + strconv.FormatInt(int64(d.AsDuration().Seconds()), 10)
+	}
+	if sec.GetRequestId() != nil {
+		if cfg.RequestID = sec.GetRequestId().GetHeader(); cfg.RequestID == "" {
+			cfg.RequestID = defaultRequestIDHeader
+		}
+	}
+	return cfg
+}
+
 // authenticate is the middleware that tells who calls; nil if nobody has to say.
 func (b *builder) authenticate(eff Effective) rpc.Middleware {
 	mw, err := b.directory.Middleware(identity.Requirement{Providers: eff.Policy.GetAuth().GetRequire(), Anonymous: eff.Policy.GetAuth().GetAnonymous()})
@@ -164,6 +187,9 @@ func (b *builder) authenticate(eff Effective) rpc.Middleware {
 
 // authorize is the middleware that decides what callers may do; nil if everything.
 func (b *builder) authorize(m *descriptors.Method, eff Effective) rpc.Middleware {
+	if b.cfg.GetSecurity().GetDefaultDeny() && eff.Policy.GetAuth() == nil {
+		return func(rpc.Handler) rpc.Handler { return access.Deny }
+	}
 	a := eff.Policy.GetAccess()
 	cfg := access.Config{Scopes: a.GetScopes(), Groups: a.GetGroups(), Consumers: a.GetConsumers()}
 	cfg.AllowIPs = b.networks(eff.path("access")+".allow_ips", a.GetAllowIps())

@@ -162,7 +162,6 @@ func (s *connectUnary) serve(v View) error {
 		s.info.Fail(rpc.SourceClient)
 		return err
 	}
-	s.call.Peer = peerOf(r)
 	s.call.Stream = s
 	return s.run(s.route, timeout)
 }

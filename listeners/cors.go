@@ -47,6 +47,8 @@ type CORS struct {
 	// headers are the request headers allowed, in lower case; all says that any is.
 	headers map[string]bool
 	all     bool
+	// credentials says that pages may send cookies.
+	credentials bool
 }
 
 // NewCORS compiles c. The error joins all faults of the settings.
@@ -69,7 +71,7 @@ func NewCORS(c CORSConfig) (*CORS, error) {
 	if _, err := cors.NewMiddleware(cfg); err != nil {
 		return nil, err
 	}
-	out := &CORS{headers: map[string]bool{}}
+	out := &CORS{headers: map[string]bool{}, credentials: c.Credentials}
 	for _, name := range cfg.RequestHeaders {
 		out.headers[strings.ToLower(name)] = true
 		out.all = out.all || name == "*"

@@ -1,25 +1,66 @@
 package listeners
 
-import "net/http"
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+
+	"transom/rpc"
+	"transom/transcoder"
+)
 
 // EdgeConfig is what holds for every request before its method is known.
 type EdgeConfig struct {
 	// Forward are the names of headers that REST and WebSocket requests pass on as metadata, case ignored, beside
 	// authorization, cookie, traceparent, tracestate and Grpc-Metadata-* (without the prefix), which always pass.
 	Forward []string
+	// TrustedProxies are the networks of the proxies in front whose X-Forwarded-For is believed.
+	TrustedProxies []netip.Prefix
+	// RequestID is the header, in lower case, in which calls carry an id: the client's, or one that is made. Empty for none.
+	RequestID string
+	// ResponseHeader is set on every response; HSTS is the value of Strict-Transport-Security over TLS, empty for none.
+	ResponseHeader map[string]string
+	HSTS           string
+	// TrustedOrigins are origins, "https://app.example", whose pages may send requests with cookies and effects.
+	TrustedOrigins []string
 }
 
 // Edge is a compiled EdgeConfig: immutable, and part of a View. A nil Edge is that of the zero EdgeConfig.
 type Edge struct {
 	// forward are canonical header names.
 	forward map[string]bool
+	proxies []netip.Prefix
+	// requestID is the metadata name, and requestIDHeader the canonical header name.
+	requestID, requestIDHeader string
+	header                     http.Header
+	hsts                       []string
+	origins                    []string
 }
 
 // NewEdge compiles cfg.
 func NewEdge(cfg EdgeConfig) *Edge {
-	e := &Edge{forward: map[string]bool{}}
+	e := &Edge{
+		forward: map[string]bool{}, proxies: cfg.TrustedProxies, requestID: cfg.RequestID,
+		requestIDHeader: http.CanonicalHeaderKey(cfg.RequestID), header: http.Header{},
+	}
 	for _, name := range cfg.Forward {
 		e.forward[http.CanonicalHeaderKey(name)] = true
+	}
+	for name, value := range cfg.ResponseHeader {
+		e.header.Set(name, value)
+	}
+	if cfg.HSTS != "" {
+		e.hsts = []string{cfg.HSTS}
+	}
+	for _, o := range cfg.TrustedOrigins {
+		e.origins = append(e.origins, strings.ToLower(o))
 	}
 	return e
 }
@@ -31,4 +72,131 @@ func (e *Edge) forwards(name string) bool {
 		return true
 	}
 	return e != nil && e.forward[name]
+}
+
+// peer is the client: the socket's peer, or, behind trusted proxies, what the nearest of them that is not trusted is said
+// to be. X-Forwarded-For is read from its end: each proxy appends whom it got the request from, and what stands before the
+// word of one that is not trusted is anybody's.
+func (e *Edge) peer(r *http.Request) rpc.Peer {
+	addr, _ := netip.ParseAddrPort(r.RemoteAddr)
+	p := rpc.Peer{Addr: addr, TLS: r.TLS}
+	if e == nil || !e.trusts(addr.Addr()) {
+		return p
+	}
+	values := r.Header["X-Forwarded-For"]
+	for i := len(values) - 1; i >= 0; i-- {
+		for rest := values[i]; rest != ""; {
+			var last string
+			if at := strings.LastIndexByte(rest, ','); at >= 0 {
+				rest, last = rest[:at], rest[at+1:]
+			} else {
+				rest, last = "", rest
+			}
+			a, ok := parseHop(strings.TrimSpace(last))
+			if !ok {
+				return p
+			}
+			p.Addr = a
+			if !e.trusts(a.Addr()) {
+				return p
+			}
+		}
+	}
+	return p
+}
+
+// parseHop reads an element of X-Forwarded-For: an address, perhaps with a port, IPv6 perhaps in brackets.
+func parseHop(s string) (netip.AddrPort, bool) {
+	if ap, err := netip.ParseAddrPort(s); err == nil {
+		return ap, true
+	}
+	if len(s) > 2 && s[0] == '[' && s[len(s)-1] == ']' {
+		s = s[1 : len(s)-1]
+	}
+	a, err := netip.ParseAddr(s)
+	return netip.AddrPortFrom(a, 0), err == nil
+}
+
+func (e *Edge) trusts(a netip.Addr) bool {
+	a = a.Unmap().WithZone("")
+	return slices.ContainsFunc(e.proxies, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// admit completes a call with what the Edge knows of it: the peer and the request id.
+func (e *Edge) admit(x *exchange, r *http.Request) {
+	x.call.Peer = e.peer(r)
+	if e != nil && e.requestID != "" {
+		e.identify(x)
+	}
+}
+
+// identify gives the call its request id: the client's if it is fit to be logged, else a new one. The backend gets it as
+// metadata, the client as a header while there is one to be sent.
+func (e *Edge) identify(x *exchange) {
+	if x.info.RequestID == "" {
+		if given := x.Request.Header[e.requestIDHeader]; len(given) == 1 && isRequestID(given[0]) {
+			x.info.RequestID = given[0]
+		} else {
+			x.info.RequestID = newRequestID()
+		}
+	}
+	values := []string{x.info.RequestID}
+	x.call.SetHeader(e.requestID, values...)
+	if x.w != nil {
+		x.w.Header()[e.requestIDHeader] = values
+	}
+}
+
+// isRequestID reports whether a client's request id is 1 to 128 letters, digits and "-_.:/+=".
+func isRequestID(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if ('a' > c || c > 'z') && ('A' > c || c > 'Z') && ('0' > c || c > '9') && strings.IndexByte("-_.:/+=", c) < 0 {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 128
+}
+
+// newRequestID is 128 random bits in hex.
+func newRequestID() string {
+	var raw [16]byte
+	binary.LittleEndian.PutUint64(raw[:8], rand.Uint64())
+	binary.LittleEndian.PutUint64(raw[8:], rand.Uint64())
+	var text [32]byte
+	hex.Encode(text[:], raw[:])
+	return string(text[:])
+}
+
+// setHeader sets the response header that every response has.
+func (e *Edge) setHeader(w http.ResponseWriter, r *http.Request) {
+	if e == nil {
+		return
+	}
+	h := w.Header()
+	for name, values := range e.header {
+		h[name] = values
+	}
+	if e.hsts != nil && r.TLS != nil {
+		h["Strict-Transport-Security"] = e.hsts
+	}
+}
+
+// checkForgery refuses a request with cookies and effects that a page of another origin made a browser send (cross-site
+// request forgery), by what browsers say of it: Sec-Fetch-Site, and Origin. A request without cookies carries nothing of
+// the user's. GET is let through: it is for methods without effects. credentials reports whether the listener's CORS lets
+// pages of that origin send cookies.
+func (e *Edge) checkForgery(r *http.Request, credentials func(origin string) bool) error {
+	if len(r.Header["Cookie"]) == 0 {
+		return nil
+	}
+	var csrf http.CrossOriginProtection
+	if csrf.Check(r) == nil {
+		return nil
+	}
+	origin := strings.ToLower(r.Header.Get("Origin"))
+	if e != nil && slices.Contains(e.origins, origin) || origin != "" && credentials(origin) {
+		return nil
+	}
+	return transcoder.HTTPError(http.StatusForbidden, codes.PermissionDenied, fmt.Sprintf("pages of origin %q may not send requests with cookies here", origin))
 }

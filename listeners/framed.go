@@ -102,7 +102,6 @@ func (s *framed) serve(route *Route, timeout time.Duration, body io.Reader, stre
 		s.info.Fail(rpc.SourceClient)
 		return err
 	}
-	s.call.Peer = peerOf(r)
 	s.call.Stream = stream
 	s.in = frameReader{r: s.guard.body(body), max: route.MaxMessageBytes}
 	if s.call.Method.ClientStreams {

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
-	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,6 +83,17 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	v := f.source.Acquire()
 	defer v.Release()
+	e := v.Edge()
+	e.setHeader(w, r)
+	if r.Header["Cookie"] != nil {
+		if err := e.checkForgery(r, f.credentialsFrom); err != nil {
+			x := &exchange{}
+			x.begin(f, w, r, rpc.ProtocolUnknown)
+			x.settle(true)
+			x.refuseUpgrade(v, err)
+			return
+		}
+	}
 	ct := r.Header.Get("Content-Type")
 	switch {
 	case hasPrefixFold(ct, "application/grpc"):
@@ -98,6 +109,11 @@ func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	default:
 		f.serveREST(w, r, v)
 	}
+}
+
+// credentialsFrom reports whether the CORS settings let pages of an origin, in lower case, send cookies.
+func (f *Front) credentialsFrom(origin string) bool {
+	return f.cfg.CORS != nil && f.cfg.CORS.credentials && slices.ContainsFunc(f.cfg.Origins, func(p string) bool { return matchOrigin(p, origin) })
 }
 
 // serveHealth answers a load balancer in front.
@@ -142,6 +158,7 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) error {
 	ctx := x.Request.Context()
 	x.call.Info = &x.info
 	x.Call = &x.call
+	route.Edge.admit(x, x.Request)
 	limit := route.Timeout
 	if clientTimeout >= 0 && (limit == 0 || clientTimeout < limit) {
 		if clientTimeout == 0 {
@@ -226,12 +243,6 @@ func routeFault(verb string, err error) error {
 		}
 	}
 	return transcoder.HTTPError(http.StatusNotFound, codes.NotFound, "no route for this path")
-}
-
-// peerOf is the client as the socket shows it.
-func peerOf(r *http.Request) rpc.Peer {
-	addr, _ := netip.ParseAddrPort(r.RemoteAddr)
-	return rpc.Peer{Addr: addr, TLS: r.TLS}
 }
 
 // hasPrefixFold reports whether s begins with prefix, ASCII case ignored.

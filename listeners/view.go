@@ -41,6 +41,8 @@ type Route struct {
 	Plan *transcoder.Plan
 	// Timeout bounds the whole call, the client's own timeout included; 0 for none.
 	Timeout time.Duration
+	// Edge is the View's.
+	Edge *Edge
 	// MaxMessageBytes limits one request message (of a REST request: its decoded body); positive.
 	MaxMessageBytes int
 }

@@ -123,6 +123,7 @@ func (c *wsCall) serve(f *Front, w http.ResponseWriter, r *http.Request, u upgra
 	c.begin(f, w, r, rpc.ProtocolWebSocket)
 	c.upgrade, c.socket = u, s
 	c.view = f.source.Acquire()
+	c.view.Edge().setHeader(w, r)
 	route, timeout, err := s.open(c.view)
 	if err != nil {
 		c.refuseUpgrade(c.view, err)
@@ -130,7 +131,6 @@ func (c *wsCall) serve(f *Front, w http.ResponseWriter, r *http.Request, u upgra
 		return
 	}
 	c.max = min(route.MaxMessageBytes, f.cfg.WebSocket.MaxMessageBytes)
-	c.call.Peer = peerOf(r)
 	c.call.Stream = s
 	request := c.Request.Context()
 	var ctx context.Context

@@ -94,6 +94,7 @@ func (s *grpcWebSocket) readHeader(ctx context.Context, call *rpc.Call) error {
 		return err
 	}
 	call.Header = mergeMetadata(s.plain, call.Header)
+	s.view.Edge().admit(&s.exchange, s.Request) // again: the header is another one now
 	if t := h.Get("Grpc-Timeout"); t != "" {
 		timeout, err := transcoder.ParseTimeout(t)
 		if err != nil {

@@ -199,7 +199,6 @@ func (s *session) open(id uint32, o *transcoder.Open, v View) *sessionCall {
 	c.route, err = c.find(o, v, &c.requests, s.text)
 	if err == nil {
 		c.call.Header = mergeMetadata(s.header, o.Metadata)
-		c.call.Peer = peerOf(s.request)
 		c.call.Stream = c
 		err = s.admit(c)
 	} else {

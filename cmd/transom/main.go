@@ -43,7 +43,7 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), demoCommand(), versionCommand())
+	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), explainCommand(), demoCommand(), versionCommand())
 	return root
 }
 

@@ -1,0 +1,93 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"text/tabwriter"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"transom/descriptors"
+	configv1 "transom/proto/transom/config/v1"
+)
+
+// Explain writes what is in force for one method, given by full name ("bank.v1.Accounts.Get") or gRPC path: its HTTP rules,
+// and each field of its policy with its value, the selector that set it and where that was written, or "default". where
+// gives the place of a field by its path in the configuration ("policies[2].auth"). A method that there is none of is an
+// error with a suggestion.
+func Explain(ctx context.Context, cfg *configv1.Config, method string, where func(path string) string, w io.Writer, log *slog.Logger) error {
+	return offline(ctx, cfg, log, func(s *Snapshot) error {
+		name := strings.ReplaceAll(strings.TrimPrefix(method, "/"), "/", ".")
+		var m *descriptors.Method
+		for _, candidate := range s.schema.Methods() {
+			if string(candidate.Name) == name {
+				m = candidate
+			}
+		}
+		if m == nil {
+			if s := s.schema.Suggest(name); s != "" {
+				return fmt.Errorf("there is no method %s; did you mean %s?", name, s)
+			}
+			return fmt.Errorf("there is no method %s", name)
+		}
+		fmt.Fprintf(w, "%s  %s\n", m.Name, kindOf(m))
+		fmt.Fprintf(w, "  POST %s\n", m.FullPath)
+		for _, b := range m.Bindings {
+			fmt.Fprintf(w, "  %s %s\n", b.Verb, b.Template)
+		}
+		if isHealth(m) {
+			_, err := fmt.Fprintln(w, "answered by the gateway itself; no policy holds for it")
+			return err
+		}
+		return s.explainPolicy(m, cfg, where, w)
+	})
+}
+
+// explainPolicy writes the table of fields.
+func (s *Snapshot) explainPolicy(m *descriptors.Method, cfg *configv1.Config, where func(string) string, w io.Writer) error {
+	eff := s.effective[m.ID]
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, "\nFIELD\tVALUE\tSELECTOR\tFROM")
+	defaults := map[protoreflect.Name]string{
+		"message_bytes": fmt.Sprint(maxMessageOf(cfg, eff.Policy)),
+	}
+	if m.Unary() {
+		defaults["timeout"] = timeoutOf(eff.Policy, true).String()
+	} else {
+		defaults["stream_timeout"] = timeoutOf(eff.Policy, false).String()
+	}
+	for name := range cfg.GetClusters() {
+		if len(cfg.GetClusters()) == 1 {
+			defaults["cluster"] = name
+		}
+	}
+	fields := eff.Policy.ProtoReflect().Descriptor().Fields()
+	for i := range fields.Len() {
+		fd := fields.Get(i)
+		from, set := eff.From[fd.Name()]
+		switch value, there := defaults[fd.Name()]; {
+		case set:
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", fd.Name(), fieldText(eff.Policy, fd), from.Selector, where(eff.path(fd.Name())))
+		case there:
+			fmt.Fprintf(tw, "%s\t%s\t\tdefault\n", fd.Name(), value)
+		}
+	}
+	return tw.Flush()
+}
+
+// fieldText is the value of one field as JSON on one line.
+func fieldText(p *configv1.Policy, fd protoreflect.FieldDescriptor) string {
+	only := &configv1.Policy{}
+	only.ProtoReflect().Set(fd, p.ProtoReflect().Get(fd))
+	b, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(only)
+	var fields map[string]json.RawMessage
+	if err != nil || json.Unmarshal(b, &fields) != nil {
+		return "?"
+	}
+	return strings.NewReplacer("\n", " ", "\t", " ").Replace(string(fields[string(fd.Name())]))
+}

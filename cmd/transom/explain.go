@@ -34,7 +34,7 @@ func explainCommand() *cobra.Command {
 					return fmt.Sprintf("%s:%d:%d", file.Name, line, column)
 				}
 			}
-			return located(gateway.Explain(cmd.Context(), cfg, args[0], where, cmd.OutOrStdout(), logger(slog.LevelError)), file)
+			return gateway.Locate(gateway.Explain(cmd.Context(), cfg, args[0], where, cmd.OutOrStdout(), logger(slog.LevelError)), file)
 		},
 	}
 	src.register(cmd)

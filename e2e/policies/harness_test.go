@@ -63,14 +63,22 @@ type proxy struct {
 	addr string
 	bank string
 	set  string // the descriptor set's file
-	conn *grpc.ClientConn
-	http *http.Client
+	// clusters are further ones, as YAML.
+	clusters string
+	conn     *grpc.ClientConn
+	http     *http.Client
 }
 
 // start runs a gateway with the policies, consumers and so on that text has. The rest of the file is put around it.
 func start(t *testing.T, text string) *proxy {
 	t.Helper()
-	p := &proxy{bank: startBank(t), set: filepath.Join(t.TempDir(), "bank.binpb"), http: &http.Client{Transport: &http.Transport{}}}
+	return startWith(t, text, "")
+}
+
+// startWith is start with more clusters, ", name: {…}".
+func startWith(t *testing.T, text, clusters string) *proxy {
+	t.Helper()
+	p := &proxy{clusters: clusters, bank: startBank(t), set: filepath.Join(t.TempDir(), "bank.binpb"), http: &http.Client{Transport: &http.Transport{}}}
 	if err := os.WriteFile(p.set, bank.DescriptorSet(), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +122,7 @@ func (p *proxy) whole(text string) []byte {
 	if !strings.Contains(text, "\nlisteners:") {
 		text += "\nlisteners: [{address: \"127.0.0.1:0\"}]\n"
 	}
-	return fmt.Appendf(nil, "%s\ndescriptors: [{file: %s}]\nclusters: {bank: {target: \"static:///%s\"}}\n", text, p.set, p.bank)
+	return fmt.Appendf(nil, "%s\ndescriptors: [{file: %s}]\nclusters: {bank: {target: \"static:///%s\"}%s}\n", text, p.set, p.bank, p.clusters)
 }
 
 // reload puts other policies in force.
@@ -133,23 +141,12 @@ func faults(t *testing.T, text string) []string {
 		t.Fatal(err)
 	}
 	file, err := configfile.Parse("transom.yaml", p.whole(text), noEnv)
+	if err == nil {
+		err = gateway.Locate(gateway.Check(t.Context(), file.Config, slog.New(slog.DiscardHandler)), file)
+	}
 	var found configfile.Faults
-	if err != nil {
-		if !errors.As(err, &found) {
-			t.Fatal(err)
-		}
-	} else if err := gateway.Check(t.Context(), file.Config, slog.New(slog.DiscardHandler)); err != nil {
-		joined, ok := err.(interface{ Unwrap() []error })
-		if !ok {
-			t.Fatal(err)
-		}
-		for _, e := range joined.Unwrap() {
-			f, ok := errors.AsType[*gateway.Fault](e)
-			if !ok {
-				t.Fatal(e)
-			}
-			found = append(found, file.Fault(f.Path, f.Msg))
-		}
+	if err != nil && !errors.As(err, &found) {
+		t.Fatal(err)
 	}
 	var lines []string
 	for _, f := range found {
@@ -280,10 +277,15 @@ func callWebSocket(t *testing.T, p *proxy, header map[string]string) outcome {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	h := http.Header{}
+	var offered []string
 	for k, v := range header {
+		if k == "sec-websocket-protocol" {
+			offered = strings.Split(v, ", ")
+			continue
+		}
 		h.Set(k, v)
 	}
-	c, resp, err := websocket.Dial(ctx, "ws://"+p.addr+metadataPath, &websocket.DialOptions{HTTPHeader: h})
+	c, resp, err := websocket.Dial(ctx, "ws://"+p.addr+metadataPath, &websocket.DialOptions{HTTPHeader: h, Subprotocols: offered})
 	if err != nil {
 		if resp == nil {
 			t.Fatal(err)

@@ -114,6 +114,8 @@ type Config struct {
 	HttpRules *HttpRules `protobuf:"bytes,12,opt,name=http_rules,json=httpRules,proto3" json:"http_rules,omitempty"`
 	// Who calls: how callers show who they are, and those known by name.
 	Consumers *Consumers `protobuf:"bytes,20,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	// What holds for every request, whatever its method.
+	Security *Security `protobuf:"bytes,21,opt,name=security,proto3" json:"security,omitempty"`
 	// How changes are put in force.
 	Reload *Reload `protobuf:"bytes,40,opt,name=reload,proto3" json:"reload,omitempty"`
 	// The operator's own listener. Default: none.
@@ -238,6 +240,13 @@ func (x *Config) GetHttpRules() *HttpRules {
 func (x *Config) GetConsumers() *Consumers {
 	if x != nil {
 		return x.Consumers
+	}
+	return nil
+}
+
+func (x *Config) GetSecurity() *Security {
+	if x != nil {
+		return x.Security
 	}
 	return nil
 }
@@ -1320,6 +1329,145 @@ func (x *Access) GetDenyIps() []string {
 	return nil
 }
 
+// Security is what holds for every request, whatever its method. Requests with cookies that a page of another origin makes a
+// browser send are refused in any case, but for GET and HEAD, unless cors with allow_credentials or trusted_origins has the
+// origin.
+type Security struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Refuse calls of methods for which no policy sets auth. grpc.health.v1 stays open.
+	DefaultDeny bool `protobuf:"varint,1,opt,name=default_deny,json=defaultDeny,proto3" json:"default_deny,omitempty"`
+	// The addresses and networks of proxies in front whose X-Forwarded-For says who the client is.
+	TrustedProxies []string `protobuf:"bytes,2,rep,name=trusted_proxies,json=trustedProxies,proto3" json:"trusted_proxies,omitempty"`
+	// Origins, "https://app.example", whose pages may send requests with cookies.
+	TrustedOrigins []string `protobuf:"bytes,3,rep,name=trusted_origins,json=trustedOrigins,proto3" json:"trusted_origins,omitempty"`
+	// Headers of every response, such as content-security-policy. "x-content-type-options: nosniff" is there anyway.
+	ResponseHeaders map[string]string `protobuf:"bytes,4,rep,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Tell browsers to come over TLS only, for this long (Strict-Transport-Security). Over TLS only. 0s … 26280h.
+	Hsts *durationpb.Duration `protobuf:"bytes,5,opt,name=hsts,proto3" json:"hsts,omitempty"`
+	// Give every call an id: the client's, if it sends one of letters, digits and -_.:/+=, else a random one.
+	RequestId     *RequestId `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Security) Reset() {
+	*x = Security{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Security) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Security) ProtoMessage() {}
+
+func (x *Security) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Security.ProtoReflect.Descriptor instead.
+func (*Security) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Security) GetDefaultDeny() bool {
+	if x != nil {
+		return x.DefaultDeny
+	}
+	return false
+}
+
+func (x *Security) GetTrustedProxies() []string {
+	if x != nil {
+		return x.TrustedProxies
+	}
+	return nil
+}
+
+func (x *Security) GetTrustedOrigins() []string {
+	if x != nil {
+		return x.TrustedOrigins
+	}
+	return nil
+}
+
+func (x *Security) GetResponseHeaders() map[string]string {
+	if x != nil {
+		return x.ResponseHeaders
+	}
+	return nil
+}
+
+func (x *Security) GetHsts() *durationpb.Duration {
+	if x != nil {
+		return x.Hsts
+	}
+	return nil
+}
+
+func (x *Security) GetRequestId() *RequestId {
+	if x != nil {
+		return x.RequestId
+	}
+	return nil
+}
+
+// RequestId is where the id of a call stands.
+type RequestId struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The header of request and response, and the metadata that backends get. Default "x-request-id".
+	Header        string `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestId) Reset() {
+	*x = RequestId{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestId) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestId) ProtoMessage() {}
+
+func (x *RequestId) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestId.ProtoReflect.Descriptor instead.
+func (*RequestId) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RequestId) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
 // Consumers is who calls.
 type Consumers struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1333,7 +1481,7 @@ type Consumers struct {
 
 func (x *Consumers) Reset() {
 	*x = Consumers{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1345,7 +1493,7 @@ func (x *Consumers) String() string {
 func (*Consumers) ProtoMessage() {}
 
 func (x *Consumers) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1358,7 +1506,7 @@ func (x *Consumers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumers.ProtoReflect.Descriptor instead.
 func (*Consumers) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Consumers) GetProviders() map[string]*Provider {
@@ -1382,6 +1530,10 @@ type Provider struct {
 	//
 	//	*Provider_ApiKey
 	//	*Provider_Jwt
+	//	*Provider_Introspection
+	//	*Provider_ClientCertificate
+	//	*Provider_Basic
+	//	*Provider_External
 	Kind isProvider_Kind `protobuf_oneof:"kind"`
 	// Leave the credential in the call for the backend to see. Default: it is taken out.
 	Forward       bool `protobuf:"varint,10,opt,name=forward,proto3" json:"forward,omitempty"`
@@ -1391,7 +1543,7 @@ type Provider struct {
 
 func (x *Provider) Reset() {
 	*x = Provider{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1403,7 +1555,7 @@ func (x *Provider) String() string {
 func (*Provider) ProtoMessage() {}
 
 func (x *Provider) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1416,7 +1568,7 @@ func (x *Provider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Provider.ProtoReflect.Descriptor instead.
 func (*Provider) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Provider) GetKind() isProvider_Kind {
@@ -1444,6 +1596,42 @@ func (x *Provider) GetJwt() *Jwt {
 	return nil
 }
 
+func (x *Provider) GetIntrospection() *Introspection {
+	if x != nil {
+		if x, ok := x.Kind.(*Provider_Introspection); ok {
+			return x.Introspection
+		}
+	}
+	return nil
+}
+
+func (x *Provider) GetClientCertificate() *ClientCertificate {
+	if x != nil {
+		if x, ok := x.Kind.(*Provider_ClientCertificate); ok {
+			return x.ClientCertificate
+		}
+	}
+	return nil
+}
+
+func (x *Provider) GetBasic() *Basic {
+	if x != nil {
+		if x, ok := x.Kind.(*Provider_Basic); ok {
+			return x.Basic
+		}
+	}
+	return nil
+}
+
+func (x *Provider) GetExternal() *External {
+	if x != nil {
+		if x, ok := x.Kind.(*Provider_External); ok {
+			return x.External
+		}
+	}
+	return nil
+}
+
 func (x *Provider) GetForward() bool {
 	if x != nil {
 		return x.Forward
@@ -1465,9 +1653,37 @@ type Provider_Jwt struct {
 	Jwt *Jwt `protobuf:"bytes,2,opt,name=jwt,proto3,oneof"`
 }
 
+type Provider_Introspection struct {
+	// A token that says nothing itself: its server is asked (RFC 7662).
+	Introspection *Introspection `protobuf:"bytes,3,opt,name=introspection,proto3,oneof"`
+}
+
+type Provider_ClientCertificate struct {
+	// A TLS client certificate, which the listener has checked (tls: {client_ca: …}).
+	ClientCertificate *ClientCertificate `protobuf:"bytes,4,opt,name=client_certificate,json=clientCertificate,proto3,oneof"`
+}
+
+type Provider_Basic struct {
+	// Name and password (RFC 7617) of a known consumer.
+	Basic *Basic `protobuf:"bytes,5,opt,name=basic,proto3,oneof"`
+}
+
+type Provider_External struct {
+	// A gRPC server that decides by what the call carries (Envoy's envoy.service.auth.v3.Authorization).
+	External *External `protobuf:"bytes,6,opt,name=external,proto3,oneof"`
+}
+
 func (*Provider_ApiKey) isProvider_Kind() {}
 
 func (*Provider_Jwt) isProvider_Kind() {}
+
+func (*Provider_Introspection) isProvider_Kind() {}
+
+func (*Provider_ClientCertificate) isProvider_Kind() {}
+
+func (*Provider_Basic) isProvider_Kind() {}
+
+func (*Provider_External) isProvider_Kind() {}
 
 // ApiKey takes a secret key from a header.
 type ApiKey struct {
@@ -1480,7 +1696,7 @@ type ApiKey struct {
 
 func (x *ApiKey) Reset() {
 	*x = ApiKey{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1708,7 @@ func (x *ApiKey) String() string {
 func (*ApiKey) ProtoMessage() {}
 
 func (x *ApiKey) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1721,7 @@ func (x *ApiKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKey.ProtoReflect.Descriptor instead.
 func (*ApiKey) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ApiKey) GetHeader() string {
@@ -1545,7 +1761,7 @@ type Jwt struct {
 
 func (x *Jwt) Reset() {
 	*x = Jwt{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1773,7 @@ func (x *Jwt) String() string {
 func (*Jwt) ProtoMessage() {}
 
 func (x *Jwt) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1786,7 @@ func (x *Jwt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Jwt.ProtoReflect.Descriptor instead.
 func (*Jwt) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Jwt) GetIssuer() string {
@@ -1643,6 +1859,264 @@ func (x *Jwt) GetMetadata() map[string]string {
 	return nil
 }
 
+// Introspection asks an authorization server about the token of "authorization: Bearer …". While it does not answer, calls
+// that need it end with UNAVAILABLE.
+type Introspection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The introspection endpoint. Required.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// How transom shows who it is, by HTTP basic authentication. Required.
+	ClientId     string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	ClientSecret string `protobuf:"bytes,3,opt,name=client_secret,json=clientSecret,proto3" json:"client_secret,omitempty"`
+	// One of these must be in the answer's aud. Default: aud is not looked at.
+	Audiences []string `protobuf:"bytes,4,rep,name=audiences,proto3" json:"audiences,omitempty"`
+	// How long an answer is remembered, and never beyond its exp. Default 1m, 1s … 5m; that a token is not active, 10s at most.
+	Cache *durationpb.Duration `protobuf:"bytes,5,opt,name=cache,proto3" json:"cache,omitempty"`
+	// As in Jwt; without a sub, client_id is the subject.
+	SubjectClaim  string            `protobuf:"bytes,6,opt,name=subject_claim,json=subjectClaim,proto3" json:"subject_claim,omitempty"`
+	GroupClaims   []string          `protobuf:"bytes,7,rep,name=group_claims,json=groupClaims,proto3" json:"group_claims,omitempty"`
+	Outbound      *Outbound         `protobuf:"bytes,8,opt,name=outbound,proto3" json:"outbound,omitempty"`
+	Metadata      map[string]string `protobuf:"bytes,9,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Introspection) Reset() {
+	*x = Introspection{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Introspection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Introspection) ProtoMessage() {}
+
+func (x *Introspection) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Introspection.ProtoReflect.Descriptor instead.
+func (*Introspection) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Introspection) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Introspection) GetClientId() string {
+	if x != nil {
+		return x.ClientId
+	}
+	return ""
+}
+
+func (x *Introspection) GetClientSecret() string {
+	if x != nil {
+		return x.ClientSecret
+	}
+	return ""
+}
+
+func (x *Introspection) GetAudiences() []string {
+	if x != nil {
+		return x.Audiences
+	}
+	return nil
+}
+
+func (x *Introspection) GetCache() *durationpb.Duration {
+	if x != nil {
+		return x.Cache
+	}
+	return nil
+}
+
+func (x *Introspection) GetSubjectClaim() string {
+	if x != nil {
+		return x.SubjectClaim
+	}
+	return ""
+}
+
+func (x *Introspection) GetGroupClaims() []string {
+	if x != nil {
+		return x.GroupClaims
+	}
+	return nil
+}
+
+func (x *Introspection) GetOutbound() *Outbound {
+	if x != nil {
+		return x.Outbound
+	}
+	return nil
+}
+
+func (x *Introspection) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+// ClientCertificate takes who the caller is from its certificate: the first URI, DNS name or e-mail address among its
+// alternative names, else the common name; the identity is "provider:uri:…", "provider:dns:…", "provider:email:…" or
+// "provider:cn:…".
+type ClientCertificate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientCertificate) Reset() {
+	*x = ClientCertificate{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientCertificate) ProtoMessage() {}
+
+func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientCertificate.ProtoReflect.Descriptor instead.
+func (*ClientCertificate) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
+}
+
+// Basic takes name and password from "authorization: Basic …". The name is that of a known consumer with a password.
+type Basic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Basic) Reset() {
+	*x = Basic{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Basic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Basic) ProtoMessage() {}
+
+func (x *Basic) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Basic.ProtoReflect.Descriptor instead.
+func (*Basic) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
+}
+
+// External lets a gRPC server decide. It is asked for every call, after the providers before it found no credential, and
+// gets method, address and metadata. Where it allows the call, it may set and remove metadata; its dynamic_metadata are the
+// caller's claims, and sub in them says who it is. Where it denies, its status, headers and body reach the client. While it
+// does not answer, calls end with UNAVAILABLE.
+type External struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The server's cluster. Required.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// How long it may take. Default 1s, 1ms … 30s.
+	Timeout *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// The metadata it gets to see. Default: all.
+	Headers       []string `protobuf:"bytes,3,rep,name=headers,proto3" json:"headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *External) Reset() {
+	*x = External{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *External) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*External) ProtoMessage() {}
+
+func (x *External) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use External.ProtoReflect.Descriptor instead.
+func (*External) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *External) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *External) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *External) GetHeaders() []string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
 // Outbound is how transom itself calls an HTTP service: https only, five seconds and 1 MiB at most, no redirect to
 // another host, and never an address of a link-local or otherwise special network.
 type Outbound struct {
@@ -1657,7 +2131,7 @@ type Outbound struct {
 
 func (x *Outbound) Reset() {
 	*x = Outbound{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +2143,7 @@ func (x *Outbound) String() string {
 func (*Outbound) ProtoMessage() {}
 
 func (x *Outbound) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +2156,7 @@ func (x *Outbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outbound.ProtoReflect.Descriptor instead.
 func (*Outbound) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Outbound) GetPrivate() bool {
@@ -1712,6 +2186,8 @@ type Consumer struct {
 	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	// The consumer's tier.
 	Plan string `protobuf:"bytes,5,opt,name=plan,proto3" json:"plan,omitempty"`
+	// The bcrypt hash of the consumer's password, for basic (htpasswd -nbBC 10 "" PASSWORD).
+	Password string `protobuf:"bytes,7,opt,name=password,proto3" json:"password,omitempty"`
 	// Whatever else policies want to know; of a token's claims and these, the token's win.
 	Claims        *structpb.Struct `protobuf:"bytes,6,opt,name=claims,proto3" json:"claims,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1720,7 +2196,7 @@ type Consumer struct {
 
 func (x *Consumer) Reset() {
 	*x = Consumer{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +2208,7 @@ func (x *Consumer) String() string {
 func (*Consumer) ProtoMessage() {}
 
 func (x *Consumer) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +2221,7 @@ func (x *Consumer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
 func (*Consumer) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Consumer) GetApiKeys() []string {
@@ -1783,6 +2259,13 @@ func (x *Consumer) GetPlan() string {
 	return ""
 }
 
+func (x *Consumer) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
 func (x *Consumer) GetClaims() *structpb.Struct {
 	if x != nil {
 		return x.Claims
@@ -1805,7 +2288,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +2300,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +2313,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Metadata) GetRequestHeaders() []string {
@@ -1880,7 +2363,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +2375,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +2388,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Limits) GetHeaderTimeout() *durationpb.Duration {
@@ -2006,7 +2489,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2501,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2514,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Drain) GetDelay() *durationpb.Duration {
@@ -2059,7 +2542,7 @@ type UnknownMethods struct {
 
 func (x *UnknownMethods) Reset() {
 	*x = UnknownMethods{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2071,7 +2554,7 @@ func (x *UnknownMethods) String() string {
 func (*UnknownMethods) ProtoMessage() {}
 
 func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2084,7 +2567,7 @@ func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnknownMethods.ProtoReflect.Descriptor instead.
 func (*UnknownMethods) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UnknownMethods) GetCluster() string {
@@ -2121,7 +2604,7 @@ type Json struct {
 
 func (x *Json) Reset() {
 	*x = Json{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2616,7 @@ func (x *Json) String() string {
 func (*Json) ProtoMessage() {}
 
 func (x *Json) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2629,7 @@ func (x *Json) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Json.ProtoReflect.Descriptor instead.
 func (*Json) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Json) GetEmitDefaults() bool {
@@ -2225,7 +2708,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2720,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2733,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Health) GetPath() string {
@@ -2280,7 +2763,7 @@ type HttpRules struct {
 
 func (x *HttpRules) Reset() {
 	*x = HttpRules{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2292,7 +2775,7 @@ func (x *HttpRules) String() string {
 func (*HttpRules) ProtoMessage() {}
 
 func (x *HttpRules) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2305,7 +2788,7 @@ func (x *HttpRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpRules.ProtoReflect.Descriptor instead.
 func (*HttpRules) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *HttpRules) GetServiceConfig() string {
@@ -2335,7 +2818,7 @@ type DescriptorSource_ProtoFiles struct {
 
 func (x *DescriptorSource_ProtoFiles) Reset() {
 	*x = DescriptorSource_ProtoFiles{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2347,7 +2830,7 @@ func (x *DescriptorSource_ProtoFiles) String() string {
 func (*DescriptorSource_ProtoFiles) ProtoMessage() {}
 
 func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2871,7 @@ type DescriptorSource_Reflection struct {
 
 func (x *DescriptorSource_Reflection) Reset() {
 	*x = DescriptorSource_Reflection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2400,7 +2883,7 @@ func (x *DescriptorSource_Reflection) String() string {
 func (*DescriptorSource_Reflection) ProtoMessage() {}
 
 func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2919,7 @@ type Cluster_RetryBudget struct {
 
 func (x *Cluster_RetryBudget) Reset() {
 	*x = Cluster_RetryBudget{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2931,7 @@ func (x *Cluster_RetryBudget) String() string {
 func (*Cluster_RetryBudget) ProtoMessage() {}
 
 func (x *Cluster_RetryBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2495,7 +2978,7 @@ type Cluster_Concurrency struct {
 
 func (x *Cluster_Concurrency) Reset() {
 	*x = Cluster_Concurrency{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2507,7 +2990,7 @@ func (x *Cluster_Concurrency) String() string {
 func (*Cluster_Concurrency) ProtoMessage() {}
 
 func (x *Cluster_Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2566,7 +3049,7 @@ type Cluster_Kubernetes struct {
 
 func (x *Cluster_Kubernetes) Reset() {
 	*x = Cluster_Kubernetes{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2578,7 +3061,7 @@ func (x *Cluster_Kubernetes) String() string {
 func (*Cluster_Kubernetes) ProtoMessage() {}
 
 func (x *Cluster_Kubernetes) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2619,7 +3102,7 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"transom/config/v1/operations.proto\"\xdf\b\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"transom/config/v1/operations.proto\"\x98\t\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
 	"\vdescriptors\x18\x02 \x03(\v2#.transom.config.v1.DescriptorSourceR\vdescriptors\x12i\n" +
@@ -2634,7 +3117,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06health\x18\v \x01(\v2\x19.transom.config.v1.HealthR\x06health\x12;\n" +
 	"\n" +
 	"http_rules\x18\f \x01(\v2\x1c.transom.config.v1.HttpRulesR\thttpRules\x12:\n" +
-	"\tconsumers\x18\x14 \x01(\v2\x1c.transom.config.v1.ConsumersR\tconsumers\x121\n" +
+	"\tconsumers\x18\x14 \x01(\v2\x1c.transom.config.v1.ConsumersR\tconsumers\x127\n" +
+	"\bsecurity\x18\x15 \x01(\v2\x1b.transom.config.v1.SecurityR\bsecurity\x121\n" +
 	"\x06reload\x18( \x01(\v2\x19.transom.config.v1.ReloadR\x06reload\x12.\n" +
 	"\x05admin\x18) \x01(\v2\x18.transom.config.v1.AdminR\x05admin\x12;\n" +
 	"\n" +
@@ -2772,7 +3256,21 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06groups\x18\x02 \x03(\tR\x06groups\x12\x1c\n" +
 	"\tconsumers\x18\x03 \x03(\tR\tconsumers\x12\x1b\n" +
 	"\tallow_ips\x18\x04 \x03(\tR\ballowIps\x12\x19\n" +
-	"\bdeny_ips\x18\x05 \x03(\tR\adenyIps\"\x9a\x03\n" +
+	"\bdeny_ips\x18\x05 \x03(\tR\adenyIps\"\xee\x03\n" +
+	"\bSecurity\x12!\n" +
+	"\fdefault_deny\x18\x01 \x01(\bR\vdefaultDeny\x12'\n" +
+	"\x0ftrusted_proxies\x18\x02 \x03(\tR\x0etrustedProxies\x12L\n" +
+	"\x0ftrusted_origins\x18\x03 \x03(\tB#\xbaH \x92\x01\x1d\"\x1br\x192\x17^https?://[a-z0-9.:-]+$R\x0etrustedOrigins\x12\x86\x01\n" +
+	"\x10response_headers\x18\x04 \x03(\v20.transom.config.v1.Security.ResponseHeadersEntryB)\xbaH&\x9a\x01#\"\x13r\x112\x0f^[A-Za-z0-9-]+$*\fr\n" +
+	"2\b^[ -~]+$R\x0fresponseHeaders\x12>\n" +
+	"\x04hsts\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xb5\x8e-2\x00R\x04hsts\x12;\n" +
+	"\n" +
+	"request_id\x18\x06 \x01(\v2\x1c.transom.config.v1.RequestIdR\trequestId\x1aB\n" +
+	"\x14ResponseHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"E\n" +
+	"\tRequestId\x128\n" +
+	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\x9a\x03\n" +
 	"\tConsumers\x12m\n" +
 	"\tproviders\x18\x01 \x03(\v2+.transom.config.v1.Consumers.ProvidersEntryB\"\xbaH\x1f\x9a\x01\x1c\"\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\tproviders\x12l\n" +
 	"\x05known\x18\x02 \x03(\v2'.transom.config.v1.Consumers.KnownEntryB-\xbaH*\x9a\x01'\"%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x05known\x1aY\n" +
@@ -2782,10 +3280,14 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"KnownEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x121\n" +
-	"\x05value\x18\x02 \x01(\v2\x1b.transom.config.v1.ConsumerR\x05value:\x028\x01\"\x95\x01\n" +
+	"\x05value\x18\x02 \x01(\v2\x1b.transom.config.v1.ConsumerR\x05value:\x028\x01\"\xa3\x03\n" +
 	"\bProvider\x124\n" +
 	"\aapi_key\x18\x01 \x01(\v2\x19.transom.config.v1.ApiKeyH\x00R\x06apiKey\x12*\n" +
-	"\x03jwt\x18\x02 \x01(\v2\x16.transom.config.v1.JwtH\x00R\x03jwt\x12\x18\n" +
+	"\x03jwt\x18\x02 \x01(\v2\x16.transom.config.v1.JwtH\x00R\x03jwt\x12H\n" +
+	"\rintrospection\x18\x03 \x01(\v2 .transom.config.v1.IntrospectionH\x00R\rintrospection\x12U\n" +
+	"\x12client_certificate\x18\x04 \x01(\v2$.transom.config.v1.ClientCertificateH\x00R\x11clientCertificate\x120\n" +
+	"\x05basic\x18\x05 \x01(\v2\x18.transom.config.v1.BasicH\x00R\x05basic\x129\n" +
+	"\bexternal\x18\x06 \x01(\v2\x1b.transom.config.v1.ExternalH\x00R\bexternal\x12\x18\n" +
 	"\aforward\x18\n" +
 	" \x01(\bR\aforwardB\r\n" +
 	"\x04kind\x12\x05\xbaH\x02\b\x01\"B\n" +
@@ -2808,10 +3310,30 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	" \x03(\v2$.transom.config.v1.Jwt.MetadataEntryB'\xbaH$\x9a\x01!\"\x1fr\x1d2\x1b^x-transom-[a-z0-9-]{1,50}$R\bmetadata\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"4\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x04\n" +
+	"\rIntrospection\x12\x19\n" +
+	"\x03url\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x03url\x12$\n" +
+	"\tclient_id\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\bclientId\x12,\n" +
+	"\rclient_secret\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\fclientSecret\x12\x1c\n" +
+	"\taudiences\x18\x04 \x03(\tR\taudiences\x12@\n" +
+	"\x05cache\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\xac\x022\x02\b\x01R\x05cache\x12#\n" +
+	"\rsubject_claim\x18\x06 \x01(\tR\fsubjectClaim\x12!\n" +
+	"\fgroup_claims\x18\a \x03(\tR\vgroupClaims\x127\n" +
+	"\boutbound\x18\b \x01(\v2\x1b.transom.config.v1.OutboundR\boutbound\x12s\n" +
+	"\bmetadata\x18\t \x03(\v2..transom.config.v1.Introspection.MetadataEntryB'\xbaH$\x9a\x01!\"\x1fr\x1d2\x1b^x-transom-[a-z0-9-]{1,50}$R\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x13\n" +
+	"\x11ClientCertificate\"\a\n" +
+	"\x05Basic\"\x8e\x01\n" +
+	"\bExternal\x12!\n" +
+	"\acluster\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\acluster\x12E\n" +
+	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x02\b\x1e2\x04\x10\xc0\x84=R\atimeout\x12\x18\n" +
+	"\aheaders\x18\x03 \x03(\tR\aheaders\"4\n" +
 	"\bOutbound\x12\x18\n" +
 	"\aprivate\x18\x01 \x01(\bR\aprivate\x12\x0e\n" +
-	"\x02ca\x18\x02 \x01(\tR\x02ca\"\x84\x02\n" +
+	"\x02ca\x18\x02 \x01(\tR\x02ca\"\xda\x02\n" +
 	"\bConsumer\x12<\n" +
 	"\bapi_keys\x18\x01 \x03(\tB!\xbaH\x1e\x92\x01\x1b\"\x19r\x172\x15^sha256:[0-9a-f]{64}$R\aapiKeys\x12E\n" +
 	"\n" +
@@ -2819,7 +3341,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"identities\x12\x16\n" +
 	"\x06groups\x18\x03 \x03(\tR\x06groups\x12\x16\n" +
 	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x12\x12\n" +
-	"\x04plan\x18\x05 \x01(\tR\x04plan\x12/\n" +
+	"\x04plan\x18\x05 \x01(\tR\x04plan\x12T\n" +
+	"\bpassword\x18\a \x01(\tB8\xbaH5\xd8\x01\x01r02.^\\$2[aby]\\$(0[4-9]|1[0-4])\\$[./A-Za-z0-9]{53}$R\bpassword\x12/\n" +
 	"\x06claims\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x06claims\"\xae\x01\n" +
 	"\bMetadata\x12O\n" +
 	"\x0frequest_headers\x18\x01 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0erequestHeaders\x12Q\n" +
@@ -2881,7 +3404,7 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
 	(*Config)(nil),                      // 1: transom.config.v1.Config
@@ -2896,101 +3419,121 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*Policy)(nil),                      // 10: transom.config.v1.Policy
 	(*Auth)(nil),                        // 11: transom.config.v1.Auth
 	(*Access)(nil),                      // 12: transom.config.v1.Access
-	(*Consumers)(nil),                   // 13: transom.config.v1.Consumers
-	(*Provider)(nil),                    // 14: transom.config.v1.Provider
-	(*ApiKey)(nil),                      // 15: transom.config.v1.ApiKey
-	(*Jwt)(nil),                         // 16: transom.config.v1.Jwt
-	(*Outbound)(nil),                    // 17: transom.config.v1.Outbound
-	(*Consumer)(nil),                    // 18: transom.config.v1.Consumer
-	(*Metadata)(nil),                    // 19: transom.config.v1.Metadata
-	(*Limits)(nil),                      // 20: transom.config.v1.Limits
-	(*Drain)(nil),                       // 21: transom.config.v1.Drain
-	(*UnknownMethods)(nil),              // 22: transom.config.v1.UnknownMethods
-	(*Json)(nil),                        // 23: transom.config.v1.Json
-	(*Health)(nil),                      // 24: transom.config.v1.Health
-	(*HttpRules)(nil),                   // 25: transom.config.v1.HttpRules
-	nil,                                 // 26: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 27: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 28: transom.config.v1.DescriptorSource.Reflection
-	(*Cluster_RetryBudget)(nil),         // 29: transom.config.v1.Cluster.RetryBudget
-	(*Cluster_Concurrency)(nil),         // 30: transom.config.v1.Cluster.Concurrency
-	(*Cluster_Kubernetes)(nil),          // 31: transom.config.v1.Cluster.Kubernetes
-	nil,                                 // 32: transom.config.v1.Consumers.ProvidersEntry
-	nil,                                 // 33: transom.config.v1.Consumers.KnownEntry
-	nil,                                 // 34: transom.config.v1.Jwt.MetadataEntry
-	(*Reload)(nil),                      // 35: transom.config.v1.Reload
-	(*Admin)(nil),                       // 36: transom.config.v1.Admin
-	(*AccessLog)(nil),                   // 37: transom.config.v1.AccessLog
-	(*Tracing)(nil),                     // 38: transom.config.v1.Tracing
-	(*Overload)(nil),                    // 39: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),               // 40: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 41: google.protobuf.Duration
-	(*structpb.Struct)(nil),             // 42: google.protobuf.Struct
+	(*Security)(nil),                    // 13: transom.config.v1.Security
+	(*RequestId)(nil),                   // 14: transom.config.v1.RequestId
+	(*Consumers)(nil),                   // 15: transom.config.v1.Consumers
+	(*Provider)(nil),                    // 16: transom.config.v1.Provider
+	(*ApiKey)(nil),                      // 17: transom.config.v1.ApiKey
+	(*Jwt)(nil),                         // 18: transom.config.v1.Jwt
+	(*Introspection)(nil),               // 19: transom.config.v1.Introspection
+	(*ClientCertificate)(nil),           // 20: transom.config.v1.ClientCertificate
+	(*Basic)(nil),                       // 21: transom.config.v1.Basic
+	(*External)(nil),                    // 22: transom.config.v1.External
+	(*Outbound)(nil),                    // 23: transom.config.v1.Outbound
+	(*Consumer)(nil),                    // 24: transom.config.v1.Consumer
+	(*Metadata)(nil),                    // 25: transom.config.v1.Metadata
+	(*Limits)(nil),                      // 26: transom.config.v1.Limits
+	(*Drain)(nil),                       // 27: transom.config.v1.Drain
+	(*UnknownMethods)(nil),              // 28: transom.config.v1.UnknownMethods
+	(*Json)(nil),                        // 29: transom.config.v1.Json
+	(*Health)(nil),                      // 30: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 31: transom.config.v1.HttpRules
+	nil,                                 // 32: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 33: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 34: transom.config.v1.DescriptorSource.Reflection
+	(*Cluster_RetryBudget)(nil),         // 35: transom.config.v1.Cluster.RetryBudget
+	(*Cluster_Concurrency)(nil),         // 36: transom.config.v1.Cluster.Concurrency
+	(*Cluster_Kubernetes)(nil),          // 37: transom.config.v1.Cluster.Kubernetes
+	nil,                                 // 38: transom.config.v1.Security.ResponseHeadersEntry
+	nil,                                 // 39: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 40: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 41: transom.config.v1.Jwt.MetadataEntry
+	nil,                                 // 42: transom.config.v1.Introspection.MetadataEntry
+	(*Reload)(nil),                      // 43: transom.config.v1.Reload
+	(*Admin)(nil),                       // 44: transom.config.v1.Admin
+	(*AccessLog)(nil),                   // 45: transom.config.v1.AccessLog
+	(*Tracing)(nil),                     // 46: transom.config.v1.Tracing
+	(*Overload)(nil),                    // 47: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),               // 48: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 49: google.protobuf.Duration
+	(*structpb.Struct)(nil),             // 50: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	2,  // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
 	6,  // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	26, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	32, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
 	10, // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
-	19, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
-	20, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
-	21, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
-	22, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
-	23, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
-	24, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
-	25, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
-	13, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
-	35, // 12: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
-	36, // 13: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
-	37, // 14: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
-	38, // 15: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
-	39, // 16: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
-	3,  // 17: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	20, // 18: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	5,  // 19: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	40, // 20: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
-	0,  // 21: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	4,  // 22: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	41, // 23: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	27, // 24: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	28, // 25: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	8,  // 26: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	9,  // 27: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	41, // 28: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	41, // 29: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	29, // 30: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	30, // 31: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	41, // 32: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	31, // 33: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	41, // 34: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	41, // 35: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	41, // 36: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	41, // 37: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	11, // 38: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	12, // 39: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	32, // 40: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	33, // 41: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	15, // 42: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	16, // 43: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	41, // 44: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	17, // 45: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	34, // 46: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	42, // 47: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	41, // 48: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	41, // 49: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	41, // 50: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	41, // 51: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	41, // 52: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	41, // 53: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	7,  // 54: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	41, // 55: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	14, // 56: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	18, // 57: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	58, // [58:58] is the sub-list for method output_type
-	58, // [58:58] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	25, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
+	26, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
+	27, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
+	28, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
+	29, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
+	30, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	31, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	15, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
+	13, // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
+	43, // 13: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
+	44, // 14: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
+	45, // 15: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
+	46, // 16: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
+	47, // 17: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
+	3,  // 18: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	26, // 19: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	5,  // 20: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	48, // 21: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	0,  // 22: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
+	4,  // 23: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
+	49, // 24: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	33, // 25: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	34, // 26: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	8,  // 27: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	9,  // 28: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	49, // 29: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	49, // 30: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	35, // 31: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	36, // 32: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	49, // 33: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	37, // 34: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	49, // 35: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	49, // 36: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	49, // 37: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	49, // 38: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	11, // 39: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	12, // 40: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	38, // 41: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	49, // 42: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	14, // 43: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	39, // 44: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	40, // 45: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	17, // 46: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	18, // 47: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	19, // 48: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	20, // 49: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	21, // 50: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	22, // 51: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	49, // 52: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	23, // 53: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	41, // 54: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	49, // 55: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	23, // 56: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	42, // 57: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	49, // 58: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	50, // 59: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	49, // 60: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	49, // 61: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	49, // 62: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	49, // 63: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	49, // 64: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	49, // 65: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	7,  // 66: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	49, // 67: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	16, // 68: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	24, // 69: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	70, // [70:70] is the sub-list for method output_type
+	70, // [70:70] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -3005,18 +3548,22 @@ func file_transom_config_v1_config_proto_init() {
 		(*DescriptorSource_Reflection_)(nil),
 	}
 	file_transom_config_v1_config_proto_msgTypes[9].OneofWrappers = []any{}
-	file_transom_config_v1_config_proto_msgTypes[13].OneofWrappers = []any{
+	file_transom_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{
 		(*Provider_ApiKey)(nil),
 		(*Provider_Jwt)(nil),
+		(*Provider_Introspection)(nil),
+		(*Provider_ClientCertificate)(nil),
+		(*Provider_Basic)(nil),
+		(*Provider_External)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[28].OneofWrappers = []any{}
+	file_transom_config_v1_config_proto_msgTypes[34].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   34,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,398 @@
+package policies_test
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"golang.org/x/crypto/bcrypt"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/structpb"
+)
+
+func TestBasic(t *testing.T) {
+	hash, err := bcrypt.GenerateFromPassword([]byte("open:sesame"), bcrypt.MinCost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := start(t, fmt.Sprintf(`
+consumers:
+  providers: {people: {basic: {}}}
+  known: {ali: {password: %q}}
+policies:
+- {selector: "*", auth: {require: [people]}}
+`, hash))
+	basic := func(s string) map[string]string {
+		return map[string]string{"authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte(s))}
+	}
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		for range 2 {
+			o := call(t, p, basic("ali:open:sesame"))
+			o.want(t, "right", codes.OK, 200, "")
+			if got := o.seen["x-transom-consumer"]; !slices.Equal(got, []string{"ali"}) {
+				t.Errorf("consumer %q", got)
+			}
+		}
+		for what, header := range map[string]map[string]string{
+			"wrong password": basic("ali:x"), "wrong name": basic("baba:open:sesame"), "no colon": basic("ali"), "not base64": {"authorization": "Basic !"},
+			"nobody": basic("zoe:nobody"),
+		} {
+			o := call(t, p, header)
+			o.want(t, what, codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+			if got := o.header["www-authenticate"]; !slices.Equal(got, []string{`Basic realm="transom", charset="UTF-8"`}) {
+				t.Errorf("%s: challenge %q", what, got)
+			}
+		}
+	})
+}
+
+// introspector is an authorization server (RFC 7662).
+type introspector struct {
+	*httptest.Server
+	asked atomic.Int64
+	down  atomic.Bool
+}
+
+func startIntrospector(t *testing.T) *introspector {
+	t.Helper()
+	s := &introspector{}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.asked.Add(1)
+		if id, secret, ok := r.BasicAuth(); !ok || id != "gateway" || secret != "s3cret" || r.Method != http.MethodPost {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if s.down.Load() {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		answer := map[string]any{"active": false}
+		switch r.PostFormValue("token") {
+		case "opaque-of-bob":
+			answer = map[string]any{"active": true, "sub": "bob", "scope": "accounts.read", "exp": time.Now().Add(time.Hour).Unix()}
+		case "opaque-of-a-machine":
+			answer = map[string]any{"active": true, "client_id": "cron"}
+		case "ended":
+			answer = map[string]any{"active": true, "sub": "bob", "exp": time.Now().Add(-time.Hour).Unix()}
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(answer)
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+// TestSeveralMethods tries tokens, introspection and keys in order.
+func TestSeveralMethods(t *testing.T) {
+	id, as := startOIDC(t), startIntrospector(t)
+	p := start(t, fmt.Sprintf(`
+consumers:
+  providers:
+    main: {jwt: {issuer: %q, audiences: [bank], outbound: {private: true}}}
+    opaque: {introspection: {url: %q, client_id: gateway, client_secret: s3cret, outbound: {private: true}}, forward: true}
+    keys: {api_key: {header: x-shop-key}}
+  known:
+    shop: {api_keys: [%q]}
+    robert: {identities: ["opaque:bob"], plan: silver, scopes: [extra]}
+policies:
+- {selector: "*", auth: {require: [main, opaque, keys]}}
+`, id.URL, as.URL, sha("k")))
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		for consumer, header := range map[string]map[string]string{
+			"main:alice": {"authorization": "Bearer " + id.token(t, nil)}, "robert": {"authorization": "bearer opaque-of-bob"},
+			"opaque:cron": {"authorization": "Bearer opaque-of-a-machine"}, "shop": {"x-shop-key": "k"},
+		} {
+			o := call(t, p, header)
+			o.want(t, consumer, codes.OK, 200, "")
+			if got := o.seen["x-transom-consumer"]; !slices.Equal(got, []string{consumer}) {
+				t.Errorf("%v: consumer %q, want %s", header, got, consumer)
+			}
+			if consumer == "robert" && (!slices.Equal(o.seen["x-transom-scopes"], []string{"accounts.read extra"}) || o.seen["authorization"] == nil) {
+				t.Errorf("robert: scopes %q, authorization %q", o.seen["x-transom-scopes"], o.seen["authorization"])
+			}
+		}
+		call(t, p, map[string]string{"authorization": "Bearer unknown"}).want(t, "not active", codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+		o := call(t, p, nil)
+		o.want(t, "nothing", codes.Unauthenticated, 401, "CREDENTIALS_MISSING")
+		if got := o.header["www-authenticate"]; len(got) != 2 {
+			t.Errorf("challenges %q, want one for tokens and one for keys", got)
+		}
+	})
+	if asked := as.asked.Load(); asked != 3 {
+		t.Errorf("the server was asked %d times about 3 tokens, want each once", asked)
+	}
+	callREST(t, p, map[string]string{"authorization": "Bearer ended"}).want(t, "ended", codes.Unauthenticated, 401, "CREDENTIALS_EXPIRED")
+	as.down.Store(true)
+	callREST(t, p, map[string]string{"authorization": "Bearer opaque-of-bob"}).want(t, "remembered", codes.OK, 200, "")
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, map[string]string{"authorization": "Bearer new"}).want(t, "fails closed", codes.Unavailable, 503, "")
+	})
+}
+
+// authorizer is an external authorization server.
+type authorizer struct {
+	authv3.UnimplementedAuthorizationServer
+	fail atomic.Bool
+}
+
+func (a *authorizer) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	if a.fail.Load() {
+		return nil, errors.New("broken")
+	}
+	h := r.GetAttributes().GetRequest().GetHttp()
+	set := func(k, v string) *corev3.HeaderValueOption {
+		return &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: k, Value: v}}
+	}
+	denied := func(code typev3.StatusCode, body string, headers ...*corev3.HeaderValueOption) *authv3.CheckResponse {
+		return &authv3.CheckResponse{Status: &statuspb.Status{Code: 7}, HttpResponse: &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
+			Status: &typev3.HttpStatus{Code: code}, Body: body, Headers: headers,
+		}}}
+	}
+	if h.GetPath() != "/bank.v1.Diagnostics/Metadata" || r.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress() != "127.0.0.1" {
+		return denied(typev3.StatusCode_InternalServerError, "unexpected question"), nil
+	}
+	switch h.GetHeaders()["cookie"] {
+	case "session=good":
+		claims, err := structpb.NewStruct(map[string]any{"sub": "carol", "groups": []any{"staff"}})
+		return &authv3.CheckResponse{
+			Status: &statuspb.Status{}, DynamicMetadata: claims,
+			HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
+				Headers:         []*corev3.HeaderValueOption{set("x-session", "42"), set("x-transom-consumer", "root"), set("grpc-timeout", "1n")},
+				HeadersToRemove: []string{"cookie"},
+			}},
+		}, err
+	case "":
+		return denied(typev3.StatusCode_Unauthorized, "log in first", set("WWW-Authenticate", `Form realm="bank"`)), nil
+	}
+	return denied(typev3.StatusCode_Forbidden, ""), nil
+}
+
+// startAuthorizer runs an authorizer and returns its address.
+func startAuthorizer(t *testing.T) (*authorizer, string) {
+	t.Helper()
+	a := &authorizer{}
+	srv := grpc.NewServer()
+	authv3.RegisterAuthorizationServer(srv, a)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(l) })
+	t.Cleanup(func() {
+		srv.Stop()
+		wg.Wait()
+	})
+	return a, l.Addr().String()
+}
+
+func TestExternalAuthorization(t *testing.T) {
+	a, addr := startAuthorizer(t)
+	p := startWith(t, `
+consumers:
+  providers: {sessions: {external: {cluster: authz}}}
+policies:
+- {selector: "*", cluster: bank, auth: {require: [sessions]}}
+- {selector: bank.v1.Diagnostics.*, access: {groups: [staff]}}
+`, fmt.Sprintf(", authz: {target: \"static:///%s\"}", addr))
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		o := call(t, p, map[string]string{"cookie": "session=good"})
+		o.want(t, "good session", codes.OK, 200, "")
+		for k, want := range map[string][]string{"x-transom-consumer": {"sessions:carol"}, "x-session": {"42"}, "cookie": nil} {
+			if !slices.Equal(o.seen[k], want) {
+				t.Errorf("the backend sees %s: %q, want %q", k, o.seen[k], want)
+			}
+		}
+		o = call(t, p, nil)
+		o.want(t, "no session", codes.Unauthenticated, 401, "")
+		if !slices.Equal(o.header["www-authenticate"], []string{`Form realm="bank"`}) || o.message != "log in first" {
+			t.Errorf("no session: %q, challenge %q", o.message, o.header["www-authenticate"])
+		}
+		call(t, p, map[string]string{"cookie": "session=bad"}).want(t, "bad session", codes.PermissionDenied, 403, "")
+	})
+	a.fail.Store(true)
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, map[string]string{"cookie": "session=good"}).want(t, "fails closed", codes.Unavailable, 503, "")
+	})
+}
+
+// TestTokenBySubprotocol opens a WebSocket as a browser must: with the token beside the subprotocol.
+func TestTokenBySubprotocol(t *testing.T) {
+	id := startOIDC(t)
+	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
+	callWebSocket(t, p, map[string]string{"sec-websocket-protocol": "bearer, " + id.token(t, nil)}).want(t, "token", codes.OK, 200, "")
+	o := callWebSocket(t, p, map[string]string{"sec-websocket-protocol": "bearer, nonsense"})
+	o.want(t, "nonsense", codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+}
+
+// TestAccess has what callers must be, one rule at a time.
+func TestAccess(t *testing.T) {
+	id := startOIDC(t)
+	p := start(t, "")
+	alice := map[string]string{"authorization": "Bearer " + id.token(t, nil)}
+	for _, tc := range []struct{ policy, reason string }{
+		{`access: {scopes: [transfer, accounts.read]}`, ""},
+		{`access: {scopes: [transfer, admin]}`, "SCOPE_MISSING"},
+		{`access: {groups: [admin, staff]}`, ""},
+		{`access: {groups: [admin]}`, "GROUP_MISSING"},
+		{`access: {consumers: ["main:alice"]}`, ""},
+		{`access: {consumers: [alice]}`, "CONSUMER_DENIED"},
+		{`access: {allow_ips: [127.0.0.0/8, "::1"]}`, ""},
+		{`access: {allow_ips: [10.0.0.0/8]}`, "ADDRESS_DENIED"},
+		{`access: {deny_ips: [127.0.0.1]}`, "ADDRESS_DENIED"},
+		{`allow: 'method == "bank.v1.Diagnostics.Metadata" && service.endsWith("Diagnostics") && consumer == "main:alice" && provider == "main" && plan == ""'`, ""},
+		{`allow: '"staff" in groups && claims.email.endsWith("@example.com") && !peer.tls && peer.address == "127.0.0.1"'`, ""},
+		{`allow: 'metadata["x-none"] == "1"'`, "RULE_DENIED"},
+		{`allow: 'claims.none.deeper == 1'`, "RULE_DENIED"},
+		{`allow: 'size(request.header) == 0'`, ""},
+		{`allow: 'request.header["a"] == "b"'`, "RULE_DENIED"},
+	} {
+		p.reload(t, fmt.Sprintf(`
+consumers:
+  providers: {main: {jwt: {issuer: %q, audiences: [bank], outbound: {private: true}}}}
+policies:
+- {selector: "*", auth: {require: [main]}}
+- selector: bank.v1.Diagnostics.Metadata
+  %s
+`, id.URL, tc.policy))
+		everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+			o := call(t, p, alice)
+			if tc.reason == "" {
+				o.want(t, tc.policy, codes.OK, 200, "")
+				return
+			}
+			if strings.Contains(tc.policy, "request.") && o.http == 0 && o.reason == "" { // a bare WebSocket that was granted: its close code only
+				o.reason = tc.reason
+			}
+			o.want(t, tc.policy, codes.PermissionDenied, 403, tc.reason)
+			if tc.reason == "SCOPE_MISSING" && !slices.Equal(o.header["www-authenticate"], []string{`Bearer realm="transom", error="insufficient_scope", scope="transfer admin"`}) {
+				t.Errorf("challenge %q", o.header["www-authenticate"])
+			}
+		})
+	}
+}
+
+// TestDefaultDeny lets through only what a policy names.
+func TestDefaultDeny(t *testing.T) {
+	p := start(t, `
+security: {default_deny: true}
+policies:
+- {selector: bank.v1.Diagnostics.Metadata, auth: {anonymous: true}}
+`)
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, nil).want(t, "named", codes.OK, 200, "")
+	})
+	p.reload(t, "\nsecurity: {default_deny: true}\n")
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, nil).want(t, "not named", codes.PermissionDenied, 403, "NOT_ALLOWED")
+	})
+}
+
+// TestTrustedProxies reads X-Forwarded-For from its end, as far as it can be believed.
+func TestTrustedProxies(t *testing.T) {
+	p := start(t, "")
+	for _, tc := range []struct{ trusted, xff, client string }{
+		{"10.0.0.0/8", "192.0.2.1", "127.0.0.1"}, // nobody in front is trusted
+		{"127.0.0.1", "", "127.0.0.1"},
+		{"127.0.0.1", "192.0.2.1", "192.0.2.1"},
+		{"127.0.0.1", "198.51.100.9, 192.0.2.1", "192.0.2.1"},                       // the client made the first up
+		{"127.0.0.1, 10.0.0.0/8", "198.51.100.9, 192.0.2.1, 10.1.2.3", "192.0.2.1"}, // two proxies
+		{"127.0.0.1", "192.0.2.1, garbage", "127.0.0.1"},
+		{"127.0.0.1, 10.0.0.0/8", "garbage, 10.1.2.3", "10.1.2.3"},
+		{"127.0.0.1", "192.0.2.1:4711", "192.0.2.1"},
+		{"127.0.0.1", "[2001:db8::1]:4711", "2001:db8::1"},
+		{"127.0.0.1", "::ffff:192.0.2.1", "192.0.2.1"},
+	} {
+		p.reload(t, fmt.Sprintf(`
+security: {trusted_proxies: [%s]}
+policies:
+- {selector: "*", allow: 'peer.address == %q'}
+`, tc.trusted, tc.client))
+		everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+			header := map[string]string{}
+			if tc.xff != "" {
+				header["x-forwarded-for"] = tc.xff
+			}
+			call(t, p, header).want(t, fmt.Sprint(tc), codes.OK, 200, "")
+		})
+	}
+}
+
+// TestSecurityHeaders has request ids, the response headers and cross-site requests with cookies.
+func TestSecurityHeaders(t *testing.T) {
+	p := start(t, `
+security:
+  request_id: {}
+  response_headers: {content-security-policy: "default-src 'none'"}
+  trusted_origins: ["https://app.example"]
+`)
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		for _, given := range []string{"", "abc-123", "bad id"} {
+			header := map[string]string{}
+			if given != "" {
+				header["x-request-id"] = given
+			}
+			o := call(t, p, header)
+			o.want(t, "request id", codes.OK, 200, "")
+			seen := o.seen["x-request-id"]
+			if len(seen) != 1 || given == "abc-123" && seen[0] != given || given != "abc-123" && len(seen[0]) != 32 {
+				t.Errorf("request id %q: the backend sees %q", given, seen)
+			}
+			if got := o.header["x-request-id"]; o.header != nil && !slices.Equal(got, seen) {
+				t.Errorf("request id %q: the client sees %q, the backend %q", given, got, seen)
+			}
+		}
+	})
+	o := callREST(t, p, nil)
+	if !slices.Equal(o.header["content-security-policy"], []string{"default-src 'none'"}) || !slices.Equal(o.header["x-content-type-options"], []string{"nosniff"}) {
+		t.Errorf("response header %v", o.header)
+	}
+	for _, tc := range []struct {
+		what   string
+		header map[string]string
+		http   int
+	}{
+		{"a form of a foreign page", map[string]string{"cookie": "s=1", "origin": "https://evil.example", "sec-fetch-site": "cross-site"}, 403},
+		{"an old browser", map[string]string{"cookie": "s=1", "origin": "https://evil.example"}, 403},
+		{"origin null", map[string]string{"cookie": "s=1", "origin": "null"}, 403},
+		{"a page of the same site", map[string]string{"cookie": "s=1", "sec-fetch-site": "same-origin"}, 200},
+		{"a trusted page", map[string]string{"cookie": "s=1", "origin": "https://app.example", "sec-fetch-site": "cross-site"}, 200},
+		{"without cookies", map[string]string{"origin": "https://evil.example", "sec-fetch-site": "cross-site"}, 200},
+		{"no browser", map[string]string{"cookie": "s=1"}, 200},
+	} {
+		for _, path := range []string{metadataPath, "/bank.v1.Diagnostics/Metadata"} { // REST and Connect
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.addr+path, strings.NewReader("{}"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for k, v := range tc.header {
+				r.Header.Set(k, v)
+			}
+			r.Header.Set("Content-Type", "application/json")
+			resp, err := p.http.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != tc.http {
+				t.Errorf("%s at %s: %d, want %d", tc.what, path, resp.StatusCode, tc.http)
+			}
+		}
+	}
+}

@@ -263,7 +263,6 @@ func (t *wtSession) serve(str *webtransport.Stream) {
 		defer t.leave()
 		if c.route, err = c.find(f.Open, v, &c.requests, c.text); err == nil {
 			c.call.Header = mergeMetadata(t.header, f.Open.Metadata)
-			c.call.Peer = peerOf(t.request)
 			c.call.Stream = c
 			own := *c.route
 			own.Handler = func(ctx context.Context, call *rpc.Call) error {

@@ -464,7 +464,8 @@ func TestServerThatDoesNotReportIsNotProbed(t *testing.T) {
 
 func FuzzReport(f *testing.F) {
 	good, err := proto.Marshal(&v3orcapb.OrcaLoadReport{CpuUtilization: 0.5, RpsFractional: 3, NamedMetrics: map[string]float64{
-		"requests_in_flight": 2, "uptime_seconds": 9, "latency_seconds": 0.1}})
+		"requests_in_flight": 2, "uptime_seconds": 9, "latency_seconds": 0.1,
+	}})
 	if err != nil {
 		f.Fatal(err)
 	}

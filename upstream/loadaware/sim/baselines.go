@@ -98,7 +98,7 @@ func (l *local) choose(now time.Duration, r *request) int {
 	a, b := l.alive[i], l.alive[j]
 	switch l.name {
 	case "kratos": // cost = cpu · latency · in flight, over health; a node not picked for 3 s is picked once
-		ca, cb := l.kratos(now, a), l.kratos(now, b)
+		ca, cb := l.kratos(a), l.kratos(b)
 		if cb < ca {
 			a, b = b, a
 		}
@@ -145,7 +145,7 @@ func (l *local) cost(now time.Duration, i int) float64 {
 	return n.ewma * math.Exp(-float64(now-n.at)/1e10) * float64(n.inFlight+1)
 }
 
-func (l *local) kratos(now time.Duration, i int) float64 {
+func (l *local) kratos(i int) float64 {
 	n := &l.nodes[i]
 	lat := n.ewma
 	if lat == 0 {
@@ -340,7 +340,7 @@ func (p *prequal) remove(i int) {
 	p.pool = p.pool[:len(p.pool)-1]
 }
 
-func (p *prequal) pick(now time.Duration, r *request) int {
+func (p *prequal) pick(now time.Duration, _ *request) int {
 	for i := 0; i < len(p.pool); {
 		if now-p.pool[i].at > prequalAge || now < p.nodes[p.pool[i].node].out {
 			p.remove(i)
@@ -348,12 +348,12 @@ func (p *prequal) pick(now time.Duration, r *request) int {
 		}
 		i++
 	}
-	i := p.choose(now, r)
+	i := p.choose(now)
 	p.nodes[i].inFlight++
 	return i
 }
 
-func (p *prequal) choose(now time.Duration, r *request) int {
+func (p *prequal) choose(now time.Duration) int {
 	if len(p.pool) < 2 && len(p.alive) > 1 {
 		for range 4 {
 			if i := p.alive[p.w.choice.IntN(len(p.alive))]; now >= p.nodes[i].out {

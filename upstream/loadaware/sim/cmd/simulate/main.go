@@ -118,7 +118,7 @@ func write(dir string, all []sim.ScenarioResult, verdicts []sim.Verdict) error {
 			}
 		}
 	}
-	return os.WriteFile(file, text, 0o600)
+	return os.WriteFile(file, text, 0o600) //nolint:gosec // the path is what the caller named
 }
 
 // compare prints policies side by side.

@@ -186,7 +186,7 @@ func TestEndpoints(t *testing.T) {
 	untilOnly(t, c, "A")
 	shown := map[string]string{}
 	for _, e := range c.Endpoints() {
-		shown[e.Address] = fmt.Sprintf("%v %q %v %v %v", e.Weight, e.Zone, e.Drain, e.State == connectivity.Ready, e.Picks > 5) // B may be asked before A is connected
+		shown[e.Address] = fmt.Sprintf("%v %q %v %v %v", e.Weight, e.Zone, e.Drain, e.State == connectivity.Ready, e.Calls > 5) // B may be asked before A is connected
 	}
 	if got := shown[a]; got != `50 "z" false true true` {
 		t.Errorf("A is shown as %q", got)

@@ -59,11 +59,16 @@ func scenarios() []scenario {
 	if err != nil {
 		panic(err)
 	}
+	wire, err := proto.Marshal(order(7, 0))
+	if err != nil {
+		panic(err)
+	}
 	return []scenario{
-		{"200 B unary", "POST", "/bench/unary", body, 12000, 1.35},
-		{"4 KiB unary", "GET", "/bench/list/4k", nil, 8000, 1.7},
-		{"256 KiB list", "GET", "/bench/list/256k", nil, 700, 2.3},
-		{"1000 messages", "GET", "/bench/stream/1000", nil, 400, 1.5},
+		{"200 B unary", "POST", "/bench/unary", body, 12000, 1.35, ""},
+		{"4 KiB unary", "GET", "/bench/list/4k", nil, 8000, 1.7, ""},
+		{"256 KiB list", "GET", "/bench/list/256k", nil, 700, 2.3, ""},
+		{"1000 messages", "GET", "/bench/stream/1000", nil, 400, 1.5, ""},
+		{"Connect unary", "POST", "/transom.bench.v1.Bench/Unary", wire, 12000, 1.35, "application/proto"},
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"transom/descriptors"
+	"transom/gateway/observe"
 	"transom/listeners"
 	"transom/policy/access"
 	"transom/policy/identity"
@@ -165,8 +166,12 @@ type builder struct {
 	// missing are the indexes of the descriptor sources that did not answer.
 	missing []int
 	// tls is by listener; nil for plain text.
-	tls    []*tls.Config
-	faults []Fault
+	tls []*tls.Config
+	// dry says that nothing will be served, so that nothing need be written or sent.
+	dry       bool
+	accessLog *observe.AccessLog
+	traces    *observe.Traces
+	faults    []Fault
 }
 
 // fault records something wrong with the field at path.
@@ -199,6 +204,7 @@ func (b *builder) build() (*Snapshot, error) {
 	b.checkListeners()
 	b.openClusters()
 	b.openConsumers()
+	b.openObservers()
 	b.loadSchema()
 	var s *Snapshot
 	if len(b.faults) == 0 {
@@ -208,7 +214,7 @@ func (b *builder) build() (*Snapshot, error) {
 		b.release()
 		return nil, joinFaults(unique(b.faults))
 	}
-	s.drop = b.release
+	s.drop, s.clusters = b.release, b.clusters
 	s.refs.Store(1)
 	return s, nil
 }
@@ -364,6 +370,9 @@ func (b *builder) snapshot() *Snapshot {
 
 // chain writes out the handler chain of one method, outermost first. What a policy does not ask for is not in it.
 func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler) rpc.Handler {
+	if b.traces != nil {
+		inner = b.traces.Upstream(inner)
+	}
 	return rpc.Chain(inner,
 		b.authenticate(eff),
 		b.authorize(m, eff),

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/health"
 
 	"transom/descriptors"
+	"transom/gateway/observe"
 	configv1 "transom/proto/transom/config/v1"
 )
 
@@ -43,6 +44,15 @@ type Gateway struct {
 	health *health.Server
 	keep   keep
 	loads  loads
+	// metrics are collected while somebody can read them.
+	metrics *observe.Metrics
+	began   time.Time
+	// level is the log's; nil if it can't be changed.
+	level *slog.LevelVar
+	// view is what is in force, for the admin listener.
+	view atomic.Pointer[view]
+	// started says that all descriptors were there once.
+	started atomic.Bool
 
 	mu  sync.Mutex // guards what follows, and serialises reloads
 	cfg *configv1.Config
@@ -52,6 +62,10 @@ type Gateway struct {
 	digest [sha256.Size]byte
 	// servers are in the order of the configuration's listeners; retired are those no longer wanted, which Run is to drain.
 	servers, retired []*serving
+	// admin is nil without one.
+	admin *admin
+	// offline says that nothing is to be served.
+	offline bool
 	// sources are by key.
 	sources map[string]*source
 }
@@ -68,9 +82,11 @@ func New(ctx context.Context, cfg *configv1.Config, log *slog.Logger) (*Gateway,
 }
 
 func newGateway(log *slog.Logger) *Gateway {
-	return &Gateway{
-		log: log, health: health.NewServer(), broken: make(chan error, 1), leave: make(chan struct{}), wake: make(chan struct{}, 1),
+	g := &Gateway{
+		log: log, began: time.Now(), metrics: observe.NewMetrics(), health: health.NewServer(), broken: make(chan error, 1), leave: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
+	g.metrics.Register(newState(g))
+	return g
 }
 
 // Follow names the file that the configuration came from: Refresh reads it again, and Run watches it, and the files that it
@@ -81,6 +97,9 @@ func (g *Gateway) Follow(path string) {
 	g.file = path
 	g.digest = digestOf(g.watched())
 }
+
+// LogLevel lets the admin listener change the level of the log. It must be called before Run.
+func (g *Gateway) LogLevel(v *slog.LevelVar) { g.level = v }
 
 // Addrs are the bound addresses, in the order of the configuration's listeners.
 func (g *Gateway) Addrs() []*net.TCPAddr {
@@ -133,11 +152,13 @@ func (g *Gateway) Run(ctx context.Context) error {
 	limit, cancel := context.WithTimeout(detached, drainOf(cfg))
 	defer cancel()
 	errs := make([]error, len(servers))
+	var draining sync.WaitGroup
 	for i, s := range servers {
-		serving.Go(func() { errs[i] = s.server.Drain(limit) })
+		draining.Go(func() { errs[i] = s.server.Drain(limit) })
 	}
-	serving.Wait()
+	draining.Wait()
 	g.close(detached)
+	serving.Wait()
 	if cut := errors.Join(errs...); cut != nil {
 		g.log.LogAttrs(detached, slog.LevelWarn, "calls were cut at the end of the drain")
 	}
@@ -166,6 +187,10 @@ func (g *Gateway) reconcile(ctx context.Context, serving, following *sync.WaitGr
 		serving.Go(func() { g.retire(context.WithoutCancel(ctx), s) })
 	}
 	g.retired = nil
+	if g.admin != nil && !g.admin.started {
+		g.admin.started = true
+		serving.Go(g.admin.serve)
+	}
 	for key, s := range g.sources {
 		if s.stop != nil {
 			continue
@@ -205,6 +230,9 @@ func (g *Gateway) close(ctx context.Context) {
 		_ = s.server.Drain(ctx)
 	}
 	g.servers, g.retired = nil, nil
+	if g.admin != nil {
+		g.admin.close()
+	}
 	if s := g.current.p.Load(); s != nil {
 		s.Release()
 	}
@@ -271,6 +299,7 @@ func kindOf(m *descriptors.Method) string {
 // offline compiles cfg and runs fn on the result.
 func offline(ctx context.Context, cfg *configv1.Config, log *slog.Logger, fn func(*Snapshot) error) error {
 	g := newGateway(log)
+	g.offline = true
 	p, err := g.compile(ctx, cfg, fresh{})
 	if err != nil {
 		return err

@@ -142,7 +142,7 @@ func Locate(err error, file *configfile.File) error {
 
 // compile makes a plan of cfg, without effect on what is in force but that clusters begin to connect.
 func (g *Gateway) compile(ctx context.Context, cfg *configv1.Config, anew rereads) (*plan, error) {
-	b := &builder{ctx: ctx, cfg: cfg, log: g.log, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, anew: anew}
+	b := &builder{ctx: ctx, cfg: cfg, log: g.log, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, anew: anew, dry: g.offline}
 	s, err := b.build()
 	if err != nil {
 		return nil, err
@@ -168,11 +168,19 @@ func (g *Gateway) compile(ctx context.Context, cfg *configv1.Config, anew reread
 
 // commit puts a plan in force, or releases it and says why it can't be.
 func (g *Gateway) commit(ctx context.Context, p *plan) error {
-	next, err := g.openListeners(ctx, p)
+	adm, err := g.openAdmin(ctx, p.cfg.GetAdmin())
+	var next []*serving
+	if err == nil {
+		next, err = g.openListeners(ctx, p)
+		if err != nil && adm.opened() {
+			adm.next.close()
+		}
+	}
 	if err != nil {
 		p.snapshot.Release()
 		return err
 	}
+	g.useAdmin(adm)
 	g.logChanges(ctx, p.changes)
 	g.current.swap(p.snapshot)
 	for i, s := range next {
@@ -191,6 +199,10 @@ func (g *Gateway) commit(ctx context.Context, p *plan) error {
 	}
 	g.cfg, g.sources, g.servers = p.cfg, p.sources, next
 	g.complete.Store(len(p.missing) == 0)
+	if len(p.missing) == 0 {
+		g.started.Store(true)
+	}
+	g.view.Store(&view{cfg: p.cfg, servers: next, missing: p.missingNames()})
 	announce(g.health, p.snapshot.schema, len(p.missing) == 0)
 	g.loads.good.Add(1)
 	g.loads.ok.Store(true)
@@ -235,6 +247,7 @@ func (g *Gateway) openListeners(ctx context.Context, p *plan) ([]*serving, error
 		fc, err := frontConfig(p.cfg, l, g.Ready)
 		var front *listeners.Front
 		if err == nil {
+			fc.Observer = p.observer(g)
 			front = listeners.NewFront(fc, &g.current, g.log)
 			s := &serving{key: key, cfg: listenerConfig(p.cfg, l), drain: drainOf(p.cfg)}
 			if was := old[key]; was != nil && was.cfg == s.cfg && (was.certs != nil) == (p.builder.tls[i] != nil) {

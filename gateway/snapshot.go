@@ -6,6 +6,7 @@ import (
 	"transom/descriptors"
 	"transom/listeners"
 	"transom/transcoder"
+	"transom/upstream"
 )
 
 // Snapshot is everything compiled from one configuration and one schema: immutable, swapped as a whole. A call takes one
@@ -15,8 +16,9 @@ type Snapshot struct {
 	plans  *transcoder.Plans
 	edge   *listeners.Edge
 	// routes are by Method.ID; opaque is the route of methods without a schema, nil if they are refused.
-	routes []listeners.Route
-	opaque *listeners.Route
+	routes   []listeners.Route
+	opaque   *listeners.Route
+	clusters map[string]*upstream.Cluster
 	// effective are the policies in force, by Method.ID.
 	effective []Effective
 	// refs counts the calls that hold the Snapshot, and one more while it is in force. At 0 drop runs, once.

@@ -116,6 +116,8 @@ type Server struct {
 	h1      *http.Server
 	h3      *http3.Server
 	wt      *wtServer // serves h3; nil without WebTransport
+	// conns and quics count open connections of net/http and of QUIC.
+	conns, quics atomic.Int64
 	// started says that Run has begun to accept, accepted is closed when it has ended.
 	started  atomic.Bool
 	accepted chan struct{}
@@ -169,7 +171,11 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 				InitialStreamReceiveWindow:     64 << 10,
 				InitialConnectionReceiveWindow: 256 << 10,
 			},
-			ConnContext: func(ctx context.Context, _ *quic.Conn) context.Context { return joined(ctx, s.calls) },
+			ConnContext: func(ctx context.Context, _ *quic.Conn) context.Context {
+				s.quics.Add(1)
+				context.AfterFunc(ctx, func() { s.quics.Add(-1) })
+				return joined(ctx, s.calls)
+			},
 		}
 		if cfg.WebTransport {
 			s.wt = newWTServer(s)
@@ -193,6 +199,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 		ReadHeaderTimeout: cfg.Limits.HeaderTimeout,
 		IdleTimeout:       cfg.Limits.IdleTimeout,
 		MaxHeaderBytes:    cfg.Limits.MaxHeaderBytes,
+		ConnState:         s.count,
 		BaseContext:       func(net.Listener) context.Context { return s.calls },
 		ConnContext:       withCounter,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -233,6 +240,23 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) { s.front.Load().
 func (s *Server) SetFront(front *Front) {
 	front.sockets = s.sockets
 	s.front.Store(front)
+}
+
+// count keeps the number of connections that net/http has.
+func (s *Server) count(_ net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		s.conns.Add(1)
+	case http.StateClosed, http.StateHijacked:
+		s.conns.Add(-1)
+	case http.StateActive, http.StateIdle:
+	}
+}
+
+// Connections counts what is open: TCP connections, WebSockets included, QUIC connections, and the WebSockets.
+func (s *Server) Connections() (tcp, quic, websockets int) {
+	websockets = s.sockets.count()
+	return int(s.conns.Load()) + websockets, int(s.quics.Load()), websockets
 }
 
 // Share gives the bound sockets to whoever is to serve them next, in this process or another: connections that wait for

@@ -616,6 +616,13 @@ func (s *sockets) add(m member) func() {
 	}
 }
 
+// count is how many are open.
+func (s *sockets) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
+}
+
 // members lists who is open.
 func (s *sockets) members() []member {
 	s.mu.Lock()

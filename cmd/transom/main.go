@@ -14,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 	_ "google.golang.org/grpc/xds" // xds:/// targets
+
+	"transom/gateway"
 )
 
 func main() {
@@ -43,7 +45,8 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), explainCommand(), demoCommand(), versionCommand())
+	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), explainCommand(), demoCommand(), versionCommand(),
+		statusCommand(), clustersCommand(), reloadCommand(), drainCommand(), healthcheckCommand())
 	return root
 }
 
@@ -53,12 +56,8 @@ func versionCommand() *cobra.Command {
 		Short: "Print the version and how it was built",
 		Args:  cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
-			version := "devel"
 			var settings []any
 			if bi, ok := debug.ReadBuildInfo(); ok {
-				if bi.Main.Version != "" && bi.Main.Version != "(devel)" {
-					version = bi.Main.Version
-				}
 				settings = append(settings, bi.GoVersion)
 				for _, s := range bi.Settings {
 					if s.Key == "vcs.revision" || s.Key == "GOOS" || s.Key == "GOARCH" {
@@ -66,12 +65,14 @@ func versionCommand() *cobra.Command {
 					}
 				}
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), append([]any{"transom", version}, settings...)...)
+			fmt.Fprintln(cmd.OutOrStdout(), append([]any{"transom", gateway.Version()}, settings...)...)
 		},
 	}
 }
 
-// logger writes events to standard error.
-func logger(level slog.Level) *slog.Logger {
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+// logger writes events to standard error, those of grpc-go too.
+func logger(level slog.Leveler) *slog.Logger {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	routeGRPCLog(log)
+	return log
 }

@@ -26,6 +26,7 @@ type sourceFlags struct {
 	upstreams   []string
 	maxMessage  uint32
 	warmup      time.Duration
+	admin       string
 }
 
 func (f *sourceFlags) register(cmd *cobra.Command) {
@@ -38,6 +39,7 @@ func (f *sourceFlags) register(cmd *cobra.Command) {
 	fl.BoolVar(&f.http3, "http3", false, "also serve HTTP/3 on the port of --listen-tls, over UDP")
 	fl.StringArrayVar(&f.descriptors, "descriptors", nil, "FileDescriptorSet `FILE`; repeatable; without it the upstream is asked by reflection")
 	fl.StringArrayVar(&f.upstreams, "upstream", nil, "`TARGET` of the gRPC servers: host:port, static:///a,b, dns:///host:port, file:///path")
+	fl.StringVar(&f.admin, "admin-listen", "", "loopback `HOST:PORT`, or unix:/path, for operators: health, metrics, transom status")
 	fl.Uint32Var(&f.maxMessage, "max-message-bytes", 0, "largest message in bytes (default 4 MiB)")
 	fl.DurationVar(&f.warmup, "warmup", 90*time.Second, "how long a new server gets less than its full share")
 }
@@ -45,7 +47,7 @@ func (f *sourceFlags) register(cmd *cobra.Command) {
 // load gives the configuration and, if it came from a file, the file for the positions of faults.
 func (f *sourceFlags) load() (*configv1.Config, *configfile.File, error) {
 	if f.config != "" {
-		if len(f.listen)+len(f.listenTLS)+len(f.descriptors)+len(f.upstreams) > 0 {
+		if len(f.listen)+len(f.listenTLS)+len(f.descriptors)+len(f.upstreams)+len(f.admin) > 0 {
 			return nil, nil, usageError{errors.New("--config stands alone: put listeners, descriptors and upstreams into the file")}
 		}
 		file, err := configfile.Load(f.config)
@@ -70,6 +72,9 @@ func (f *sourceFlags) load() (*configv1.Config, *configfile.File, error) {
 			Lb: &configv1.LoadBalancing{Warmup: durationpb.New(f.warmup)},
 		}},
 		Limits: &configv1.Limits{MessageBytes: f.maxMessage},
+	}
+	if f.admin != "" {
+		cfg.Admin = &configv1.Admin{Address: f.admin}
 	}
 	for _, a := range f.listen {
 		cfg.Listeners = append(cfg.Listeners, &configv1.Listener{Address: a})
@@ -103,9 +108,9 @@ func serveCommand() *cobra.Command {
   transom serve --config transom.yaml`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			level := slog.LevelInfo
+			level := &slog.LevelVar{}
 			if verbose {
-				level = slog.LevelDebug
+				level.Set(slog.LevelDebug)
 			}
 			log := logger(level)
 			cfg, file, err := src.load()
@@ -119,6 +124,7 @@ func serveCommand() *cobra.Command {
 			if err != nil {
 				return gateway.Locate(err, file)
 			}
+			g.LogLevel(level)
 			if file != nil {
 				g.Follow(file.Name)
 			}

@@ -1,0 +1,22 @@
+//go:build !race
+
+package observe
+
+import (
+	"context"
+	"io"
+	"testing"
+)
+
+// TestAllocations says that a call is recorded without an allocation.
+func TestAllocations(t *testing.T) {
+	o := New(NewMetrics(), NewAccessLog(io.Discard), nil)
+	x := exchange()
+	ctx := context.Background()
+	if n := testing.AllocsPerRun(1000, func() {
+		o.Begin(ctx, x)
+		o.End(x)
+	}); n != 0 {
+		t.Errorf("%v allocations a call, want 0", n)
+	}
+}

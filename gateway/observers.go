@@ -1,0 +1,66 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"transom/gateway/observe"
+	"transom/listeners"
+)
+
+// openObservers holds the access log and the traces that the configuration asks for.
+func (b *builder) openObservers() {
+	if b.dry {
+		return
+	}
+	var err error
+	if c := b.cfg.GetAccessLog(); c != nil {
+		b.accessLog, err = hold(&b.holds, "access log", "", c, func() (*observe.AccessLog, func(), error) {
+			l, err := observe.OpenAccessLog(c.GetFile())
+			return l, func() {
+				if err := l.Close(); err != nil {
+					b.log.LogAttrs(context.Background(), slog.LevelError, "access log", slog.String("error", err.Error()))
+				}
+			}, err
+		})
+		if err != nil {
+			b.faultOf("access_log.file", err)
+		}
+	}
+	if c := b.cfg.GetTracing(); c != nil {
+		b.traces, err = hold(&b.holds, "traces", "", c, func() (*observe.Traces, func(), error) {
+			t, err := observe.NewTraces(b.ctx, observe.TracesConfig{
+				Endpoint: c.GetEndpoint(), ServiceName: c.GetServiceName(), Sample: c.GetSample(), Untrusted: c.GetUntrusted(),
+			})
+			return t, func() {
+				ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+				defer cancel()
+				if err := t.Close(ctx); err != nil {
+					b.log.LogAttrs(ctx, slog.LevelWarn, "the last spans were not sent", slog.String("error", err.Error()))
+				}
+			}, err
+		})
+		if err != nil {
+			b.faultOf("tracing.endpoint", err)
+		}
+	}
+}
+
+// observer is what the plan's listeners report to.
+func (p *plan) observer(g *Gateway) listeners.Observer {
+	var m *observe.Metrics
+	if p.cfg.GetAdmin() != nil {
+		m = g.metrics
+	}
+	return observe.New(m, p.builder.accessLog, p.builder.traces)
+}
+
+// missingNames are the descriptor sources that have not answered.
+func (p *plan) missingNames() []string {
+	var names []string
+	for _, i := range p.missing {
+		names = append(names, fmt.Sprintf("descriptors[%d]: cluster %s by reflection", i, p.cfg.GetDescriptors()[i].GetReflection().GetCluster()))
+	}
+	return names
+}

@@ -73,6 +73,7 @@ class StreamCall implements Sender {
   #first: Frame | undefined;
   #stream: Promise<WebTransportBidirectionalStream>;
   #writer: Promise<WritableStreamDefaultWriter<Uint8Array>>;
+  #reader: Promise<ReadableStreamDefaultReader<Uint8Array>>;
 
   constructor(
     wt: WebTransport,
@@ -82,6 +83,8 @@ class StreamCall implements Sender {
     this.#stream = wt.createBidirectionalStream();
     this.#writer = this.#stream.then((s) => s.writable.getWriter() as WritableStreamDefaultWriter<Uint8Array>);
     this.#writer.catch(() => {});
+    this.#reader = this.#stream.then((s) => s.readable.getReader() as ReadableStreamDefaultReader<Uint8Array>);
+    this.#reader.catch(() => {});
     this.#first = openFrame(1, o);
     if (o.clientStreams) {
       void this.#write(this.#first).catch(() => {});
@@ -106,7 +109,7 @@ class StreamCall implements Sender {
 
   async #read(): Promise<void> {
     try {
-      const reader = (await this.#stream).readable.getReader() as ReadableStreamDefaultReader<Uint8Array>;
+      const reader = await this.#reader;
       let buf = new Uint8Array(0);
       for (;;) {
         while (buf.length >= 5) {
@@ -162,12 +165,9 @@ class StreamCall implements Sender {
   cancel(): void {
     if (this.#over.broken) return;
     this.#finish(new TransomError(Code.Canceled, "the call was cancelled"), {});
-    void this.#stream
-      .then(async (s) => {
-        (await this.#writer).abort().catch(() => {});
-        s.readable.cancel().catch(() => {});
-      })
-      .catch(() => {});
+    // Both directions: the gateway hears of the latter even while it is not reading.
+    this.#writer.then((w) => w.abort()).catch(() => {});
+    this.#reader.then((r) => r.cancel()).catch(() => {});
   }
 
   consumed(): void {

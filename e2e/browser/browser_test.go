@@ -180,7 +180,7 @@ func open(t *testing.T, w *world, url string, flags ...chromedp.ExecAllocatorOpt
 
 // eval runs the body of an async function in the page and decodes what it returns into v. Its arguments are named in the
 // object args.
-func eval(t *testing.T, ctx context.Context, body string, args map[string]any, v any) {
+func eval(ctx context.Context, t *testing.T, body string, args map[string]any, v any) {
 	t.Helper()
 	if err := tryEval(ctx, body, args, v); err != nil {
 		t.Fatal(err)
@@ -280,7 +280,7 @@ const everything = useClient + `
 	return out;
 `
 
-func checkEverything(t *testing.T, ctx context.Context, args map[string]any) {
+func checkEverything(ctx context.Context, t *testing.T, args map[string]any) {
 	t.Helper()
 	var out struct {
 		Unary     string
@@ -291,7 +291,7 @@ func checkEverything(t *testing.T, ctx context.Context, args map[string]any) {
 		Metadata  []string
 		Deadline  int
 	}
-	eval(t, ctx, everything, args, &out)
+	eval(ctx, t, everything, args, &out)
 	if out.Unary != "customers/3/accounts/1" || out.Code != 5 || out.Generated != 100_000 || fmt.Sprint(out.Metadata) != "[1 2 3]" || out.Deadline != 4 {
 		t.Errorf("the page got %+v", out)
 	}
@@ -321,7 +321,7 @@ func TestClient(t *testing.T) {
 		{"DefaultSecure", "https://" + w.secure, nil, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			checkEverything(t, ctx, map[string]any{"base": tc.base, "options": tc.options, "streams": tc.streams, "hash": w.hash})
+			checkEverything(ctx, t, map[string]any{"base": tc.base, "options": tc.options, "streams": tc.streams, "hash": w.hash})
 		})
 		t.Run(tc.name+"Abort", func(t *testing.T) {
 			args := map[string]any{"base": tc.base, "options": tc.options, "hash": w.hash}
@@ -332,7 +332,7 @@ func TestClient(t *testing.T) {
 				try { await call } catch (e) { return e.code }
 			`
 			var code int
-			if eval(t, ctx, slow, args, &code); code != 1 {
+			if eval(ctx, t, slow, args, &code); code != 1 {
 				t.Errorf("the aborted call ended with %d, want 1", code)
 			}
 			expectCanceled(t, w, "/Slow")
@@ -340,7 +340,7 @@ func TestClient(t *testing.T) {
 			const watch = useClient + `
 				for await (const m of client.serverStream("/bank.v1.Diagnostics/Generate", { count: "100000000", sizeBytes: 10 })) break;
 			`
-			eval(t, ctx, watch, args, nil)
+			eval(ctx, t, watch, args, nil)
 			expectCanceled(t, w, "/Generate")
 		})
 	}
@@ -352,7 +352,7 @@ func TestAbortController(t *testing.T) {
 	ctx := open(t, w, w.page)
 	for _, base := range []string{"http://" + w.plain, "https://" + w.secure} {
 		var name string
-		eval(t, ctx, `
+		eval(ctx, t, `
 			const abort = new AbortController();
 			setTimeout(() => abort.abort(), 200);
 			try { await fetch(args.base + "/v1/diagnostics/slow?delay=600s", { signal: abort.signal }) } catch (e) { return e.name }
@@ -402,7 +402,7 @@ func TestBareWebSocket(t *testing.T) {
 		{"fail", `Hello! How can I help?|You said "hi".`, nil, "", 4014, "the help desk has gone home"},
 	} {
 		var out closed
-		eval(t, ctx, bareChat, map[string]any{"base": "https://" + w.secure, "last": tc.last, "protocols": tc.protocols}, &out)
+		eval(ctx, t, bareChat, map[string]any{"base": "https://" + w.secure, "last": tc.last, "protocols": tc.protocols}, &out)
 		if strings.Join(out.Texts, "|") != tc.texts || out.Protocol != tc.protocol || out.Code != tc.code || out.Reason != tc.reason {
 			t.Errorf("last %q: %+v", tc.last, out)
 		}
@@ -416,7 +416,7 @@ func TestOrigins(t *testing.T) {
 		ctx := open(t, w, origin)
 		for _, protocols := range [][]string{nil, {"transom.v1"}, {"grpc-websockets"}} {
 			var opened bool
-			eval(t, ctx, `
+			eval(ctx, t, `
 				const ws = new WebSocket(args.base + "/bank.v1.Support/Chat", args.protocols);
 				return await new Promise((resolve) => {
 					ws.onopen = () => { ws.close(); resolve(true) };
@@ -429,7 +429,7 @@ func TestOrigins(t *testing.T) {
 			}
 		}
 		var read string
-		eval(t, ctx, `
+		eval(ctx, t, `
 			try { return (await (await fetch(args.base + "/v1/accounts/7")).json()).name } catch (e) { return e.name }
 		`, map[string]any{"base": "http://" + w.plain}, &read)
 		if want := map[bool]string{true: "customers/3/accounts/1", false: "TypeError"}[allowed]; read != want {
@@ -450,7 +450,7 @@ func TestHTTPVersions(t *testing.T) {
 			Proto []string
 			Lines int
 		}
-		eval(t, ctx, `
+		eval(ctx, t, `
 			const got = await (await fetch("/v1/accounts/7")).json();
 			const lines = (await (await fetch("/v1/diagnostics/generate?count=1000&size_bytes=100")).text()).trim().split("\n").length;
 			const proto = performance.getEntriesByType("resource").filter((e) => e.initiatorType === "fetch").map((e) => e.nextHopProtocol);
@@ -466,7 +466,7 @@ func TestEventSource(t *testing.T) {
 	w := start(t)
 	ctx := open(t, w, "https://"+w.secure+"/healthz")
 	var out []string
-	eval(t, ctx, `
+	eval(ctx, t, `
 		const es = new EventSource("/v1/diagnostics/generate?count=3&size_bytes=1");
 		const out = [];
 		return await new Promise((resolve) => {

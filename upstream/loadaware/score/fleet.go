@@ -163,7 +163,6 @@ func (f *Fleet) eject(now time.Duration, n *Node) {
 	}
 	k := n.ejections.Add(1)
 	for_ := f.par().EjectFor << min(k-1, 16)
-	n.ejectedAt.set(now)
 	n.ejectedUntil.set(now + min(for_, f.par().EjectMax))
 }
 

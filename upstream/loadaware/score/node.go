@@ -22,25 +22,26 @@ func (i *instant) set(v time.Duration) { i.ns.Store(int64(v)) }
 // Node holds the statistics of one endpoint. Times are durations since an epoch common to all nodes of a fleet, always
 // greater than zero. Make one with [Fleet.NewNode].
 type Node struct {
-	// What every call writes stands together, in one cache line.
+	// What Choose reads of every candidate is one cache line.
 	inflight atomic.Int64
 	quiet    instant       // when the node last finished a call, or became busy, whichever is later
+	slowness number        // multiple of the fleet's median time per call; 0 until the first tick
+	capacity number        // concurrency · weight; 0 until the first tick
+	penalty  number        // added cost
+	gates    atomic.Uint32 // why the node may not be picked freely; 0 on the fast path
+	limit    atomic.Uint32 // most calls in flight, 0 for no limit
+	remote   atomic.Bool
+	_        [12]byte
+
+	// What the end of a call writes besides, and what reports do, is the next.
 	timed    atomic.Uint64 // time per call without waiting: µs in the low 40 bits, calls above them; one addition per call
 	tookSq   atomic.Uint64 // µs², of one call in four, four times
 	oks      atomic.Uint32 // answers that are not in timed
 	bads     atomic.Uint32 // failures
 	cuts     atomic.Uint32 // calls in timed that were cut
-	gates    atomic.Uint32 // why the node may not be picked freely; 0 on the fast path
-
-	// What Choose reads besides stands in the next. It is written by the tick, by reports and by failures.
-	slowness number        // multiple of the fleet's median time per call; 0 until the first tick
-	capacity number        // concurrency · weight; 0 until the first tick
-	penalty  number        // added cost
 	others   number        // calls in flight from elsewhere, when reported
 	reported instant       // when the last usable report came
 	admit    number        // probability of being considered while warming up
-	limit    atomic.Uint32 // most calls in flight, 0 for no limit
-	remote   atomic.Bool
 
 	fleet   *Fleet
 	slot    atomic.Int32 // index in the newest table
@@ -68,7 +69,6 @@ type Node struct {
 	// Ejection. Written by Done on consecutive failures and by the tick.
 	ejectedUntil instant
 	ejections    atomic.Int32 // grows by one per ejection, shrinks with good time
-	ejectedAt    instant
 
 	// Reports, by whoever holds observing.
 	observing   atomic.Bool
@@ -76,7 +76,6 @@ type Node struct {
 	rif         number // requests in flight at the server, as last reported
 	rifMean     number // EWMA of what was reported
 	utilMean    number
-	rps         number
 	serviceRep  number // the server's own mean time per call in nanoseconds
 	doubt       number // how often fewer requests were reported than are in flight from here, EWMA
 	booted      instant
@@ -422,9 +421,6 @@ func (n *Node) Observe(now time.Duration, r Report) {
 			sv /= max(1, r.PerSecond*r.Service.Seconds()/c)
 		}
 		n.serviceRep.set(sv)
-	}
-	if r.PerSecond >= 0 {
-		n.rps.set(r.PerSecond)
 	}
 	n.reported.set(now)
 	n.clearGate(gateProbation)

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const patience = 20 * time.Second
 
 // startBank runs a bank until the test ends, and returns its address.
-func startBank(t *testing.T) string {
+func startBank(t testing.TB) string {
 	t.Helper()
 	b := bank.New(bank.Config{})
 	srv := grpc.NewServer(b.ServerOptions()...)
@@ -55,6 +55,16 @@ func startBank(t *testing.T) string {
 		wg.Wait()
 	})
 	return l.Addr().String()
+}
+
+// descriptorSet writes the bank's descriptors to a file.
+func descriptorSet(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "bank.binpb")
+	if err := os.WriteFile(path, bank.DescriptorSet(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // proxy is a gateway in this process with a bank behind it.
@@ -78,10 +88,13 @@ func start(t *testing.T, text string) *proxy {
 // startWith is start with more clusters, ", name: {…}".
 func startWith(t *testing.T, text, clusters string) *proxy {
 	t.Helper()
-	p := &proxy{clusters: clusters, bank: startBank(t), set: filepath.Join(t.TempDir(), "bank.binpb"), http: &http.Client{Transport: &http.Transport{}}}
-	if err := os.WriteFile(p.set, bank.DescriptorSet(), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	return startFor(t, text, clusters)
+}
+
+// startFor is startWith for tests, benchmarks and fuzz targets.
+func startFor(t testing.TB, text, clusters string) *proxy {
+	t.Helper()
+	p := &proxy{clusters: clusters, bank: startBank(t), set: descriptorSet(t), http: &http.Client{Transport: &http.Transport{}}}
 	var err error
 	p.Gateway, err = gateway.New(t.Context(), p.parse(t, text).Config, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -108,7 +121,7 @@ func startWith(t *testing.T, text, clusters string) *proxy {
 }
 
 // parse reads a configuration file that holds text.
-func (p *proxy) parse(t *testing.T, text string) *configfile.File {
+func (p *proxy) parse(t testing.TB, text string) *configfile.File {
 	t.Helper()
 	file, err := configfile.Parse("transom.yaml", p.whole(text), noEnv)
 	if err != nil {
@@ -136,10 +149,7 @@ func (p *proxy) reload(t *testing.T, text string) {
 // faults are what is wrong with a configuration, one line each as "line:column: message".
 func faults(t *testing.T, text string) []string {
 	t.Helper()
-	p := &proxy{bank: "127.0.0.1:1", set: filepath.Join(t.TempDir(), "bank.binpb")}
-	if err := os.WriteFile(p.set, bank.DescriptorSet(), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	p := &proxy{bank: "127.0.0.1:1", set: descriptorSet(t)}
 	file, err := configfile.Parse("transom.yaml", p.whole(text), noEnv)
 	if err == nil {
 		err = gateway.Locate(gateway.Check(t.Context(), file.Config, slog.New(slog.DiscardHandler)), file)

@@ -1,0 +1,413 @@
+package policies_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"transom/descriptors"
+	"transom/gateway"
+	bankv1 "transom/proto/bank/v1"
+)
+
+// TestExpiryEndsStreams opens streams with a token that ends in a moment.
+func TestExpiryEndsStreams(t *testing.T) {
+	id := startOIDC(t)
+	p := start(t, fmt.Sprintf(`
+consumers:
+  providers: {main: {jwt: {issuer: %q, audiences: [bank], leeway: 0s, outbound: {private: true}}}}
+policies:
+- {selector: "*", auth: {require: [main]}}
+`, id.URL))
+	const account = "customers/1/accounts/1"
+	bearer := func() string {
+		return "Bearer " + id.token(t, map[string]any{"exp": time.Now().Add(2 * time.Second).Unix()})
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Go(func() { // gRPC
+		s, err := bankv1.NewAccountsClient(p.conn).Watch(metadata.AppendToOutgoingContext(ctx, "authorization", bearer()), &bankv1.WatchRequest{Name: account})
+		n := 0
+		for ; err == nil; n++ {
+			_, err = s.Recv()
+		}
+		if status.Code(err) != codes.Unauthenticated || n < 2 {
+			t.Errorf("gRPC: after %d messages %v, want Unauthenticated", n-1, err)
+		}
+	})
+	wg.Go(func() { // REST
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.addr+"/v1/"+account+"/transactions:watch", nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		r.Header.Set("Authorization", bearer())
+		resp, err := p.http.Do(r)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		lines := strings.Split(strings.TrimSpace(string(body)), "\n")
+		last := lines[len(lines)-1]
+		if err != nil || resp.StatusCode != 200 || len(lines) < 2 || !strings.Contains(last, "CREDENTIALS_EXPIRED") || !strings.Contains(last, "16") {
+			t.Errorf("REST: %d, %d lines, the last %s, %v; want an error record of UNAUTHENTICATED", resp.StatusCode, len(lines), last, err)
+		}
+	})
+	wg.Go(func() { // WebSocket
+		c, _, err := websocket.Dial(ctx, "ws://"+p.addr+"/v1/"+account+"/transactions:watch", &websocket.DialOptions{HTTPHeader: http.Header{"Authorization": {bearer()}}})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.CloseNow()
+		n := 0
+		for ; err == nil; n++ {
+			_, _, err = c.Read(ctx)
+		}
+		if websocket.CloseStatus(err) != 4016 || n < 2 {
+			t.Errorf("WebSocket: after %d messages %v, want close 4016", n-1, err)
+		}
+	})
+	wg.Wait()
+}
+
+// TestReloadUnderLoad changes the policies while calls go on: none fails that may be made under both.
+func TestReloadUnderLoad(t *testing.T) {
+	id := startOIDC(t)
+	config := func(extra string) string {
+		return fmt.Sprintf(`
+consumers:
+  providers:
+    main: {jwt: {issuer: %q, audiences: [bank], outbound: {private: true}}}
+    keys: {api_key: {}}
+  known: {shop: {api_keys: [%q]}}
+policies:
+- {selector: "*", auth: {require: [main, keys]}}
+- {selector: bank.v1.Diagnostics.Metadata, %s}
+`, id.URL, sha("k"), extra)
+	}
+	variants := []string{`access: {allow_ips: [127.0.0.1]}`, `allow: 'consumer in ["shop", "main:alice"]'`, `allow: 'size(request.header) == 0'`}
+	p := start(t, config(variants[0]))
+	fetched := id.fetches.Load()
+	stop := make(chan struct{})
+	var calls atomic.Int64
+	var wg sync.WaitGroup
+	end := sync.OnceFunc(func() {
+		close(stop)
+		wg.Wait()
+	})
+	defer end()
+	for name, call := range protocols {
+		for _, header := range []map[string]string{{"x-api-key": "k"}, {"authorization": "Bearer " + id.token(t, nil)}} {
+			wg.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					call(t, p, header).want(t, name, codes.OK, 200, "")
+					calls.Add(1)
+				}
+			})
+		}
+	}
+	reloads := 0
+	for deadline := time.Now().Add(2 * time.Second); !t.Failed() && (time.Now().Before(deadline) || calls.Load() < 100); reloads++ {
+		p.reload(t, config(variants[reloads%len(variants)]))
+	}
+	end()
+	p.reload(t, config(`access: {deny_ips: [127.0.0.0/8]}`))
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, map[string]string{"x-api-key": "k"}).want(t, "after the reload", codes.PermissionDenied, 403, "ADDRESS_DENIED")
+	})
+	if n := id.fetches.Load() - max(fetched, 1); n != 0 {
+		t.Errorf("%d reloads that left the provider alone fetched its keys %d times more", reloads, n)
+	}
+	t.Logf("%d calls over %d reloads, none failed", calls.Load(), reloads)
+}
+
+// TestCostBombs has expressions that would take forever; none gets past the start, or past its limit.
+func TestCostBombs(t *testing.T) {
+	for what, source := range map[string]string{
+		"three loops":       `scopes.all(a, scopes.all(b, scopes.all(c, a + b != c)))`,
+		"loops over claims": `claims.exists(a, claims.exists(b, claims.exists(c, a == b && b == c)))`,
+		"doubling":          `[1,2,3,4,5,6,7,8,9,10].all(a, [1,2,3,4,5,6,7,8,9,10].all(b, [1,2,3,4,5,6,7,8,9,10].all(c, [1,2,3,4,5,6,7,8,9,10].all(d, [1,2,3,4,5,6,7,8,9,10].all(e, [1,2,3,4,5,6,7,8,9,10].all(f, a+b+c+d+e+f > 0))))))`,
+		"deep":              strings.Repeat("(", 300) + "true" + strings.Repeat(")", 300),
+		"long":              strings.Repeat("true && ", 600) + "true",
+	} {
+		began := time.Now()
+		found := faults(t, "policies:\n- selector: bank.v1.Diagnostics.Metadata\n  allow: '"+source+"'\n")
+		if len(found) == 0 || !strings.HasPrefix(found[0], "3:10: ") {
+			t.Errorf("%s: faults %q, want one at 3:10", what, found)
+		}
+		if d := time.Since(began); d > 5*time.Second {
+			t.Errorf("%s took %v to refuse", what, d)
+		}
+	}
+	// Cheap for texts of the assumed length, dear for one of 3 MiB.
+	p := start(t, "\nlimits: {message_bytes: 8MiB}\npolicies:\n- {selector: bank.v1.Diagnostics.Echo, allow: 'request.text.split(\"a\").all(s, s == \"\")'}\n")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	client := bankv1.NewDiagnosticsClient(p.conn)
+	if _, err := client.Echo(ctx, &bankv1.Everything{Text: "aaa"}, grpc.MaxCallRecvMsgSize(8<<20)); err != nil {
+		t.Errorf("a short text: %v", err)
+	}
+	if _, err := client.Echo(ctx, &bankv1.Everything{Text: strings.Repeat("a", 3<<20)}, grpc.MaxCallSendMsgSize(8<<20)); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a long text: %v, want PermissionDenied", err)
+	}
+}
+
+// authority makes certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	dir  string
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{dir: t.TempDir()}
+	a.cert, a.key = a.issue(t, &x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, Subject: pkix.Name{CommonName: "test authority"}}, "ca")
+	return a
+}
+
+// issue signs a certificate and writes name.crt and name.key.
+func (a *authority) issue(t *testing.T, c *x509.Certificate, name string) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SerialNumber = big.NewInt(time.Now().UnixNano())
+	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	parent, signer := a.cert, a.key
+	if parent == nil {
+		parent, signer = c, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, key.Public(), signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{".crt": {Type: "CERTIFICATE", Bytes: der}, ".key": {Type: "PRIVATE KEY", Bytes: pkcs8}} {
+		if err := os.WriteFile(filepath.Join(a.dir, name+file), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert, key
+}
+
+// TestClientCertificates identifies clients by certificates over gRPC, REST and WebSocket.
+func TestClientCertificates(t *testing.T) {
+	ca := newAuthority(t)
+	ca.issue(t, &x509.Certificate{DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, "edge")
+	spiffe, err := url.Parse("spiffe://bank.example/shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	ca.issue(t, &x509.Certificate{URIs: []*url.URL{spiffe}, DNSNames: []string{"other"}, ExtKeyUsage: client}, "spiffe")
+	ca.issue(t, &x509.Certificate{Subject: pkix.Name{CommonName: "till 7"}, ExtKeyUsage: client}, "till")
+	p := start(t, strings.ReplaceAll(`
+consumers:
+  providers: {certs: {client_certificate: {}}}
+  known: {shop: {identities: ["certs:uri:spiffe://bank.example/shop"]}}
+policies:
+- {selector: "*", auth: {require: [certs]}}
+listeners: [{address: "127.0.0.1:0", tls: {certificate: DIR/edge.crt, key: DIR/edge.key, client_ca: DIR/ca.crt, client_auth: request}}]
+`, "DIR", ca.dir))
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.cert)
+	for name, want := range map[string]string{"spiffe": "shop", "till": "certs:cn:till 7", "": ""} {
+		tc := &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS12}
+		if name != "" {
+			pair, err := tls.LoadX509KeyPair(filepath.Join(ca.dir, name+".crt"), filepath.Join(ca.dir, name+".key"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			tc.Certificates = []tls.Certificate{pair}
+		}
+		check := func(protocol string, o outcome) {
+			t.Helper()
+			if want == "" {
+				o.want(t, protocol+" without a certificate", codes.Unauthenticated, 401, "CREDENTIALS_MISSING")
+				return
+			}
+			o.want(t, protocol+" as "+want, codes.OK, 200, "")
+			if got := o.seen["x-transom-consumer"]; !slices.Equal(got, []string{want}) {
+				t.Errorf("%s: consumer %q, want %q", protocol, got, want)
+			}
+		}
+		h := &http.Client{Transport: &http.Transport{TLSClientConfig: tc.Clone()}}
+		resp, err := h.Get("https://" + p.addr + metadataPath)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check("REST", ofHTTP(t, resp))
+		resp.Body.Close()
+		c, resp, err := websocket.Dial(t.Context(), "wss://"+p.addr+metadataPath, &websocket.DialOptions{HTTPClient: h})
+		if err != nil {
+			check("WebSocket", ofHTTP(t, resp))
+		} else {
+			_, b, err := c.Read(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			check("WebSocket", outcome{http: 200, seen: seenOf(t, b)})
+			c.CloseNow()
+		}
+		h.CloseIdleConnections()
+		conn, err := grpc.NewClient(p.addr, grpc.WithTransportCredentials(credentials.NewTLS(tc)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		check("gRPC", callGRPC(t, &proxy{conn: conn}, nil))
+		conn.Close()
+	}
+}
+
+// TestExplain shows where each field comes from.
+func TestExplain(t *testing.T) {
+	p := &proxy{bank: "127.0.0.1:1", set: descriptorSet(t)}
+	file := p.parse(t, `policies:
+- {selector: "*", timeout: 10s, auth: {anonymous: true}}
+- selector: bank.v1.Accounts.Transfer
+  allow: consumer != ""
+  timeout: 2s
+`)
+	where := func(path string) string {
+		line, column := file.Position(path)
+		return fmt.Sprintf("%s:%d:%d", file.Name, line, column)
+	}
+	var out strings.Builder
+	if err := gateway.Explain(t.Context(), file.Config, "/bank.v1.Accounts/Transfer", where, &out, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	const want = `bank.v1.Accounts.Transfer  unary
+  POST /bank.v1.Accounts/Transfer
+  POST /v1/{name=customers/*/accounts/*}:transfer
+  POST /v1/accounts/{name}:transfer
+
+FIELD          VALUE               SELECTOR                   FROM
+cluster        bank                                           default
+timeout        "2s"                bank.v1.Accounts.Transfer  transom.yaml:5:12
+message_bytes  4194304                                        default
+auth           {"anonymous":true}  *                          transom.yaml:2:39
+allow          "consumer != \"\""  bank.v1.Accounts.Transfer  transom.yaml:4:10
+`
+	got := strings.ReplaceAll(out.String(), `"anonymous": true`, `"anonymous":true`) // protojson's spacing is random
+	if squeeze(got) != squeeze(want) {
+		t.Errorf("explain says\n%s\nwant\n%s", got, want)
+	}
+	err := gateway.Explain(t.Context(), file.Config, "bank.v1.Accounts.Transfr", where, io.Discard, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "did you mean bank.v1.Accounts.Transfer?") {
+		t.Errorf("a method that is none: %v", err)
+	}
+}
+
+// squeeze makes one space of many.
+func squeeze(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = strings.Join(strings.Fields(l), " ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// FuzzRouteAndPolicy sends any path by every way there is: the method that the backend serves is the one that the policy
+// saw, and one that the policy denies never reaches it.
+func FuzzRouteAndPolicy(f *testing.F) {
+	for _, path := range []string{
+		"/v1/diagnostics/metadata", "/bank.v1.Diagnostics/Metadata", "/v1/diagnostics/%6detadata", "/v1//diagnostics/metadata", "/v1/diagnostics/metadata/",
+		"/v1/diagnostics/../diagnostics/metadata", "/v1/diagnostics/any/../metadata", "/v1/diagnostics/any/%2e%2e/metadata", "/v1/diagnostics%2Fmetadata",
+		"/v1/diagnostics/metadata;x=1", "/v1/diagnostics/metadata%00", "/V1/diagnostics/metadata", "bank.v1.Diagnostics/Metadata", "//bank.v1.Diagnostics/Metadata",
+		"/bank.v1.Diagnostics/Metadata/", "/bank.v1.Diagnostics/metadata", "/bank.v1.Diagnostics%2FMetadata", "/v1/diagnostics/any/bank.v1.Diagnostics/Metadata",
+		"/v1/customers/1/accounts/1", "/v1/accounts/1", "/v1/diagnostics/any/x",
+	} {
+		f.Add(path, true)
+		f.Add(path, false)
+	}
+	p := startFor(f, fuzzedPolicies, "")
+	f.Fuzz(func(t *testing.T, path string, get bool) {
+		u, err := url.ParseRequestURI(path)
+		if err != nil || u.IsAbs() || u.Host != "" {
+			return
+		}
+		verb := http.MethodPost
+		if get {
+			verb = http.MethodGet
+		}
+		// What the router would do, without any policy.
+		var method *descriptors.Method
+		p.Snapshot(func(s *gateway.Snapshot) {
+			if m, ok := s.Schema().Method(u.Path); ok && !get {
+				method = m
+			} else if match, err := s.MatchHTTP(verb, u.EscapedPath()); err == nil {
+				method = match.Binding.Method
+			}
+		})
+		r, err := http.NewRequestWithContext(t.Context(), verb, "http://"+p.addr+"/", strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.URL.Path, r.URL.RawPath, r.URL.Opaque = u.Path, u.RawPath, ""
+		r.Header.Set("Content-Type", "application/json")
+		resp, err := p.http.Do(r)
+		if err != nil {
+			return // not even HTTP
+		}
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+		resp.Body.Close()
+		denied := resp.StatusCode == 403 && strings.Contains(string(body), "this method's rule does not allow the call")
+		switch {
+		case strings.Contains(string(body), `"server"`) && strings.Contains(string(body), `"metadata"`) && resp.StatusCode == 200:
+			t.Errorf("%s %q reached the method that is denied: %s", verb, path, body)
+		case method != nil && method.Name == "bank.v1.Diagnostics.Metadata" && !denied:
+			t.Errorf("%s %q is routed to the method that is denied, and answered %d %s", verb, path, resp.StatusCode, body)
+		case denied && (method == nil || method.Name != "bank.v1.Diagnostics.Metadata"):
+			t.Errorf("%s %q is routed to %v, and the policy of another method denied it", verb, path, method)
+		}
+	})
+}
+
+const fuzzedPolicies = `
+policies:
+- {selector: bank.v1.Diagnostics.Metadata, allow: "false"}
+`

@@ -376,6 +376,7 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 	return rpc.Chain(inner,
 		b.authenticate(eff),
 		b.authorize(m, eff),
+		b.limits(m, eff),
 		b.validate(m, eff),
 	)
 }

@@ -116,6 +116,8 @@ type Config struct {
 	Consumers *Consumers `protobuf:"bytes,20,opt,name=consumers,proto3" json:"consumers,omitempty"`
 	// What holds for every request, whatever its method.
 	Security *Security `protobuf:"bytes,21,opt,name=security,proto3" json:"security,omitempty"`
+	// Where several transoms share the counts of limits. Default: each counts for itself.
+	Redis *Redis `protobuf:"bytes,30,opt,name=redis,proto3" json:"redis,omitempty"`
 	// How changes are put in force.
 	Reload *Reload `protobuf:"bytes,40,opt,name=reload,proto3" json:"reload,omitempty"`
 	// The operator's own listener. Default: none.
@@ -247,6 +249,13 @@ func (x *Config) GetConsumers() *Consumers {
 func (x *Config) GetSecurity() *Security {
 	if x != nil {
 		return x.Security
+	}
+	return nil
+}
+
+func (x *Config) GetRedis() *Redis {
+	if x != nil {
+		return x.Redis
 	}
 	return nil
 }
@@ -1071,6 +1080,10 @@ type Policy struct {
 	// A CEL expression that must be true for a call to be let through: over method, consumer, provider, plan, scopes,
 	// groups, claims, metadata, peer and request (the message; of a stream, each). An error in it refuses the call.
 	Allow string `protobuf:"bytes,22,opt,name=allow,proto3" json:"allow,omitempty"`
+	// How much callers may use. A call must keep all of them. Default: no limit.
+	Limits []*Limit `protobuf:"bytes,30,rep,name=limits,proto3" json:"limits,omitempty"`
+	// What one call, or message, weighs against limits. Default 1, at most 1000000.
+	Cost uint32 `protobuf:"varint,31,opt,name=cost,proto3" json:"cost,omitempty"`
 	// Refuse messages that break the rules (buf.validate) of their descriptors; of a stream, each message is checked.
 	// Default false.
 	Validate      *bool `protobuf:"varint,40,opt,name=validate,proto3,oneof" json:"validate,omitempty"`
@@ -1183,6 +1196,20 @@ func (x *Policy) GetAllow() string {
 		return x.Allow
 	}
 	return ""
+}
+
+func (x *Policy) GetLimits() []*Limit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Policy) GetCost() uint32 {
+	if x != nil {
+		return x.Cost
+	}
+	return 0
 }
 
 func (x *Policy) GetValidate() bool {
@@ -1468,6 +1495,344 @@ func (x *RequestId) GetHeader() string {
 	return ""
 }
 
+// Limit is one bound on what callers may use. All methods of the policy block share it, unless per has method.
+type Limit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What headers, errors and the access log call the limit; in Redis, limits of one name are one. Default: the block's
+	// first selector and the limit's place in the block.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*Limit_Rate
+	//	*Limit_Quota
+	//	*Limit_Concurrent
+	Kind isLimit_Kind `protobuf_oneof:"kind"`
+	// Of a rate, how many calls may come at once. Default: the rate's number.
+	Burst uint32 `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
+	// Whose calls are counted together: "consumer" (of anonymous calls the address), "ip" (of IPv6 the /64), "method",
+	// "header:NAME", "claim:PATH", or several of these. Default: consumer.
+	Per []string `protobuf:"bytes,6,rep,name=per,proto3" json:"per,omitempty"`
+	// Count everybody's calls together; not with per.
+	Everybody bool `protobuf:"varint,7,opt,name=everybody,proto3" json:"everybody,omitempty"`
+	// The amounts for callers of a plan: {gold: 1000/m}.
+	Plans map[string]string `protobuf:"bytes,8,rep,name=plans,proto3" json:"plans,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Count the messages that clients send rather than calls. Not for concurrent.
+	Messages bool `protobuf:"varint,9,opt,name=messages,proto3" json:"messages,omitempty"`
+	// Count in this process only, even if there is a Redis.
+	Local         bool `protobuf:"varint,10,opt,name=local,proto3" json:"local,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limit) Reset() {
+	*x = Limit{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limit) ProtoMessage() {}
+
+func (x *Limit) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limit.ProtoReflect.Descriptor instead.
+func (*Limit) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Limit) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Limit) GetKind() isLimit_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *Limit) GetRate() string {
+	if x != nil {
+		if x, ok := x.Kind.(*Limit_Rate); ok {
+			return x.Rate
+		}
+	}
+	return ""
+}
+
+func (x *Limit) GetQuota() string {
+	if x != nil {
+		if x, ok := x.Kind.(*Limit_Quota); ok {
+			return x.Quota
+		}
+	}
+	return ""
+}
+
+func (x *Limit) GetConcurrent() string {
+	if x != nil {
+		if x, ok := x.Kind.(*Limit_Concurrent); ok {
+			return x.Concurrent
+		}
+	}
+	return ""
+}
+
+func (x *Limit) GetBurst() uint32 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *Limit) GetPer() []string {
+	if x != nil {
+		return x.Per
+	}
+	return nil
+}
+
+func (x *Limit) GetEverybody() bool {
+	if x != nil {
+		return x.Everybody
+	}
+	return false
+}
+
+func (x *Limit) GetPlans() map[string]string {
+	if x != nil {
+		return x.Plans
+	}
+	return nil
+}
+
+func (x *Limit) GetMessages() bool {
+	if x != nil {
+		return x.Messages
+	}
+	return false
+}
+
+func (x *Limit) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
+}
+
+type isLimit_Kind interface {
+	isLimit_Kind()
+}
+
+type Limit_Rate struct {
+	// Calls per time: "100/m", "5/10s", "1000/h"; at most 1000000 a second, the time 1ms … 24h.
+	Rate string `protobuf:"bytes,2,opt,name=rate,proto3,oneof"`
+}
+
+type Limit_Quota struct {
+	// Calls per calendar day or month, UTC: "1000/day", "50000/month".
+	Quota string `protobuf:"bytes,3,opt,name=quota,proto3,oneof"`
+}
+
+type Limit_Concurrent struct {
+	// Calls at a time: "20".
+	Concurrent string `protobuf:"bytes,4,opt,name=concurrent,proto3,oneof"`
+}
+
+func (*Limit_Rate) isLimit_Kind() {}
+
+func (*Limit_Quota) isLimit_Kind() {}
+
+func (*Limit_Concurrent) isLimit_Kind() {}
+
+// Redis is where several transoms share the counts of rates and quotas.
+type Redis struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "host:port" of the server, or of two or more nodes of a cluster. Required.
+	Addresses []string `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Username  string   `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	Password  string   `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	// Default 0.
+	Database uint32 `protobuf:"varint,4,opt,name=database,proto3" json:"database,omitempty"`
+	// Speak TLS. Default: plain text.
+	Tls *RedisTLS `protobuf:"bytes,5,opt,name=tls,proto3" json:"tls,omitempty"`
+	// What every key begins with. Default "transom:".
+	Prefix string `protobuf:"bytes,6,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// How long a call waits for an answer. Default 100ms, 1ms … 10s.
+	Timeout *durationpb.Duration `protobuf:"bytes,7,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// How many transoms share the counts: while Redis does not answer, each allows this part of every limit. Default 1.
+	Instances uint32 `protobuf:"varint,8,opt,name=instances,proto3" json:"instances,omitempty"`
+	// Refuse calls with UNAVAILABLE while Redis does not answer, rather than hold limits here.
+	FailClosed    bool `protobuf:"varint,9,opt,name=fail_closed,json=failClosed,proto3" json:"fail_closed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redis) Reset() {
+	*x = Redis{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redis) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redis) ProtoMessage() {}
+
+func (x *Redis) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redis.ProtoReflect.Descriptor instead.
+func (*Redis) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Redis) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Redis) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *Redis) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
+func (x *Redis) GetDatabase() uint32 {
+	if x != nil {
+		return x.Database
+	}
+	return 0
+}
+
+func (x *Redis) GetTls() *RedisTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *Redis) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Redis) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Redis) GetInstances() uint32 {
+	if x != nil {
+		return x.Instances
+	}
+	return 0
+}
+
+func (x *Redis) GetFailClosed() bool {
+	if x != nil {
+		return x.FailClosed
+	}
+	return false
+}
+
+// RedisTLS is how transom checks the server.
+type RedisTLS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The PEM file of the authorities that vouch for it. Default: the system's.
+	Ca string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	// The name that its certificate must have. Default: the host of its address.
+	ServerName    string `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedisTLS) Reset() {
+	*x = RedisTLS{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedisTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedisTLS) ProtoMessage() {}
+
+func (x *RedisTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedisTLS.ProtoReflect.Descriptor instead.
+func (*RedisTLS) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *RedisTLS) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *RedisTLS) GetServerName() string {
+	if x != nil {
+		return x.ServerName
+	}
+	return ""
+}
+
 // Consumers is who calls.
 type Consumers struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1481,7 +1846,7 @@ type Consumers struct {
 
 func (x *Consumers) Reset() {
 	*x = Consumers{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +1858,7 @@ func (x *Consumers) String() string {
 func (*Consumers) ProtoMessage() {}
 
 func (x *Consumers) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +1871,7 @@ func (x *Consumers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumers.ProtoReflect.Descriptor instead.
 func (*Consumers) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Consumers) GetProviders() map[string]*Provider {
@@ -1543,7 +1908,7 @@ type Provider struct {
 
 func (x *Provider) Reset() {
 	*x = Provider{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1555,7 +1920,7 @@ func (x *Provider) String() string {
 func (*Provider) ProtoMessage() {}
 
 func (x *Provider) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1568,7 +1933,7 @@ func (x *Provider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Provider.ProtoReflect.Descriptor instead.
 func (*Provider) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Provider) GetKind() isProvider_Kind {
@@ -1696,7 +2061,7 @@ type ApiKey struct {
 
 func (x *ApiKey) Reset() {
 	*x = ApiKey{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +2073,7 @@ func (x *ApiKey) String() string {
 func (*ApiKey) ProtoMessage() {}
 
 func (x *ApiKey) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +2086,7 @@ func (x *ApiKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKey.ProtoReflect.Descriptor instead.
 func (*ApiKey) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ApiKey) GetHeader() string {
@@ -1761,7 +2126,7 @@ type Jwt struct {
 
 func (x *Jwt) Reset() {
 	*x = Jwt{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +2138,7 @@ func (x *Jwt) String() string {
 func (*Jwt) ProtoMessage() {}
 
 func (x *Jwt) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +2151,7 @@ func (x *Jwt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Jwt.ProtoReflect.Descriptor instead.
 func (*Jwt) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Jwt) GetIssuer() string {
@@ -1883,7 +2248,7 @@ type Introspection struct {
 
 func (x *Introspection) Reset() {
 	*x = Introspection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2260,7 @@ func (x *Introspection) String() string {
 func (*Introspection) ProtoMessage() {}
 
 func (x *Introspection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2273,7 @@ func (x *Introspection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Introspection.ProtoReflect.Descriptor instead.
 func (*Introspection) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Introspection) GetUrl() string {
@@ -1985,7 +2350,7 @@ type ClientCertificate struct {
 
 func (x *ClientCertificate) Reset() {
 	*x = ClientCertificate{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2362,7 @@ func (x *ClientCertificate) String() string {
 func (*ClientCertificate) ProtoMessage() {}
 
 func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2375,7 @@ func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCertificate.ProtoReflect.Descriptor instead.
 func (*ClientCertificate) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 // Basic takes name and password from "authorization: Basic …". The name is that of a known consumer with a password.
@@ -2022,7 +2387,7 @@ type Basic struct {
 
 func (x *Basic) Reset() {
 	*x = Basic{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2034,7 +2399,7 @@ func (x *Basic) String() string {
 func (*Basic) ProtoMessage() {}
 
 func (x *Basic) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2047,7 +2412,7 @@ func (x *Basic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Basic.ProtoReflect.Descriptor instead.
 func (*Basic) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 // External lets a gRPC server decide. It is asked for every call, after the providers before it found no credential, and
@@ -2068,7 +2433,7 @@ type External struct {
 
 func (x *External) Reset() {
 	*x = External{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2445,7 @@ func (x *External) String() string {
 func (*External) ProtoMessage() {}
 
 func (x *External) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2458,7 @@ func (x *External) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use External.ProtoReflect.Descriptor instead.
 func (*External) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *External) GetCluster() string {
@@ -2131,7 +2496,7 @@ type Outbound struct {
 
 func (x *Outbound) Reset() {
 	*x = Outbound{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2143,7 +2508,7 @@ func (x *Outbound) String() string {
 func (*Outbound) ProtoMessage() {}
 
 func (x *Outbound) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2156,7 +2521,7 @@ func (x *Outbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outbound.ProtoReflect.Descriptor instead.
 func (*Outbound) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Outbound) GetPrivate() bool {
@@ -2196,7 +2561,7 @@ type Consumer struct {
 
 func (x *Consumer) Reset() {
 	*x = Consumer{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2208,7 +2573,7 @@ func (x *Consumer) String() string {
 func (*Consumer) ProtoMessage() {}
 
 func (x *Consumer) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2221,7 +2586,7 @@ func (x *Consumer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
 func (*Consumer) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Consumer) GetApiKeys() []string {
@@ -2288,7 +2653,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2300,7 +2665,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2313,7 +2678,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Metadata) GetRequestHeaders() []string {
@@ -2363,7 +2728,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2740,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2753,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Limits) GetHeaderTimeout() *durationpb.Duration {
@@ -2489,7 +2854,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2501,7 +2866,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2514,7 +2879,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Drain) GetDelay() *durationpb.Duration {
@@ -2542,7 +2907,7 @@ type UnknownMethods struct {
 
 func (x *UnknownMethods) Reset() {
 	*x = UnknownMethods{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2919,7 @@ func (x *UnknownMethods) String() string {
 func (*UnknownMethods) ProtoMessage() {}
 
 func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2932,7 @@ func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnknownMethods.ProtoReflect.Descriptor instead.
 func (*UnknownMethods) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *UnknownMethods) GetCluster() string {
@@ -2604,7 +2969,7 @@ type Json struct {
 
 func (x *Json) Reset() {
 	*x = Json{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2616,7 +2981,7 @@ func (x *Json) String() string {
 func (*Json) ProtoMessage() {}
 
 func (x *Json) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2629,7 +2994,7 @@ func (x *Json) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Json.ProtoReflect.Descriptor instead.
 func (*Json) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Json) GetEmitDefaults() bool {
@@ -2708,7 +3073,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2720,7 +3085,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2733,7 +3098,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Health) GetPath() string {
@@ -2763,7 +3128,7 @@ type HttpRules struct {
 
 func (x *HttpRules) Reset() {
 	*x = HttpRules{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2775,7 +3140,7 @@ func (x *HttpRules) String() string {
 func (*HttpRules) ProtoMessage() {}
 
 func (x *HttpRules) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2788,7 +3153,7 @@ func (x *HttpRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpRules.ProtoReflect.Descriptor instead.
 func (*HttpRules) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *HttpRules) GetServiceConfig() string {
@@ -2818,7 +3183,7 @@ type DescriptorSource_ProtoFiles struct {
 
 func (x *DescriptorSource_ProtoFiles) Reset() {
 	*x = DescriptorSource_ProtoFiles{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[32]
+	mi := &file_transom_config_v1_config_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +3195,7 @@ func (x *DescriptorSource_ProtoFiles) String() string {
 func (*DescriptorSource_ProtoFiles) ProtoMessage() {}
 
 func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[32]
+	mi := &file_transom_config_v1_config_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2871,7 +3236,7 @@ type DescriptorSource_Reflection struct {
 
 func (x *DescriptorSource_Reflection) Reset() {
 	*x = DescriptorSource_Reflection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[33]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3248,7 @@ func (x *DescriptorSource_Reflection) String() string {
 func (*DescriptorSource_Reflection) ProtoMessage() {}
 
 func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[33]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2919,7 +3284,7 @@ type Cluster_RetryBudget struct {
 
 func (x *Cluster_RetryBudget) Reset() {
 	*x = Cluster_RetryBudget{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[34]
+	mi := &file_transom_config_v1_config_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3296,7 @@ func (x *Cluster_RetryBudget) String() string {
 func (*Cluster_RetryBudget) ProtoMessage() {}
 
 func (x *Cluster_RetryBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[34]
+	mi := &file_transom_config_v1_config_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2978,7 +3343,7 @@ type Cluster_Concurrency struct {
 
 func (x *Cluster_Concurrency) Reset() {
 	*x = Cluster_Concurrency{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[35]
+	mi := &file_transom_config_v1_config_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2990,7 +3355,7 @@ func (x *Cluster_Concurrency) String() string {
 func (*Cluster_Concurrency) ProtoMessage() {}
 
 func (x *Cluster_Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[35]
+	mi := &file_transom_config_v1_config_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3049,7 +3414,7 @@ type Cluster_Kubernetes struct {
 
 func (x *Cluster_Kubernetes) Reset() {
 	*x = Cluster_Kubernetes{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[36]
+	mi := &file_transom_config_v1_config_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3061,7 +3426,7 @@ func (x *Cluster_Kubernetes) String() string {
 func (*Cluster_Kubernetes) ProtoMessage() {}
 
 func (x *Cluster_Kubernetes) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[36]
+	mi := &file_transom_config_v1_config_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3102,7 +3467,7 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"transom/config/v1/operations.proto\"\x98\t\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"transom/config/v1/operations.proto\"\xc8\t\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
 	"\vdescriptors\x18\x02 \x03(\v2#.transom.config.v1.DescriptorSourceR\vdescriptors\x12i\n" +
@@ -3118,7 +3483,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"http_rules\x18\f \x01(\v2\x1c.transom.config.v1.HttpRulesR\thttpRules\x12:\n" +
 	"\tconsumers\x18\x14 \x01(\v2\x1c.transom.config.v1.ConsumersR\tconsumers\x127\n" +
-	"\bsecurity\x18\x15 \x01(\v2\x1b.transom.config.v1.SecurityR\bsecurity\x121\n" +
+	"\bsecurity\x18\x15 \x01(\v2\x1b.transom.config.v1.SecurityR\bsecurity\x12.\n" +
+	"\x05redis\x18\x1e \x01(\v2\x18.transom.config.v1.RedisR\x05redis\x121\n" +
 	"\x06reload\x18( \x01(\v2\x19.transom.config.v1.ReloadR\x06reload\x12.\n" +
 	"\x05admin\x18) \x01(\v2\x18.transom.config.v1.AdminR\x05admin\x12;\n" +
 	"\n" +
@@ -3230,7 +3596,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\x12;\n" +
 	"\ahash_on\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^(|ip|header:[a-z0-9_.-]+)$R\x06hashOn\x12\x12\n" +
-	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xd5\x04\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xa6\x05\n" +
 	"\x06Policy\x12$\n" +
 	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\x12\x1a\n" +
 	"\boptional\x18\x02 \x01(\bR\boptional\x12\x18\n" +
@@ -3243,7 +3609,9 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x05forms\x18\b \x01(\bR\x05forms\x12+\n" +
 	"\x04auth\x18\x14 \x01(\v2\x17.transom.config.v1.AuthR\x04auth\x121\n" +
 	"\x06access\x18\x15 \x01(\v2\x19.transom.config.v1.AccessR\x06access\x12\x1e\n" +
-	"\x05allow\x18\x16 \x01(\tB\b\xbaH\x05r\x03(\x80 R\x05allow\x12\x1f\n" +
+	"\x05allow\x18\x16 \x01(\tB\b\xbaH\x05r\x03(\x80 R\x05allow\x120\n" +
+	"\x06limits\x18\x1e \x03(\v2\x18.transom.config.v1.LimitR\x06limits\x12\x1d\n" +
+	"\x04cost\x18\x1f \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x04cost\x12\x1f\n" +
 	"\bvalidate\x18( \x01(\bH\x00R\bvalidate\x88\x01\x01B\v\n" +
 	"\t_validate\"\xb0\x01\n" +
 	"\x04Auth\x12\x18\n" +
@@ -3270,7 +3638,46 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"E\n" +
 	"\tRequestId\x128\n" +
-	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\x9a\x03\n" +
+	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\x96\x05\n" +
+	"\x05Limit\x123\n" +
+	"\x04name\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._*-]{0,100}$R\x04name\x12\x14\n" +
+	"\x04rate\x18\x02 \x01(\tH\x00R\x04rate\x12\x16\n" +
+	"\x05quota\x18\x03 \x01(\tH\x00R\x05quota\x12 \n" +
+	"\n" +
+	"concurrent\x18\x04 \x01(\tH\x00R\n" +
+	"concurrent\x12\x14\n" +
+	"\x05burst\x18\x05 \x01(\rR\x05burst\x12\x10\n" +
+	"\x03per\x18\x06 \x03(\tR\x03per\x12\x1c\n" +
+	"\teverybody\x18\a \x01(\bR\teverybody\x129\n" +
+	"\x05plans\x18\b \x03(\v2#.transom.config.v1.Limit.PlansEntryR\x05plans\x12\x1a\n" +
+	"\bmessages\x18\t \x01(\bR\bmessages\x12\x14\n" +
+	"\x05local\x18\n" +
+	" \x01(\bR\x05local\x1a8\n" +
+	"\n" +
+	"PlansEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01:\x8b\x02\xbaH\x87\x02\x1a_\n" +
+	"\x0flimit.everybody\x12$everybody and per exclude each other\x1a&!this.everybody || size(this.per) == 0\x1aF\n" +
+	"\vlimit.burst\x12\x13burst is for a rate\x1a\"this.burst == 0u || has(this.rate)\x1a\\\n" +
+	"\x0elimit.messages\x12!messages is for a rate or a quota\x1a'!this.messages || !has(this.concurrent)B\r\n" +
+	"\x04kind\x12\x05\xbaH\x02\b\x01\"\xe6\x02\n" +
+	"\x05Redis\x12&\n" +
+	"\taddresses\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\taddresses\x12\x1a\n" +
+	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
+	"\bpassword\x18\x03 \x01(\tR\bpassword\x12%\n" +
+	"\bdatabase\x18\x04 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\bdatabase\x12-\n" +
+	"\x03tls\x18\x05 \x01(\v2\x1b.transom.config.v1.RedisTLSR\x03tls\x12\x16\n" +
+	"\x06prefix\x18\x06 \x01(\tR\x06prefix\x12E\n" +
+	"\atimeout\x18\a \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x02\b\n" +
+	"2\x04\x10\xc0\x84=R\atimeout\x12'\n" +
+	"\tinstances\x18\b \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06R\tinstances\x12\x1f\n" +
+	"\vfail_closed\x18\t \x01(\bR\n" +
+	"failClosed\";\n" +
+	"\bRedisTLS\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x1f\n" +
+	"\vserver_name\x18\x02 \x01(\tR\n" +
+	"serverName\"\x9a\x03\n" +
 	"\tConsumers\x12m\n" +
 	"\tproviders\x18\x01 \x03(\v2+.transom.config.v1.Consumers.ProvidersEntryB\"\xbaH\x1f\x9a\x01\x1c\"\x1ar\x182\x16^[a-z][a-z0-9-]{0,62}$R\tproviders\x12l\n" +
 	"\x05known\x18\x02 \x03(\v2'.transom.config.v1.Consumers.KnownEntryB-\xbaH*\x9a\x01'\"%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\x05known\x1aY\n" +
@@ -3404,7 +3811,7 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
 	(*Config)(nil),                      // 1: transom.config.v1.Config
@@ -3421,119 +3828,128 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*Access)(nil),                      // 12: transom.config.v1.Access
 	(*Security)(nil),                    // 13: transom.config.v1.Security
 	(*RequestId)(nil),                   // 14: transom.config.v1.RequestId
-	(*Consumers)(nil),                   // 15: transom.config.v1.Consumers
-	(*Provider)(nil),                    // 16: transom.config.v1.Provider
-	(*ApiKey)(nil),                      // 17: transom.config.v1.ApiKey
-	(*Jwt)(nil),                         // 18: transom.config.v1.Jwt
-	(*Introspection)(nil),               // 19: transom.config.v1.Introspection
-	(*ClientCertificate)(nil),           // 20: transom.config.v1.ClientCertificate
-	(*Basic)(nil),                       // 21: transom.config.v1.Basic
-	(*External)(nil),                    // 22: transom.config.v1.External
-	(*Outbound)(nil),                    // 23: transom.config.v1.Outbound
-	(*Consumer)(nil),                    // 24: transom.config.v1.Consumer
-	(*Metadata)(nil),                    // 25: transom.config.v1.Metadata
-	(*Limits)(nil),                      // 26: transom.config.v1.Limits
-	(*Drain)(nil),                       // 27: transom.config.v1.Drain
-	(*UnknownMethods)(nil),              // 28: transom.config.v1.UnknownMethods
-	(*Json)(nil),                        // 29: transom.config.v1.Json
-	(*Health)(nil),                      // 30: transom.config.v1.Health
-	(*HttpRules)(nil),                   // 31: transom.config.v1.HttpRules
-	nil,                                 // 32: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 33: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 34: transom.config.v1.DescriptorSource.Reflection
-	(*Cluster_RetryBudget)(nil),         // 35: transom.config.v1.Cluster.RetryBudget
-	(*Cluster_Concurrency)(nil),         // 36: transom.config.v1.Cluster.Concurrency
-	(*Cluster_Kubernetes)(nil),          // 37: transom.config.v1.Cluster.Kubernetes
-	nil,                                 // 38: transom.config.v1.Security.ResponseHeadersEntry
-	nil,                                 // 39: transom.config.v1.Consumers.ProvidersEntry
-	nil,                                 // 40: transom.config.v1.Consumers.KnownEntry
-	nil,                                 // 41: transom.config.v1.Jwt.MetadataEntry
-	nil,                                 // 42: transom.config.v1.Introspection.MetadataEntry
-	(*Reload)(nil),                      // 43: transom.config.v1.Reload
-	(*Admin)(nil),                       // 44: transom.config.v1.Admin
-	(*AccessLog)(nil),                   // 45: transom.config.v1.AccessLog
-	(*Tracing)(nil),                     // 46: transom.config.v1.Tracing
-	(*Overload)(nil),                    // 47: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),               // 48: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 49: google.protobuf.Duration
-	(*structpb.Struct)(nil),             // 50: google.protobuf.Struct
+	(*Limit)(nil),                       // 15: transom.config.v1.Limit
+	(*Redis)(nil),                       // 16: transom.config.v1.Redis
+	(*RedisTLS)(nil),                    // 17: transom.config.v1.RedisTLS
+	(*Consumers)(nil),                   // 18: transom.config.v1.Consumers
+	(*Provider)(nil),                    // 19: transom.config.v1.Provider
+	(*ApiKey)(nil),                      // 20: transom.config.v1.ApiKey
+	(*Jwt)(nil),                         // 21: transom.config.v1.Jwt
+	(*Introspection)(nil),               // 22: transom.config.v1.Introspection
+	(*ClientCertificate)(nil),           // 23: transom.config.v1.ClientCertificate
+	(*Basic)(nil),                       // 24: transom.config.v1.Basic
+	(*External)(nil),                    // 25: transom.config.v1.External
+	(*Outbound)(nil),                    // 26: transom.config.v1.Outbound
+	(*Consumer)(nil),                    // 27: transom.config.v1.Consumer
+	(*Metadata)(nil),                    // 28: transom.config.v1.Metadata
+	(*Limits)(nil),                      // 29: transom.config.v1.Limits
+	(*Drain)(nil),                       // 30: transom.config.v1.Drain
+	(*UnknownMethods)(nil),              // 31: transom.config.v1.UnknownMethods
+	(*Json)(nil),                        // 32: transom.config.v1.Json
+	(*Health)(nil),                      // 33: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 34: transom.config.v1.HttpRules
+	nil,                                 // 35: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 36: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 37: transom.config.v1.DescriptorSource.Reflection
+	(*Cluster_RetryBudget)(nil),         // 38: transom.config.v1.Cluster.RetryBudget
+	(*Cluster_Concurrency)(nil),         // 39: transom.config.v1.Cluster.Concurrency
+	(*Cluster_Kubernetes)(nil),          // 40: transom.config.v1.Cluster.Kubernetes
+	nil,                                 // 41: transom.config.v1.Security.ResponseHeadersEntry
+	nil,                                 // 42: transom.config.v1.Limit.PlansEntry
+	nil,                                 // 43: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 44: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 45: transom.config.v1.Jwt.MetadataEntry
+	nil,                                 // 46: transom.config.v1.Introspection.MetadataEntry
+	(*Reload)(nil),                      // 47: transom.config.v1.Reload
+	(*Admin)(nil),                       // 48: transom.config.v1.Admin
+	(*AccessLog)(nil),                   // 49: transom.config.v1.AccessLog
+	(*Tracing)(nil),                     // 50: transom.config.v1.Tracing
+	(*Overload)(nil),                    // 51: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),               // 52: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 53: google.protobuf.Duration
+	(*structpb.Struct)(nil),             // 54: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	2,  // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
 	6,  // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	32, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	35, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
 	10, // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
-	25, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
-	26, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
-	27, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
-	28, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
-	29, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
-	30, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
-	31, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
-	15, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
+	28, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
+	29, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
+	30, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
+	31, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
+	32, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
+	33, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	34, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	18, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
 	13, // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
-	43, // 13: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
-	44, // 14: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
-	45, // 15: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
-	46, // 16: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
-	47, // 17: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
-	3,  // 18: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	26, // 19: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	5,  // 20: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	48, // 21: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
-	0,  // 22: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	4,  // 23: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	49, // 24: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	33, // 25: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	34, // 26: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	8,  // 27: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	9,  // 28: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	49, // 29: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	49, // 30: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	35, // 31: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	36, // 32: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	49, // 33: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	37, // 34: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	49, // 35: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	49, // 36: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	49, // 37: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	49, // 38: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	11, // 39: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	12, // 40: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	38, // 41: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
-	49, // 42: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
-	14, // 43: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
-	39, // 44: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	40, // 45: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	17, // 46: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	18, // 47: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	19, // 48: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
-	20, // 49: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
-	21, // 50: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
-	22, // 51: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
-	49, // 52: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	23, // 53: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	41, // 54: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	49, // 55: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
-	23, // 56: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
-	42, // 57: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
-	49, // 58: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
-	50, // 59: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	49, // 60: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	49, // 61: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	49, // 62: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	49, // 63: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	49, // 64: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	49, // 65: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	7,  // 66: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	49, // 67: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	16, // 68: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	24, // 69: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	70, // [70:70] is the sub-list for method output_type
-	70, // [70:70] is the sub-list for method input_type
-	70, // [70:70] is the sub-list for extension type_name
-	70, // [70:70] is the sub-list for extension extendee
-	0,  // [0:70] is the sub-list for field type_name
+	16, // 13: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
+	47, // 14: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
+	48, // 15: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
+	49, // 16: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
+	50, // 17: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
+	51, // 18: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
+	3,  // 19: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	29, // 20: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	5,  // 21: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	52, // 22: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	0,  // 23: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
+	4,  // 24: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
+	53, // 25: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	36, // 26: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	37, // 27: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	8,  // 28: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	9,  // 29: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	53, // 30: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	53, // 31: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	38, // 32: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	39, // 33: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	53, // 34: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	40, // 35: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	53, // 36: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	53, // 37: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	53, // 38: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	53, // 39: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	11, // 40: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	12, // 41: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	15, // 42: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
+	41, // 43: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	53, // 44: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	14, // 45: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	42, // 46: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
+	17, // 47: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
+	53, // 48: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	43, // 49: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	44, // 50: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	20, // 51: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	21, // 52: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	22, // 53: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	23, // 54: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	24, // 55: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	25, // 56: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	53, // 57: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	26, // 58: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	45, // 59: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	53, // 60: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	26, // 61: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	46, // 62: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	53, // 63: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	54, // 64: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	53, // 65: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	53, // 66: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	53, // 67: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	53, // 68: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	53, // 69: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	53, // 70: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	7,  // 71: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	53, // 72: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	19, // 73: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	27, // 74: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	75, // [75:75] is the sub-list for method output_type
+	75, // [75:75] is the sub-list for method input_type
+	75, // [75:75] is the sub-list for extension type_name
+	75, // [75:75] is the sub-list for extension extendee
+	0,  // [0:75] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -3548,7 +3964,12 @@ func file_transom_config_v1_config_proto_init() {
 		(*DescriptorSource_Reflection_)(nil),
 	}
 	file_transom_config_v1_config_proto_msgTypes[9].OneofWrappers = []any{}
-	file_transom_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{
+	file_transom_config_v1_config_proto_msgTypes[14].OneofWrappers = []any{
+		(*Limit_Rate)(nil),
+		(*Limit_Quota)(nil),
+		(*Limit_Concurrent)(nil),
+	}
+	file_transom_config_v1_config_proto_msgTypes[18].OneofWrappers = []any{
 		(*Provider_ApiKey)(nil),
 		(*Provider_Jwt)(nil),
 		(*Provider_Introspection)(nil),
@@ -3556,14 +3977,14 @@ func file_transom_config_v1_config_proto_init() {
 		(*Provider_Basic)(nil),
 		(*Provider_External)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[34].OneofWrappers = []any{}
+	file_transom_config_v1_config_proto_msgTypes[37].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   42,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

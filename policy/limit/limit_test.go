@@ -1,0 +1,510 @@
+package limit
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/time/rate"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"transom/descriptors"
+	"transom/rpc"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestParseAmount(t *testing.T) {
+	for _, tc := range []struct {
+		kind Kind
+		in   string
+		want Amount
+	}{
+		{Rate, "100/m", Amount{Count: 100, Period: time.Minute}},
+		{Rate, "5/10s", Amount{Count: 5, Period: 10 * time.Second}},
+		{Rate, "1/24h", Amount{Count: 1, Period: Day}},
+		{Rate, "1000000/s", Amount{Count: 1e6, Period: time.Second}},
+		{Quota, "7/day", Amount{Count: 7, Period: Day}},
+		{Quota, "7/month", Amount{Count: 7, Period: Month}},
+		{Concurrent, "20", Amount{Count: 20}},
+		{Rate, "", Amount{}},
+		{Rate, "100", Amount{}},
+		{Rate, "0/s", Amount{}},
+		{Rate, "-1/s", Amount{}},
+		{Rate, "1000001/s", Amount{}},
+		{Rate, "1/25h", Amount{}},
+		{Rate, "1/s/s", Amount{}},
+		{Rate, "1/-1s", Amount{}},
+		{Quota, "7/week", Amount{}},
+		{Quota, "0/day", Amount{}},
+		{Concurrent, "20/s", Amount{}},
+		{Concurrent, "0", Amount{}},
+		{Concurrent, "9999999999", Amount{}},
+	} {
+		got, err := ParseAmount(tc.kind, tc.in)
+		if got != tc.want || (err == nil) != (tc.want != Amount{}) {
+			t.Errorf("ParseAmount(%d, %q) = %+v, %v; want %+v", tc.kind, tc.in, got, err, tc.want)
+		}
+	}
+}
+
+func FuzzParseAmount(f *testing.F) {
+	for _, s := range []string{"100/m", "5/10s", "1000/day", "20", "9223372036854775807/ns", "1/2562047h"} {
+		f.Add(uint8(0), s)
+		f.Add(uint8(1), s)
+	}
+	f.Fuzz(func(t *testing.T, kind uint8, s string) {
+		a, err := ParseAmount(Kind(kind%3), s)
+		if err == nil && (a.Count < 1 || a.Period < 0) {
+			t.Errorf("ParseAmount(%q) = %+v", s, a)
+		}
+	})
+}
+
+// exact is the limit in whole numbers: a bucket that holds burst·period, to which a call adds period and each µs takes count.
+type exact struct {
+	count, period, burst int64 // period in µs
+	level, at            int64
+}
+
+// take also tells how far the call was from the edge, in µs.
+func (e *exact) take(now, cost int64) (ok bool, edge float64) {
+	e.level = max(0, e.level-(now-e.at)*e.count)
+	e.at = now
+	over := e.level + cost*e.period - e.burst*e.period
+	edge = float64(over) / float64(e.count)
+	if over <= 0 {
+		e.level += cost * e.period
+		return true, edge
+	}
+	return false, edge
+}
+
+// takers are the implementations that must agree: take(now, cost) in µs.
+func takers(t *testing.T, a Amount) map[string]func(now, cost int64) bool {
+	t.Helper()
+	l := New(Config{Name: "test", Kind: Rate, Amount: a})
+	var tat float64
+	r := NewRedis(RedisConfig{Addresses: []string{startRedis(t, 0)}, Prefix: "t:", Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
+	t.Cleanup(r.Close)
+	awaitRedis(t, r)
+	return map[string]func(now, cost int64) bool{
+		"Go": func(now, cost int64) bool {
+			next, wait := gcra(tat, float64(now), l.def.cost*float64(cost), l.def.tolerance)
+			if wait >= slack {
+				return false
+			}
+			tat = next
+			return true
+		},
+		"Lua": func(now, cost int64) bool {
+			v, err := r.run(t.Context(), *r.client.Load(), l, l.def, []byte("k"), cost, float64(now), strconv.FormatInt(now, 10))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v.wait == 0
+		},
+	}
+}
+
+// TestModel has the arithmetic here and in Redis decide as exact does, for random calls. Where a call is within a µs of the
+// edge rounding may decide; then exact follows.
+func TestModel(t *testing.T) {
+	for _, a := range []Amount{
+		{Count: 10, Period: time.Second, Burst: 10}, {Count: 3, Period: time.Second, Burst: 1}, {Count: 7, Period: time.Minute, Burst: 30},
+		{Count: 300_000, Period: time.Second, Burst: 50}, {Count: 1, Period: time.Hour, Burst: 2},
+	} {
+		t.Run(fmt.Sprint(a), func(t *testing.T) {
+			for name, take := range takers(t, a) {
+				rng := rand.New(rand.NewPCG(1, 2))
+				// Redis lets keys go by its own clock: not before a call would find them out of date.
+				now := time.Since(epoch()).Microseconds()
+				e := exact{count: a.Count, period: a.Period.Microseconds(), burst: a.Burst, at: now}
+				allowed := 0
+				for i := range 1000 {
+					now += rng.Int64N(3*a.Period.Microseconds()/a.Count + 1)
+					cost := 1 + rng.Int64N(min(3, a.Burst))
+					want, edge := e.take(now, cost)
+					got := take(now, cost)
+					if got != want && edge > -1 && edge < 1 {
+						if got {
+							e.level += cost * e.period
+						} else {
+							e.level -= cost * e.period
+						}
+						continue
+					}
+					if got != want {
+						t.Fatalf("%s: call %d is %v, want %v (%f µs from the edge)", name, i, got, want, edge)
+					}
+					if got {
+						allowed++
+					}
+				}
+				if allowed == 0 || allowed == 1000 {
+					t.Errorf("%s: %d of 1000 allowed: this tests nothing", name, allowed)
+				}
+			}
+		})
+	}
+}
+
+func newCall(consumer, addr string) *rpc.Call {
+	c := &rpc.Call{Method: descriptors.Opaque("/a.B/C"), Info: &rpc.Info{}, Peer: rpc.Peer{Addr: netip.AddrPortFrom(netip.MustParseAddr(addr), 1)}}
+	if consumer != "" {
+		c.Principal = &rpc.Principal{Consumer: consumer}
+	}
+	return c
+}
+
+func parts(t testing.TB, per ...string) []Part {
+	t.Helper()
+	var out []Part
+	for _, s := range per {
+		p, err := ParsePart(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func ok(context.Context, *rpc.Call) error { return nil }
+
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := Middleware([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 10, Period: time.Second, Burst: 5}, Per: parts(t, "consumer")})}, 1)(ok)
+		admitted := func(consumer string, n int) (yes int, last error) {
+			for range n {
+				if err := h(t.Context(), newCall(consumer, "192.0.2.1")); err != nil {
+					last = err
+				} else {
+					yes++
+				}
+			}
+			return yes, last
+		}
+		n, err := admitted("a", 20)
+		if n != 5 {
+			t.Errorf("burst of 5 let %d through", n)
+		}
+		st := rpc.StatusOf(err)
+		var reason string
+		var wait time.Duration
+		for _, d := range st.Details() {
+			switch d := d.(type) {
+			case *errdetails.ErrorInfo:
+				reason = d.GetReason()
+			case *errdetails.RetryInfo:
+				wait = d.GetRetryDelay().AsDuration()
+			}
+		}
+		if st.Code() != codes.ResourceExhausted || reason != "RATE_LIMITED" || wait != 100*time.Millisecond {
+			t.Errorf("%v %s, retry in %v", st, reason, wait)
+		}
+		if md := rpc.HeaderOf(err); md.Get("retry-after")[0] != "1" || md.Get("ratelimit")[0] != `"r";r=0;t=1` || md.Get("ratelimit-policy")[0] != `"r";q=10;w=1` {
+			t.Errorf("headers %v", md)
+		}
+		if n, _ := admitted("b", 20); n != 5 {
+			t.Errorf("another consumer got %d through", n)
+		}
+		time.Sleep(time.Second)
+		if n, _ := admitted("a", 20); n != 5 {
+			t.Errorf("after a second %d got through", n)
+		}
+		total := 0
+		for range 50 {
+			time.Sleep(20 * time.Millisecond)
+			n, _ := admitted("a", 5)
+			total += n
+		}
+		if total != 10 {
+			t.Errorf("%d in a second of trying, want 10", total)
+		}
+	})
+}
+
+func TestQuota(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // begins at midnight
+		for _, tc := range []struct {
+			period time.Duration
+			days   int
+		}{{Month, 31}, {Day, 1}} { // from 1 January
+			period, days := tc.period, tc.days
+			h := Middleware([]*Limiter{New(Config{Name: "q", Kind: Quota, Amount: Amount{Count: 3, Period: period}})}, 1)(ok)
+			for day := range days {
+				n := 0
+				for range 5 {
+					if h(t.Context(), newCall("", "192.0.2.1")) == nil {
+						n++
+					}
+				}
+				if want := map[bool]int{true: 3}[day == 0]; n != want {
+					t.Errorf("%v, day %d: %d calls, want %d", period, day, n, want)
+				}
+				time.Sleep(Day)
+			}
+			if h(t.Context(), newCall("", "192.0.2.1")) != nil {
+				t.Errorf("nothing left after %v", period)
+			}
+		}
+	})
+}
+
+func TestConcurrent(t *testing.T) {
+	l := New(Config{Name: "c", Kind: Concurrent, Amount: Amount{Count: 2}, Per: parts(t, "header:x-key")})
+	enter, leave := make(chan struct{}), make(chan struct{})
+	h := Middleware([]*Limiter{l}, 1)(func(_ context.Context, call *rpc.Call) error {
+		call.SetHeader("x-key", "changed by a policy further in")
+		enter <- struct{}{}
+		<-leave
+		return nil
+	})
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() { _ = h(t.Context(), newCall("a", "192.0.2.1")) })
+		<-enter
+	}
+	if err := h(t.Context(), newCall("b", "192.0.2.1")); rpc.StatusOf(err).Code() != codes.ResourceExhausted {
+		t.Errorf("third call: %v", err)
+	}
+	close(leave)
+	wg.Wait()
+	if n := l.running.len(); n != 0 {
+		t.Errorf("%d keys left when all calls have ended", n)
+	}
+}
+
+// TestGiveBack has a call that the second limit refuses count against neither.
+func TestGiveBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		all := New(Config{Name: "all", Kind: Rate, Amount: Amount{Count: 10, Period: time.Hour}})
+		day := New(Config{Name: "day", Kind: Quota, Amount: Amount{Count: 10, Period: Day}})
+		each := New(Config{Name: "each", Kind: Rate, Amount: Amount{Count: 1, Period: time.Hour}, Per: parts(t, "consumer")})
+		h := Middleware([]*Limiter{all, day, each}, 1)(ok)
+		for range 50 {
+			_ = h(t.Context(), newCall("greedy", "192.0.2.1"))
+		}
+		n := 0
+		for i := range 20 {
+			if h(t.Context(), newCall(fmt.Sprint("c", i), "192.0.2.1")) == nil {
+				n++
+			}
+		}
+		if n != 9 {
+			t.Errorf("%d others got through, want the 9 that the greedy one left", n)
+		}
+	})
+}
+
+func TestKeys(t *testing.T) {
+	call := func(fn func(*rpc.Call)) *rpc.Call {
+		c := newCall("a", "2001:db8::1")
+		c.Header = metadata.MD{"x-one": {"1"}}
+		c.Principal.Claims = map[string]any{"org": map[string]any{"id": 7.0}}
+		fn(c)
+		return c
+	}
+	nothing := func(*rpc.Call) {}
+	for _, tc := range []struct {
+		name string
+		per  []string
+		fn   func(*rpc.Call)
+		same bool
+	}{
+		{"consumer", []string{"consumer"}, func(c *rpc.Call) { c.Principal.Consumer = "b" }, false},
+		{"consumer, other address", []string{"consumer"}, func(c *rpc.Call) { c.Peer.Addr = netip.MustParseAddrPort("192.0.2.7:1") }, true},
+		{"same /64", []string{"ip"}, func(c *rpc.Call) { c.Peer.Addr = netip.MustParseAddrPort("[2001:db8::ffff]:9") }, true},
+		{"other /64", []string{"ip"}, func(c *rpc.Call) { c.Peer.Addr = netip.MustParseAddrPort("[2001:db8:0:1::1]:9") }, false},
+		{"header", []string{"header:x-one"}, func(c *rpc.Call) { c.Header["x-one"] = []string{"2"} }, false},
+		{"header split", []string{"header:x-one"}, func(c *rpc.Call) { c.Header["x-one"] = []string{"1", ""} }, false},
+		{"claim", []string{"claim:org.id"}, func(c *rpc.Call) { c.Principal.Claims = map[string]any{"org": map[string]any{"id": 8.0}} }, false},
+		{"method", []string{"method"}, func(c *rpc.Call) { c.Method = descriptors.Opaque("/a.B/D") }, false},
+		{"everybody", nil, func(c *rpc.Call) { *c = *newCall("z", "192.0.2.9") }, true},
+		{"anonymous is no consumer", []string{"consumer"}, func(c *rpc.Call) { c.Principal = nil }, false},
+		{"both", []string{"consumer", "header:x-one"}, func(c *rpc.Call) { c.Header["x-one"] = []string{"2"} }, false},
+	} {
+		l := New(Config{Name: "k", Per: parts(t, tc.per...), Amount: Amount{Count: 1, Period: time.Second}})
+		a, b := string(l.key(nil, call(nothing))), string(l.key(nil, call(tc.fn)))
+		if (a == b) != tc.same {
+			t.Errorf("%s: keys %q and %q", tc.name, a, b)
+		}
+	}
+	for _, bad := range []string{"", "consumer:x", "header:", "header:X-Up", "claim:", "field:x"} {
+		if _, err := ParsePart(bad); err == nil {
+			t.Errorf("ParsePart(%q) is taken", bad)
+		}
+	}
+}
+
+// TestParallelBurst has many goroutines at once try to get more than the burst.
+func TestParallelBurst(t *testing.T) {
+	h := Middleware([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}})}, 1)(ok)
+	var yes atomic.Int64
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 100 {
+				if h(t.Context(), newCall("a", "192.0.2.1")) == nil {
+					yes.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if n := yes.Load(); n != 100 {
+		t.Errorf("%d of 1600 got through, want 100", n)
+	}
+}
+
+// TestBounded floods a table with keys.
+func TestBounded(t *testing.T) {
+	l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 1, Period: time.Hour, Burst: 1000}, Per: parts(t, "header:k")})
+	victim := newCall("", "192.0.2.1")
+	victim.SetHeader("k", "victim")
+	for range 1000 { // at its limit
+		if v, _ := l.take(t.Context(), victim, 1); v.wait != 0 {
+			t.Fatal("refused too early")
+		}
+	}
+	c := newCall("", "192.0.2.1")
+	for i := range maxKeys + maxKeys/4 {
+		c.SetHeader("k", strconv.Itoa(i))
+		_, _ = l.take(t.Context(), c, 1)
+	}
+	if n := l.rates.len(); n > maxKeys {
+		t.Errorf("%d keys, want at most %d", n, maxKeys)
+	}
+	if v, _ := l.take(t.Context(), victim, 1); v.wait == 0 {
+		t.Error("a flood of keys made the table forget one at its limit")
+	}
+}
+
+// startRedis runs a redis-server until the test ends; port 0 takes a free one.
+func startRedis(t testing.TB, port int) string {
+	t.Helper()
+	if port == 0 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		port = ln.Addr().(*net.TCPAddr).Port
+		ln.Close()
+	}
+	cmd := exec.Command("redis-server", "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir())
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return fmt.Sprintf("127.0.0.1:%d", port)
+}
+
+// awaitRedis waits until r is connected.
+func awaitRedis(t testing.TB, r *Redis) {
+	t.Helper()
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	for r.client.Load() == nil {
+		select {
+		case <-deadline.C:
+			t.Fatal("no connection to Redis")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// TestRedisQuota counts in Redis, gives back, and goes over windows.
+func TestRedisQuota(t *testing.T) {
+	r := NewRedis(RedisConfig{Addresses: []string{startRedis(t, 0)}, Prefix: "t:", Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
+	t.Cleanup(r.Close)
+	awaitRedis(t, r)
+	one := New(Config{Name: "q", Kind: Quota, Amount: Amount{Count: 3, Period: Day}, Redis: r})
+	two := New(Config{Name: "q", Kind: Quota, Amount: Amount{Count: 3, Period: Day}, Redis: r})
+	c := newCall("a", "192.0.2.1")
+	for i, tc := range []struct {
+		l    *Limiter
+		cost int64
+		ok   bool
+		left int64
+	}{{one, 1, true, 2}, {two, 1, true, 1}, {one, 2, false, 1}, {two, 1, true, 0}, {one, 1, false, 0}, {one, -1, true, 1}, {two, 1, true, 0}} {
+		v, err := tc.l.take(t.Context(), c, tc.cost)
+		if err != nil || (v.wait == 0) != tc.ok || v.remaining != tc.left {
+			t.Errorf("step %d: wait %v, %d left, %v; want ok %v, %d left", i, v.wait, v.remaining, err, tc.ok, tc.left)
+		}
+	}
+	if r.Failed() != 0 {
+		t.Errorf("%d decisions without Redis", r.Failed())
+	}
+}
+
+// TestRedisDown has no Redis: each process allows its share, or nothing.
+func TestRedisDown(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		r := NewRedis(RedisConfig{Addresses: []string{"127.0.0.1:1"}, Timeout: 100 * time.Millisecond, Instances: 4, FailClosed: closed}, slog.New(slog.DiscardHandler))
+		l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}, Redis: r})
+		h := Middleware([]*Limiter{l}, 1)(ok)
+		n := 0
+		var last error
+		for range 200 {
+			if err := h(t.Context(), newCall("a", "192.0.2.1")); err == nil {
+				n++
+			} else {
+				last = err
+			}
+		}
+		want, code := 25, codes.ResourceExhausted
+		if closed {
+			want, code = 0, codes.Unavailable
+		}
+		if n != want || rpc.StatusOf(last).Code() != code || r.Failed() != 200 {
+			t.Errorf("closed %v: %d through, then %v, %d failed; want %d, %v", closed, n, last, r.Failed(), want, code)
+		}
+		r.Close()
+	}
+}
+
+// BenchmarkDecision is the whole of a decision: key, table, clock, arithmetic.
+func BenchmarkDecision(b *testing.B) {
+	l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 1e6, Period: time.Second, Burst: 1e6}, Per: parts(b, "consumer")})
+	c := newCall("the-shop", "192.0.2.1")
+	b.ReportAllocs()
+	for b.Loop() {
+		_, _ = l.take(b.Context(), c, 1)
+	}
+}
+
+// BenchmarkTimeRate is the reference: one limiter, no key.
+func BenchmarkTimeRate(b *testing.B) {
+	l := rate.NewLimiter(1e6, 1e6)
+	b.ReportAllocs()
+	for b.Loop() {
+		l.Allow()
+	}
+}
+
+// TestAllocations gates the decision and the middleware.
+func TestAllocations(t *testing.T) {
+	l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 1e6, Period: time.Second, Burst: 1e6}, Per: parts(t, "consumer", "header:k")})
+	c := newCall("the-shop", "192.0.2.1")
+	c.SetHeader("k", "v")
+	if n := testing.AllocsPerRun(1000, func() { _, _ = l.take(context.Background(), c, 1) }); n > 0 {
+		t.Errorf("a decision makes %v allocations", n)
+	}
+}

@@ -21,21 +21,30 @@ const wheelLeast = time.Second
 // Safe for concurrent use. The timer runs only while there are deadlines.
 type wheel struct {
 	mu    sync.Mutex
-	slots map[int64]*deadline // by tick, the head of a list
-	first int64               // the earliest tick that may have a slot
+	slots map[int64]*alarm // by tick, the head of a list
+	first int64            // the earliest tick that may have a slot
 	timer *time.Timer
 	armed bool
+}
+
+// alarm is a place in a wheel. It belongs to the wheel while it is in.
+type alarm struct {
+	owner      interface{ due() } // told when the time has come
+	tick       int64              // 0 while it is out
+	next, prev *alarm
 }
 
 // deadline is a context with a deadline that a wheel keeps.
 type deadline struct {
 	context.Context
+	alarm
+
 	at     time.Time
 	cancel context.CancelCauseFunc
-	// tick, next and prev belong to the wheel; tick is 0 once it is out.
-	tick       int64
-	next, prev *deadline
 }
+
+// due implements the wheel's call.
+func (d *deadline) due() { d.cancel(context.DeadlineExceeded) }
 
 var _ context.Context = (*deadline)(nil)
 
@@ -64,20 +73,21 @@ func (w *wheel) withTimeout(ctx context.Context, timeout time.Duration) (context
 	}
 	d := &deadline{at: time.Now().Add(timeout)}
 	d.Context, d.cancel = context.WithCancelCause(ctx)
-	w.add(d)
+	d.owner = d
+	w.add(&d.alarm, d.at)
 	return d, func() {
-		w.remove(d)
+		w.remove(&d.alarm)
 		d.cancel(context.Canceled)
 	}
 }
 
-// add puts d into its slot.
-func (w *wheel) add(d *deadline) {
-	tick := d.at.UnixNano()/int64(wheelTick) + 1
+// add puts d into the slot of the time at.
+func (w *wheel) add(d *alarm, at time.Time) {
+	tick := at.UnixNano()/int64(wheelTick) + 1
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.slots == nil {
-		w.slots = map[int64]*deadline{}
+		w.slots = map[int64]*alarm{}
 	}
 	d.tick = tick
 	if d.next = w.slots[tick]; d.next != nil {
@@ -101,7 +111,7 @@ func (w *wheel) arm() {
 }
 
 // remove takes d out, if it is still in.
-func (w *wheel) remove(d *deadline) {
+func (w *wheel) remove(d *alarm) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if d.tick == 0 {
@@ -124,7 +134,7 @@ func (w *wheel) remove(d *deadline) {
 // turn ends what is due and sets the timer for what is next.
 func (w *wheel) turn() {
 	now := time.Now().UnixNano() / int64(wheelTick)
-	var due []*deadline
+	var due []interface{ due() }
 	w.mu.Lock()
 	first := int64(0)
 	for tick, d := range w.slots {
@@ -137,7 +147,7 @@ func (w *wheel) turn() {
 		delete(w.slots, tick)
 		for ; d != nil; d = d.next {
 			d.tick = 0
-			due = append(due, d)
+			due = append(due, d.owner)
 		}
 	}
 	if w.armed = first != 0; w.armed {
@@ -146,6 +156,6 @@ func (w *wheel) turn() {
 	}
 	w.mu.Unlock()
 	for _, d := range due {
-		d.cancel(context.DeadlineExceeded)
+		d.due()
 	}
 }

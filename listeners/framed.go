@@ -121,7 +121,13 @@ func grpcTimeout(r *http.Request) (time.Duration, error) {
 
 // Recv implements rpc.Stream.
 func (s *framed) Recv(ctx context.Context) (rpc.Message, error) {
-	if err := s.guard.bindRead(ctx, s.w); err != nil {
+	var err error
+	if s.call.Method.Unary() {
+		err = s.guard.noteRead(ctx, s.w, &s.front.deadlines)
+	} else {
+		err = s.guard.bindRead(ctx, s.w)
+	}
+	if err != nil {
 		return rpc.Message{}, err
 	}
 	flags, m, err := s.in.next()
@@ -176,14 +182,19 @@ func (s *framed) SendHeader(md metadata.MD) error {
 
 // Send implements rpc.Stream.
 func (s *framed) Send(ctx context.Context, m rpc.Message) error {
-	if err := s.guard.bindWrite(ctx, s.w); err != nil {
+	var err error
+	if s.call.Method.Unary() && m.Len() < directWriteLen { // only gathered: the client takes it at the end of the call
+		err = rpc.CauseOf(ctx)
+	} else {
+		err = s.guard.bindWrite(ctx, s.w)
+	}
+	if err != nil {
 		m.Release()
 		return err
 	}
 	if !s.header {
 		_ = s.SendHeader(nil) // fails only a second time
 	}
-	var err error
 	if s.codec != nil {
 		if m, err = s.codec.fromWire(m); err != nil {
 			return err

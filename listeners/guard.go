@@ -29,6 +29,10 @@ type guard struct {
 	read, write side
 	over        bool // the call is over; only its end is still to be written
 	eof         bool // the request body was read to its end
+
+	// watch is how a read that was only noted finds out that it is slow, in wheel; nil if none was noted.
+	watch alarm
+	wheel *wheel
 }
 
 // side is one direction.
@@ -53,6 +57,32 @@ func (g *guard) bindWrite(ctx context.Context, w http.ResponseWriter) error {
 		g.bind(ctx, &g.write, &g.read, w)
 	}
 	return rpc.CauseOf(ctx)
+}
+
+// noteRead is bindRead for a call that reads once, and most often finds all there: ctx is watched only once a read has
+// been blocked for a while.
+func (g *guard) noteRead(ctx context.Context, w http.ResponseWriter, wheel *wheel) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.read.ctx != ctx && g.read.stop == nil && g.write.ctx == nil {
+		if g.rc == nil {
+			g.rc = http.NewResponseController(w)
+		}
+		g.read.ctx, g.wheel, g.watch.owner = ctx, wheel, g
+	}
+	return rpc.CauseOf(ctx)
+}
+
+// slowRead is how long a read may block before its context is watched.
+const slowRead = 100 * time.Millisecond
+
+// due implements the wheel's call: the read that was noted is slow.
+func (g *guard) due() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.read.busy && !g.over && g.read.stop == nil {
+		g.read.stop = context.AfterFunc(g.read.ctx, g.release)
+	}
 }
 
 // bind watches ctx for s; a context that both sides have is watched once.
@@ -136,6 +166,10 @@ func (b guardedBody) Read(p []byte) (int, error) {
 	if b.g.enter(&b.g.read) {
 		b.g.leave(&b.g.read)
 		return 0, rpc.CauseOf(b.g.read.ctx)
+	}
+	if b.g.wheel != nil {
+		b.g.wheel.add(&b.g.watch, time.Now().Add(slowRead))
+		defer b.g.wheel.remove(&b.g.watch)
 	}
 	n, err := b.r.Read(p)
 	b.g.mu.Lock()

@@ -287,7 +287,7 @@ func (s *restStream) readBody(ctx context.Context, dst *[]byte) error {
 	if r.ContentLength > int64(limit) {
 		return s.tooLarge()
 	}
-	if err := s.guard.bindRead(ctx, s.w); err != nil {
+	if err := s.guard.noteRead(ctx, s.w, &s.front.deadlines); err != nil {
 		return err
 	}
 	body, err := s.bodyReader()

@@ -1,0 +1,220 @@
+package identity
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/metadata"
+
+	"transom/descriptors"
+	"transom/rpc"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// issuer serves the keys of one key pair and returns its URL and a token.
+func issuer(tb testing.TB) (url, token string) {
+	tb.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	jwk := jose.JSONWebKey{Key: key, KeyID: "1", Algorithm: "ES256", Use: "sig"}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/jwk-set+json")
+		_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{jwk.Public()}})
+	}))
+	tb.Cleanup(srv.Close)
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jwk}, nil)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	token, err = jwt.Signed(signer).Claims(map[string]any{
+		"iss": "https://id.example", "aud": "bank", "sub": "alice", "scope": "a b c", "email": "alice@example.com",
+		"exp": time.Now().Add(time.Hour).Unix(), "groups": []string{"staff", "admins"},
+	}).Serialize()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return srv.URL, token
+}
+
+// BenchmarkAuthenticate is what authentication adds to a call: the whole middleware, with the metadata for the backend,
+// without the call itself. "verify" is a token's first call, without the fetch of the keys.
+func BenchmarkAuthenticate(b *testing.B) {
+	url, token := issuer(b)
+	p, err := NewJWT(JWTConfig{Name: "main", Issuer: "https://id.example", Audiences: []string{"bank"}, JWKSURI: url, Outbound: Outbound{Private: true}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.Close()
+	consumer := &Consumer{Name: "shop", Plan: "gold", KeyHashes: [][32]byte{sha256.Sum256([]byte("a-key-of-the-usual-length-0123456789"))}}
+	keys, err := NewAPIKeys("keys", "x-api-key", []*Consumer{consumer})
+	if err != nil {
+		b.Fatal(err)
+	}
+	d, err := NewDirectory(map[string]Entry{"main": {Provider: p}, "keys": {Provider: keys}}, []*Consumer{consumer})
+	if err != nil {
+		b.Fatal(err)
+	}
+	method := descriptors.Opaque("/bank.v1.Accounts/Get")
+	for _, bc := range []struct {
+		name, provider, header, value string
+		forget                        bool
+	}{
+		{"APIKey", "keys", "x-api-key", "a-key-of-the-usual-length-0123456789", false},
+		{"JWTCached", "main", "authorization", "Bearer " + token, false},
+		{"JWTVerify", "main", "authorization", "Bearer " + token, true},
+		{"JWTForged", "main", "authorization", "Bearer " + token[:len(token)-6] + "AAAAAA", false},
+	} {
+		b.Run(bc.name, func(b *testing.B) {
+			mw, err := d.Middleware(Requirement{Providers: []string{bc.provider}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			h := mw(func(context.Context, *rpc.Call) error { return nil })
+			value := []string{bc.value}
+			call := &rpc.Call{Method: &descriptors.Method{FullPath: method.FullPath, Name: method.Name}, Info: &rpc.Info{}, Header: metadata.MD{}}
+			ctx := b.Context()
+			b.ReportAllocs()
+			for b.Loop() {
+				call.Header[bc.header] = value
+				if bc.forget {
+					p.cache = credentialCache{} //nolint:govet // nobody else uses it now
+				}
+				if err := h(ctx, call); (err != nil) != (bc.name == "JWTForged") {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func TestCacheIsBounded(t *testing.T) {
+	var c credentialCache
+	now := time.Now()
+	for i := range 4 * cacheShards * cacheShard {
+		hash := sha256.Sum256([]byte{byte(i), byte(i >> 8), byte(i >> 16)})
+		c.put(hash, cached{until: now.Add(time.Minute)}, now)
+		if _, ok := c.get(&hash, now); !ok {
+			t.Fatal("what was just put is gone")
+		}
+		if _, ok := c.get(&hash, now.Add(time.Minute)); ok {
+			t.Fatal("what has ended is given")
+		}
+	}
+	for i := range c.shards {
+		if n := len(c.shards[i].m); n > cacheShard {
+			t.Errorf("shard %d holds %d entries, want at most %d", i, n, cacheShard)
+		}
+	}
+}
+
+func TestCheckAddress(t *testing.T) {
+	for _, tc := range []struct {
+		address         string
+		outside, inside bool
+	}{
+		{"93.184.216.34:443", true, true},
+		{"[2606:2800:220:1::1]:443", true, true},
+		{"127.0.0.1:443", false, true},
+		{"[::1]:443", false, true},
+		{"10.0.0.1:443", false, true},
+		{"192.168.1.1:443", false, true},
+		{"[fd12::1]:443", false, true},
+		{"100.64.0.1:443", false, true},
+		{"169.254.169.254:80", false, false},
+		{"[::ffff:169.254.169.254]:80", false, false},
+		{"[fe80::1]:80", false, false},
+		{"[fd00:ec2::254]:80", false, false},
+		{"0.0.0.0:80", false, false},
+		{"[::]:80", false, false},
+		{"224.0.0.1:80", false, false},
+		{"[::ffff:127.0.0.1]:80", false, true},
+	} {
+		if got := checkAddress(tc.address, false) == nil; got != tc.outside {
+			t.Errorf("%s from outside allowed: %v, want %v", tc.address, got, tc.outside)
+		}
+		if got := checkAddress(tc.address, true) == nil; got != tc.inside {
+			t.Errorf("%s inside allowed: %v, want %v", tc.address, got, tc.inside)
+		}
+	}
+}
+
+// TestRedirects: a service that answers with a redirect to another host is not followed there.
+func TestRedirects(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("followed to another host") }))
+	defer other.Close()
+	srv := httptest.NewServer(http.RedirectHandler(other.URL, http.StatusFound))
+	defer srv.Close()
+	c, err := newClient(Outbound{Private: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.close()
+	if _, _, err := c.getJSON(t.Context(), srv.URL); err == nil || !strings.Contains(err.Error(), "redirected elsewhere") {
+		t.Errorf("a redirect to another host: %v", err)
+	}
+	outside, err := newClient(Outbound{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer outside.close()
+	if _, _, err := outside.getJSON(t.Context(), strings.Replace(srv.URL, "http:", "https:", 1)); err == nil || !strings.Contains(err.Error(), "is not allowed") {
+		t.Errorf("loopback without leave: %v", err)
+	}
+}
+
+// FuzzToken: whatever a token is, it is refused without a panic; only the issuer's own is taken.
+func FuzzToken(f *testing.F) {
+	url, token := issuer(f)
+	p, err := NewJWT(JWTConfig{Name: "main", Issuer: "https://id.example", Audiences: []string{"bank"}, JWKSURI: url, Outbound: Outbound{Private: true}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(p.Close)
+	f.Add(token)
+	for i := range 40 {
+		f.Add(token[:len(token)*i/40])
+	}
+	f.Add("..")
+	f.Add("eyJhbGciOiJub25lIn0.eyJpc3MiOiJodHRwczovL2lkLmV4YW1wbGUifQ.")
+	f.Fuzz(func(t *testing.T, s string) {
+		call := &rpc.Call{Header: metadata.MD{"authorization": {"Bearer " + s}}, Info: &rpc.Info{}}
+		who, err := p.identify(t.Context(), call)
+		if err == nil && (s != token || who.identity != "main:alice") {
+			t.Errorf("token %q is taken as %s", s, who.identity)
+		}
+	})
+}
+
+// FuzzKeySet: a key set of any form is read or refused, and has only public keys of known kinds.
+func FuzzKeySet(f *testing.F) {
+	f.Add([]byte(`{"keys":[{"kty":"EC","crv":"P-256","kid":"1","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}]}`))
+	f.Add([]byte(`{"keys":[{"kty":"oct","k":"AAAA"}]}`))
+	f.Add([]byte(`{}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		set, err := parseKeys(b)
+		if err != nil {
+			return
+		}
+		for _, k := range set.all {
+			if !k.IsPublic() {
+				t.Errorf("key %q is not public", k.KeyID)
+			}
+		}
+	})
+}

@@ -14,7 +14,7 @@ import (
 )
 
 // RecvOne receives the single request message of a method whose client does not stream, and the half-close behind it.
-// A missing message or a second one is InvalidArgument-free protocol misuse: Unimplemented, as gRPC's cardinality rules
+// A missing message or a second one is Unimplemented, as gRPC's cardinality rules
 // say.
 func RecvOne(ctx context.Context, s Stream) (Message, error) {
 	m, err := s.Recv(ctx)

@@ -36,6 +36,9 @@ func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
 	if picked == nil {
 		return nil, nil
 	}
+	if hop := h["Connection"]; hop != nil {
+		picked["Connection"] = hop // what it names stays here
+	}
 	return transcoder.RequestMetadata(picked)
 }
 

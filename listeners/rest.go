@@ -644,7 +644,7 @@ func (s *restStream) finishOK() error {
 		if s.sent == 0 {
 			return status.Error(codes.Internal, "the backend ended the call without a message")
 		}
-		s.writeBody(http.StatusOK, jsonType, *s.out)
+		s.writeJSON(*s.out)
 		return nil
 	case downloadRaw:
 		if s.sent == 0 {
@@ -672,6 +672,25 @@ func (s *restStream) finishOK() error {
 	}
 	s.writeBody(http.StatusOK, streamTypes[s.format], *s.out)
 	return nil
+}
+
+// writeJSON writes a unary answer, compressed if it is worth it and the client takes it.
+func (s *restStream) writeJSON(body []byte) {
+	if len(body) < worthCompressing {
+		s.writeBody(http.StatusOK, jsonType, body)
+		return
+	}
+	h := s.w.Header()
+	h["Vary"] = append(h["Vary"], "Accept-Encoding")
+	if c := replyCoding(nil, s.Request.Header["Accept-Encoding"]); c != nil {
+		b := getBuffer()
+		defer putBuffer(b)
+		if coded, err := c.compress(*b, body); err == nil {
+			*b, body = coded, coded
+			h["Content-Encoding"] = c.value
+		}
+	}
+	s.writeBody(http.StatusOK, jsonType, body)
 }
 
 // writeBody writes a whole response.

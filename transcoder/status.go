@@ -119,12 +119,14 @@ func HTTPError(httpStatus int, c codes.Code, message string) error {
 
 func (e *httpError) Error() string              { return e.status.Message() }
 func (e *httpError) GRPCStatus() *status.Status { return e.status }
+func (e *httpError) HTTPStatus() int            { return e.http }
 
-// HTTPStatusOf is the HTTP status that err is answered with: that of an HTTPError in its chain, else the one of its
-// code. nil is 200.
+// HTTPStatusOf is the HTTP status that err is answered with: that of an error in its chain with a method HTTPStatus, unless
+// it is 0, else the one of its code. nil is 200.
 func HTTPStatusOf(err error) int {
-	if e, ok := errors.AsType[*httpError](err); ok {
-		return e.http
+	var e interface{ HTTPStatus() int }
+	if errors.As(err, &e) && e.HTTPStatus() != 0 {
+		return e.HTTPStatus()
 	}
 	return HTTPStatus(rpc.StatusOf(err).Code())
 }

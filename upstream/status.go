@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -19,6 +20,8 @@ type Error struct {
 	Cluster string
 	Status  *status.Status
 	Cause   error // nil if Status says all
+	// HTTP is what clients of plain HTTP are told in place of the code's status; 0 for the code's.
+	HTTP int
 }
 
 func (e *Error) Error() string {
@@ -30,6 +33,9 @@ func (e *Error) Error() string {
 
 // GRPCStatus is what the client is told.
 func (e *Error) GRPCStatus() *status.Status { return e.Status }
+
+// HTTPStatus is the HTTP status for clients of plain HTTP, 0 for that of the code.
+func (e *Error) HTTPStatus() int { return e.HTTP }
 
 func (e *Error) Unwrap() error { return e.Cause }
 
@@ -103,7 +109,9 @@ func (c *Cluster) translate(err error, st *status.Status, reached bool) error {
 	case st.Code() == codes.DeadlineExceeded:
 		return c.errorf(codes.DeadlineExceeded, err, "did not answer within the call's deadline")
 	case strings.Contains(text, "larger than max"):
-		return c.errorf(codes.ResourceExhausted, err, "sent a message larger than the limit for answers")
+		e := c.errorf(codes.ResourceExhausted, err, "sent a message larger than the limit for answers")
+		e.HTTP = http.StatusBadGateway // 429 would tell the client to come back
+		return e
 	case strings.HasPrefix(text, httpText):
 		var httpStatus int
 		if _, scanErr := fmt.Sscanf(text[len(httpText):], "%d", &httpStatus); scanErr == nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -392,6 +393,9 @@ func TestFaultsOnTheWay(t *testing.T) {
 		var e *upstream.Error
 		if !errors.As(call.Wait(), &e) || e.Cause == nil || e.Cluster != "bank" {
 			t.Errorf("%s: %#v is no *Error with a cause", tt.name, call.Wait())
+		}
+		if e != nil && (e.HTTPStatus() == http.StatusBadGateway) != (tt.code == codes.ResourceExhausted) {
+			t.Errorf("%s: HTTP status %d", tt.name, e.HTTPStatus()) // 429 would tell a client of REST to come back
 		}
 		if got := call.Info().ErrorSource; got != rpc.SourceUpstream {
 			t.Errorf("%s: source = %v, want upstream", tt.name, got)

@@ -71,7 +71,7 @@ type Ejection struct {
 	// SuccessMargin ejects an endpoint whose error rate exceeds the cluster's by this much. UNKNOWN, INTERNAL and
 	// DATA_LOSS count here too. Default 0.3; 0 switches the rule off.
 	SuccessMargin float64 `json:"successMargin"`
-	// LatencyFactor ejects an endpoint this many times slower than the cluster's median. Default 5; 0 switches the rule off.
+	// LatencyFactor ejects an endpoint this many times slower than the cluster's median; less slow ones get fewer calls as it is. Default 20; 0 switches the rule off.
 	LatencyFactor float64 `json:"latencyFactor"`
 	// Base is the length of the first ejection, doubled by each further one up to Max. Defaults 1s and 4s.
 	Base Duration `json:"base"`

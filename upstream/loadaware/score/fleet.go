@@ -12,6 +12,8 @@ type Params struct {
 	// Warmup is the age at which a server gets its full share; before, it is considered with probability age/Warmup, at
 	// least a tenth. 0 switches warm-up off. Netflix: 90 s.
 	Warmup time.Duration
+	// WarmupYield is the cost from which the others count as queueing, so that a server that warms up is used in full.
+	WarmupYield float64
 	// CleanAnswers end the probation of a server that does not report.
 	CleanAnswers int
 
@@ -76,11 +78,11 @@ type Params struct {
 // Defaults returns the parameters that the simulator settled on.
 func Defaults() Params {
 	return Params{
-		Warmup: 90 * time.Second, CleanAnswers: 3,
+		Warmup: 90 * time.Second, WarmupYield: 3, CleanAnswers: 3,
 		Samples: 64, Memory: 10 * time.Second, Doubt: 2, Relearn: 3 * time.Second, FastestRatio: 1. / 3, PeakDecay: 10 * time.Second,
 		ReportMemory: 500 * time.Millisecond, OwnWeight: 15,
 		Choices: 4, ScanAll: 16, ZonePenalty: 0.1,
-		ConsecutiveFailures: 5, SuccessRateMargin: 0.3, SuccessRateVolume: 10, LatencyFactor: 5,
+		ConsecutiveFailures: 5, SuccessRateMargin: 0.3, SuccessRateVolume: 10, LatencyFactor: 20,
 		EjectFor: time.Second, EjectMax: 4 * time.Second, MaxEjected: 0.5, Panic: 0.5,
 		FailurePenalty: 5, ErrorPenalty: 100, HealthMemory: 3 * time.Second,
 		HungFactor: 10, HungAtLeast: 200 * time.Millisecond,
@@ -101,6 +103,7 @@ type Fleet struct {
 	sharing    number // part of the load at the servers that comes from elsewhere, 0 to 1
 	median     number // median time per call without waiting, ns
 	errorRate  number
+	variation  number      // of the time per call: variance over squared mean, pooled over the nodes
 	panicking  atomic.Bool // ejection is not respected
 	ejected    atomic.Int32
 	size       atomic.Int32
@@ -189,6 +192,7 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	f := t.fleet
 	p := f.par()
 	f.buf = f.buf[:0]
+	var squares, means float64
 	var own, others, withReport, good, bad, caps, ncaps, warm float64
 	var ejected int32
 	keep := 1 / (1 + float64(elapsed)/float64(p.HealthMemory))
@@ -210,6 +214,8 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		}
 		if sv, k := n.serviceOf(); k >= 1 {
 			f.buf = append(f.buf, sv)
+			squares += n.square.get()
+			means += n.service.get() * n.service.get()
 		}
 		if n.gated(gateEjected) {
 			ejected++
@@ -237,6 +243,13 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		med = f.buf[(len(f.buf)-1)/2]
 	}
 	f.median.set(med)
+	// Even a steady server's time varies with what it is asked. Where few calls take most of the time, one node's calls
+	// hardly show it, so it is pooled; and a mean is even less certain there than its standard error says.
+	cv2 := 0.5
+	if means > 0 {
+		cv2 = max(cv2, squares/means-1)
+	}
+	f.variation.set(cv2 * max(1, cv2))
 	rate := 0.
 	if bad > 0 {
 		rate = bad / (good + bad)
@@ -314,8 +327,10 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 	if n.gated(gateWarmup) && n.Age(now) >= p.Warmup {
 		n.clearGate(gateWarmup)
 	}
-	if n.inflight.Load() > n.streams.Load() && median > 0 &&
-		now-n.quiet.get() > max(p.HungAtLeast, time.Duration(p.HungFactor*median)) {
+	// One call that takes long is no sign; several that do, or one that takes very long, are.
+	limit := max(p.HungAtLeast, time.Duration(p.HungFactor*median))
+	stuck := n.inflight.Load() - n.streams.Load()
+	if silent := now - n.quiet.get(); median > 0 && (stuck >= 2 && silent > limit || stuck == 1 && silent > 5*limit) {
 		n.setGate(gateHung)
 	}
 }
@@ -324,10 +339,7 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 // returns the factor. Little deviations are mostly chance and would only make all proxies prefer the same node; large ones
 // stay as they are.
 func (n *Node) believe(d, k float64) float64 {
-	cv2 := 0.5 // even a steady server's time varies with what it is asked
-	if m := n.service.get(); m > 0 {
-		cv2 = max(cv2, n.square.get()/(m*m)-1)
-	}
+	cv2 := n.fleet.variation.get()
 	return math.Exp(d * d * d / (d*d + n.fleet.par().Doubt*cv2/max(k, 0.1)))
 }
 

@@ -161,11 +161,6 @@ func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must b
 	if g&gateProbation != 0 {
 		return true, !n.failing.Load()
 	}
-	if g&gateWarmup != 0 && t.policy == Adaptive {
-		if w := n.admit.get(); w < 1 && r.Float64() >= w {
-			return false, false
-		}
-	}
 	return true, false
 }
 
@@ -186,7 +181,11 @@ func (f *Fleet) cost(par *Params, now time.Duration, n *Node) float64 {
 	slow := n.slowness.get()
 	if own >= 1 {
 		if med := f.median.get(); med > 0 {
-			slow = max(slow, float64(now-n.quiet.get())/med)
+			silent := float64(now-n.quiet.get()) / med
+			if c := n.capacity.get(); own < c {
+				silent *= own / c // what is long under way leaves room beside it
+			}
+			slow = max(slow, silent)
 		}
 	}
 	if slow == 0 {
@@ -198,20 +197,20 @@ func (f *Fleet) cost(par *Params, now time.Duration, n *Node) float64 {
 
 func (t *Table) adaptive(now time.Duration, r *Rand, p *Pick) int {
 	f, par := t.fleet, t.fleet.par()
-	b := bargain{node: -1, cost: math.Inf(1)}
+	b := bargain{node: -1, young: -1, cost: math.Inf(1), youngCost: math.Inf(1)}
 	n := len(t.nodes)
 	if n <= par.ScanAll {
 		// Start anywhere, so that ties fall on every node alike.
 		at := r.IntN(n)
 		for range n {
 			if t.look(f, par, now, r, p, at, &b) {
-				break
+				return b.node
 			}
 			if at++; at == n {
 				at = 0
 			}
 		}
-		return b.node
+		return b.choice(par)
 	}
 	if f.sharing.get() > 0.1 {
 		// Most reports are stale where others send most of the load: look at those that are not.
@@ -229,19 +228,27 @@ func (t *Table) adaptive(now time.Duration, r *Rand, p *Pick) int {
 	at := r.IntN(n)
 	for range par.Choices {
 		if t.look(f, par, now, r, p, at, &b) {
-			break
+			return b.node
 		}
 		if at += 1 + r.IntN(n/par.Choices); at >= n {
 			at -= n
 		}
 	}
-	return b.node
+	return b.choice(par)
 }
 
 // bargain is the cheapest node seen so far.
 type bargain struct {
-	node int
-	cost float64
+	node, young     int // young is the cheapest of those that only their age keeps out
+	cost, youngCost float64
+}
+
+// choice is the node that the call goes to. A server that warms up is spared only as long as the others do not queue.
+func (b *bargain) choice(par *Params) int {
+	if b.cost > par.WarmupYield && b.youngCost < b.cost {
+		return b.young
+	}
+	return b.node
 }
 
 // look considers node i, and says whether the search is over because a call must go there.
@@ -255,6 +262,14 @@ func (t *Table) look(f *Fleet, par *Params, now time.Duration, r *Rand, p *Pick,
 		if must {
 			b.node = i
 			return true
+		}
+		if n.gated(gateWarmup) {
+			if w := n.admit.get(); w < 1 && r.Float64() >= w {
+				if c := f.cost(par, now, n); c < b.youngCost {
+					b.young, b.youngCost = i, c
+				}
+				return false
+			}
 		}
 	}
 	if c := f.cost(par, now, n); c < b.cost {

@@ -146,9 +146,9 @@ func compare(c sim.Campaign, policies []string, out io.Writer) error {
 					runs = append(runs, r)
 				}
 				m := func(f func(sim.Summary) float64) float64 { v, _, _ := sim.Median(runs, f); return v }
-				fmt.Fprintf(out, "  %-36s p50 %6.1f  p99 %7.1f  p99.9 %7.1f  errors %.4f  share %.3f  healed %.2f  probes %.2f  imbalance %.2f\n", p,
+				fmt.Fprintf(out, "  %-36s p50 %6.1f  p99 %7.1f  p99.9 %7.1f  cheap p99 %6.1f  errors %.4f  share %.3f  healed %.2f  probes %.2f  imbalance %.2f\n", p,
 					m(func(s sim.Summary) float64 { return s.P50 }), m(func(s sim.Summary) float64 { return s.P99 }),
-					m(func(s sim.Summary) float64 { return s.P999 }), m(func(s sim.Summary) float64 { return s.Errors }),
+					m(func(s sim.Summary) float64 { return s.P999 }), m(func(s sim.Summary) float64 { return s.CheapP99 }), m(func(s sim.Summary) float64 { return s.Errors }),
 					m(func(s sim.Summary) float64 { return s.BadShare }), m(func(s sim.Summary) float64 { return s.HealedShare }),
 					m(func(s sim.Summary) float64 { return s.Probes }), m(func(s sim.Summary) float64 { return s.Imbalance }))
 			}

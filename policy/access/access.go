@@ -132,7 +132,7 @@ func ParseNetwork(s string) (netip.Prefix, error) {
 	case p.Masked() != p:
 		return netip.Prefix{}, fmt.Errorf("network %s has bits beyond its prefix, write %s", s, p.Masked())
 	case p.Addr().Is4In6():
-		return netip.Prefix{}, fmt.Errorf("write the IPv4 network %s without ::ffff:", s)
+		return netip.Prefix{}, fmt.Errorf("network %s is IPv4 written as IPv6, write it as IPv4", s)
 	}
 	return p, nil
 }

@@ -57,7 +57,7 @@ func (p *External) identify(ctx context.Context, call *rpc.Call) (*caller, error
 		p.log.LogAttrs(ctx, slog.LevelWarn, "external authorization failed", slog.String("provider", p.cfg.Name), slog.String("error", err.Error()))
 		return nil, status.Error(codes.Unavailable, "the authorization server does not answer")
 	}
-	if codes.Code(resp.GetStatus().GetCode()) != codes.OK { //nolint:gosec // any other number is no OK
+	if codes.Code(resp.GetStatus().GetCode()) != codes.OK {
 		return nil, &denial{denialOf(resp)}
 	}
 	ok := resp.GetOkResponse()

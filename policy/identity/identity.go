@@ -332,7 +332,7 @@ func (c *check) admit(ctx context.Context, call *rpc.Call, who *caller, next rpc
 	timer := time.AfterFunc(time.Until(who.Expires), func() { cut(expired) })
 	defer timer.Stop()
 	err := next(ctx, call)
-	if err != nil && context.Cause(ctx) == expired { //nolint:errorlint // this very error is meant
+	if err != nil && context.Cause(ctx) == expired {
 		call.Info.Fail(rpc.SourceClient)
 		call.Info.Note("auth", reasonExpired)
 		return expired

@@ -93,7 +93,7 @@ func BenchmarkAuthenticate(b *testing.B) {
 			for b.Loop() {
 				call.Header[bc.header] = value
 				if bc.forget {
-					p.cache = credentialCache{} //nolint:govet // nobody else uses it now
+					p.cache = credentialCache{}
 				}
 				if err := h(ctx, call); (err != nil) != (bc.name == "JWTForged") {
 					b.Fatal(err)

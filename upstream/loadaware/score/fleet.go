@@ -22,8 +22,10 @@ type Params struct {
 	Memory  time.Duration
 	// Doubt is how many standard errors, squared, a node's deviation from the fleet's median must have to be half believed.
 	Doubt float64
-	// Relearn is how long a node that seems slow may be left alone before a call goes there to see. Kratos: 3 s.
+	// Relearn is how long a node that seems slow may be left alone before a call goes there to see (Kratos: 3 s), as far as
+	// such calls stay within the part Looks of all.
 	Relearn time.Duration
+	Looks   float64
 	// FastestRatio bounds from below how much faster than the median a node may seem, so that one that answers nonsense
 	// at once does not draw every call.
 	FastestRatio float64
@@ -79,7 +81,7 @@ type Params struct {
 func Defaults() Params {
 	return Params{
 		Warmup: 90 * time.Second, WarmupYield: 3, CleanAnswers: 3,
-		Samples: 64, Memory: 10 * time.Second, Doubt: 2, Relearn: 3 * time.Second, FastestRatio: 1. / 3, PeakDecay: 10 * time.Second,
+		Samples: 64, Memory: 10 * time.Second, Doubt: 2, Relearn: 3 * time.Second, Looks: 0.01, FastestRatio: 1. / 3, PeakDecay: 10 * time.Second,
 		ReportMemory: 500 * time.Millisecond, OwnWeight: 15,
 		Choices: 4, ScanAll: 16, ZonePenalty: 0.1,
 		ConsecutiveFailures: 5, SuccessRateMargin: 0.3, SuccessRateVolume: 10, LatencyFactor: 20,
@@ -112,6 +114,7 @@ type Fleet struct {
 	next    instant // when the next tick is due
 	ticking atomic.Bool
 	buf     []float64 // the tick's
+	looks   float64   // the tick's: calls that may go to see how slow nodes are
 
 	// The nodes that reported last, for picking where most reports would be stale.
 	recent     [recents]atomic.Pointer[Node]
@@ -192,7 +195,7 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	f := t.fleet
 	p := f.par()
 	f.buf = f.buf[:0]
-	var squares, means float64
+	var squares, means, calls float64
 	var own, others, withReport, good, bad, caps, ncaps, warm float64
 	var ejected int32
 	keep := 1 / (1 + float64(elapsed)/float64(p.HealthMemory))
@@ -204,6 +207,7 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		}
 		ok, bd := n.fold(now), n.bads.Swap(0)
 		n.calls.Add(uint64(ok) + uint64(bd))
+		calls += ok
 		n.good.set(n.good.get()*keep + ok)
 		n.bad.set(n.bad.get()*keep + float64(bd))
 		good += n.good.get()
@@ -250,6 +254,7 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		cv2 = max(cv2, squares/means-1)
 	}
 	f.variation.set(cv2 * max(1, cv2))
+	f.looks = min(f.looks+calls*p.Looks, 2)
 	rate := 0.
 	if bad > 0 {
 		rate = bad / (good + bad)
@@ -319,7 +324,8 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 			n.ejections.Store(0)
 		}
 	}
-	if slow > 1.25 && n.inflight.Load() == 0 && now-n.learnt.get() > p.Relearn {
+	if slow > 1.25 && n.inflight.Load() == 0 && now-n.learnt.get() > p.Relearn && t.fleet.looks >= 1 && !n.gated(gateSuspect) {
+		t.fleet.looks--
 		n.setGate(gateSuspect)
 	} else if n.gated(gateSuspect) && !n.failing.Load() && n.penalty.get() < 0.5 {
 		n.clearGate(gateSuspect)

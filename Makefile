@@ -157,6 +157,10 @@ conformance: build/conformance ## Run Connect's conformance suite, with its refe
 conformance-short: build/conformance ## Run half of the conformance suite
 	@$(CONFORMANCE) --conf short.yaml -- $(LAUNCHER)/referenceserver
 
+.PHONY: compare
+compare: ## Run the cases of REST and JSON against transom, grpc-gateway and Vanguard; writes docs/comparison.md
+	@cd e2e/compare && go run -mod=mod . -markdown ../../docs/comparison.md $(ARGS)
+
 .PHONY: bench-idle
 bench-idle: build ## Compare the memory of 5,000 idle WebSockets with open streams: transom, a null proxy
 	@go run ./e2e/benchidle

@@ -450,7 +450,7 @@ func headers() []Case {
 		get(102, "a malformed timeout", item, []string{"Grpc-Timeout: soon"}, status(400), status(200)),
 		get(102, "a timeout of nine digits", item, []string{"Grpc-Timeout: 123456789S"}, status(400)),
 		get(102, "a timeout of zero is over at once", item, []string{"Grpc-Timeout: 0n"}, Want{Code: 504, RPC: 4}),
-		{Number: 103, Rule: "the deadline ends a call that is not answered", Verb: "GET", Path: item, Header: []string{"Grpc-Timeout: 200m"}, Reply: Reply{Hang: true},
+		{Number: 103, Rule: "the deadline ends a call that is not answered", Verb: "GET", Path: item, Header: []string{"Grpc-Timeout: 200m", "X-Server-Timeout: 0.2"}, Reply: Reply{Hang: true},
 			Want: Want{Code: 504, RPC: 4, Called: true, Check: func(a Answer) error {
 				if len(a.Calls) != 1 || a.Calls[0].Header.Get("Grpc-Timeout") == "" {
 					return errors.New("the backend was not told the deadline")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
@@ -54,7 +55,7 @@ func (s *Snapshot) explainPolicy(m *descriptors.Method, cfg *configv1.Config, wh
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "\nFIELD\tVALUE\tSELECTOR\tFROM")
 	defaults := map[protoreflect.Name]string{
-		"message_bytes": fmt.Sprint(maxMessageOf(cfg, eff.Policy)),
+		"message_bytes": strconv.Itoa(maxMessageOf(cfg, eff.Policy)),
 	}
 	if m.Unary() {
 		defaults["timeout"] = timeoutOf(eff.Policy, true).String()

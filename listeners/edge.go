@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
@@ -174,9 +175,7 @@ func (e *Edge) setHeader(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	h := w.Header()
-	for name, values := range e.header {
-		h[name] = values
-	}
+	maps.Copy(h, e.header)
 	if e.hsts != nil && r.TLS != nil {
 		h["Strict-Transport-Security"] = e.hsts
 	}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/health"
@@ -103,7 +104,9 @@ func listenerConfig(cfg *configv1.Config, l *configv1.Listener) listeners.Config
 		Limits: listeners.Limits{
 			HeaderTimeout: lim.GetHeaderTimeout().AsDuration(), IdleTimeout: lim.GetIdleTimeout().AsDuration(),
 			MaxHeaderBytes: int(lim.GetHeaderBytes()), MaxStreams: int(lim.GetStreams()),
+			MaxConns: int(lim.GetConnections()), MaxConnsPerIP: int(lim.GetConnectionsPerIp()),
 		},
+		ProxyFrom: strings.Join(l.GetProxyProtocol().GetTrusted(), ","), RedirectPort: int(l.GetRedirectHttps()),
 	}
 }
 
@@ -169,6 +172,7 @@ type builder struct {
 	tls []*tls.Config
 	// dry says that nothing will be served, so that nothing need be written or sent.
 	dry       bool
+	overload  *overload
 	accessLog *observe.AccessLog
 	traces    *observe.Traces
 	faults    []Fault
@@ -374,6 +378,7 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 		inner = b.traces.Upstream(inner)
 	}
 	return rpc.Chain(inner,
+		b.shed(),
 		b.authenticate(eff),
 		b.authorize(m, eff),
 		b.limits(m, eff),

@@ -44,6 +44,8 @@ type Gateway struct {
 	health *health.Server
 	keep   keep
 	loads  loads
+	// overload is measured over all Snapshots.
+	overload overload
 	// metrics are collected while somebody can read them.
 	metrics *observe.Metrics
 	began   time.Time
@@ -124,6 +126,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	defer stop()
 	var serving, following sync.WaitGroup
 	following.Go(func() { g.watch(run) })
+	following.Go(func() { g.watchMemory(run) })
 	var err error
 	for running := true; running; {
 		g.reconcile(run, &serving, &following)

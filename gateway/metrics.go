@@ -35,7 +35,7 @@ type state struct {
 	connections, websockets, notAfter                      *prometheus.Desc
 	clusterInFlight, clusterQueued, endpoints              *prometheus.Desc
 	endpointHealthy, endpointInFlight, endpointUtilization *prometheus.Desc
-	memoryUsed, memoryLimit                                *prometheus.Desc
+	memoryUsed, memoryLimit, shed, refused                 *prometheus.Desc
 }
 
 var _ prometheus.Collector = (*state)(nil)
@@ -62,6 +62,8 @@ func newState(g *Gateway) *state {
 		endpointInFlight:    d("transom_cluster_endpoint_calls_in_flight", "Calls under way at the endpoint; only of clusters with up to 100 endpoints.", "transom_cluster", "endpoint"),
 		endpointUtilization: d("transom_cluster_endpoint_utilization", "What the endpoint last reported; only of clusters with up to 100 endpoints.", "transom_cluster", "endpoint"),
 		memoryUsed:          d("transom_memory_used_bytes", "Memory that counts towards the limit."),
+		shed:                d("transom_calls_shed_total", "Calls turned away because of overload.", "reason"),
+		refused:             d("transom_connections_refused_total", "TCP connections closed because there were too many.", "listener"),
 		memoryLimit:         d("transom_memory_limit_bytes", "The limit (GOMEMLIMIT), 0 for none."),
 	}
 }
@@ -85,6 +87,8 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 	gauge(s.reloadAt, float64(s.g.loads.at.Load())/1e9)
 	out <- prometheus.MustNewConstMetric(s.reloads, prometheus.CounterValue, float64(s.g.loads.good.Load()), "success")
 	out <- prometheus.MustNewConstMetric(s.reloads, prometheus.CounterValue, float64(s.g.loads.bad.Load()), "failure")
+	out <- prometheus.MustNewConstMetric(s.shed, prometheus.CounterValue, float64(s.g.overload.byCalls.Load()), "calls")
+	out <- prometheus.MustNewConstMetric(s.shed, prometheus.CounterValue, float64(s.g.overload.byMemory.Load()), "memory")
 	used, limit := memory()
 	gauge(s.memoryUsed, float64(used))
 	gauge(s.memoryLimit, float64(limit))
@@ -100,6 +104,7 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 		if l.cfg.HTTP3 {
 			gauge(s.connections, float64(udp), name, "quic")
 		}
+		out <- prometheus.MustNewConstMetric(s.refused, prometheus.CounterValue, float64(l.server.Refused()), name)
 		gauge(s.websockets, float64(sockets), name)
 		if l.certs != nil {
 			at, subject := l.certs.notAfter()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,6 +34,11 @@ type Config struct {
 	// AltSvcPort is the port to announce, where it differs from the one listened on; 0 is that one.
 	AltSvcPort int
 	Limits     Limits
+	// ProxyFrom are the load balancers whose connections begin with a PROXY protocol header (version 1 or 2): addresses and
+	// networks, separated by commas. Empty is none.
+	ProxyFrom string
+	// RedirectPort makes every answer a redirect to https at this port; 0 is off.
+	RedirectPort int
 	// Sockets are served rather than ones bound to Address; the Server closes them. Nil binds.
 	Sockets *Sockets
 }
@@ -88,6 +94,9 @@ type Limits struct {
 	MaxHeaderBytes int
 	// MaxStreams limits the concurrent requests of one HTTP/2 or HTTP/3 connection; default 100.
 	MaxStreams int
+	// MaxConns limits the TCP connections at a time; default 50,000. MaxConnsPerIP limits those of one client address, of
+	// IPv6 one /64, but not of load balancers in ProxyFrom; default none. Those beyond are closed unanswered.
+	MaxConns, MaxConnsPerIP int
 }
 
 func (l *Limits) setDefaults() {
@@ -103,6 +112,9 @@ func (l *Limits) setDefaults() {
 	if l.MaxStreams == 0 {
 		l.MaxStreams = 100
 	}
+	if l.MaxConns == 0 {
+		l.MaxConns = defaultMaxConns
+	}
 }
 
 // Server is one bound listener: a TCP socket, and a UDP socket if it serves HTTP/3.
@@ -116,8 +128,12 @@ type Server struct {
 	h1      *http.Server
 	h3      *http3.Server
 	wt      *wtServer // serves h3; nil without WebTransport
+	door    door
+	proxies func(netip.Addr) bool
 	// conns and quics count open connections of net/http and of QUIC.
 	conns, quics atomic.Int64
+	// reading counts the connections that have sent no request yet, fresh those and the ones that are at their first.
+	reading, fresh atomic.Int64
 	// started says that Run has begun to accept, accepted is closed when it has ended.
 	started  atomic.Bool
 	accepted chan struct{}
@@ -133,8 +149,11 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 	if cfg.HTTP3 && cfg.TLS == nil {
 		return nil, fmt.Errorf("listener %s: http3 needs tls", cfg.Address)
 	}
+	proxies, err := parseProxies(cfg.ProxyFrom)
+	if err != nil {
+		return nil, fmt.Errorf("listener %s: proxy protocol: %w", cfg.Address, err)
+	}
 	socks := cfg.Sockets
-	var err error
 	switch {
 	case socks == nil:
 		socks, err = bind(ctx, cfg.Address, cfg.HTTP3)
@@ -154,8 +173,12 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 	}
 	s := &Server{cfg: cfg, sockets: front.sockets, log: log, tcp: tcp, udp: socks.UDP, accepted: make(chan struct{})}
 	s.front.Store(front)
+	s.proxies, s.door.limit, s.door.perClient = proxies, cfg.Limits.MaxConns, cfg.Limits.MaxConnsPerIP
 	s.calls, s.cut = context.WithCancelCause(context.WithoutCancel(ctx))
 	var handler http.Handler = http.HandlerFunc(s.serve)
+	if cfg.RedirectPort != 0 {
+		handler = redirect(cfg.RedirectPort)
+	}
 	if cfg.HTTP3 {
 		port := tcp.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a "tcp" listener has a TCP address
 		s.h3 = &http3.Server{
@@ -242,15 +265,56 @@ func (s *Server) SetFront(front *Front) {
 	s.front.Store(front)
 }
 
-// count keeps the number of connections that net/http has.
-func (s *Server) count(_ net.Conn, state http.ConnState) {
+// count keeps the number of connections that net/http has, and of those that have not come to their first request's end.
+func (s *Server) count(c net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		s.conns.Add(1)
+		if bounded(c) != nil {
+			s.reading.Add(1)
+			s.fresh.Add(1)
+		}
+	case http.StateActive:
+		if b := bounded(c); b != nil && b.phase == phaseReading {
+			b.phase = phaseFirst
+			s.reading.Add(-1)
+		}
+	case http.StateIdle:
+		s.seasoned(c)
 	case http.StateClosed, http.StateHijacked:
+		s.seasoned(c)
 		s.conns.Add(-1)
-	case http.StateActive, http.StateIdle:
 	}
+}
+
+// seasoned ends a connection's first request.
+func (s *Server) seasoned(c net.Conn) {
+	b := bounded(c)
+	if b == nil {
+		return
+	}
+	switch b.phase {
+	case phaseReading:
+		s.reading.Add(-1)
+		s.fresh.Add(-1)
+	case phaseFirst:
+		s.fresh.Add(-1)
+	}
+	b.phase = phaseSeasoned
+}
+
+// settled waits until no connection is about to bring its first request: net/http's Shutdown drops a request that it has
+// read, unanswered, if it was the first. It waits for a request no longer than Shutdown itself, and for its end not long,
+// only to be sure that it is past that point.
+func (s *Server) settled(ctx context.Context) {
+	const forRequest, forEnd, look = 5 * time.Second, 50 * time.Millisecond, time.Millisecond
+	await := func(n *atomic.Int64, limit time.Duration) {
+		for waited := time.Duration(0); n.Load() > 0 && waited < limit && ctx.Err() == nil; waited += look {
+			time.Sleep(look)
+		}
+	}
+	await(&s.reading, forRequest)
+	await(&s.fresh, forEnd)
 }
 
 // Connections counts what is open: TCP connections, WebSockets included, QUIC connections, and the WebSockets.
@@ -306,9 +370,9 @@ func (s *Server) Run() error {
 	}
 	s.started.Store(true)
 	if s.cfg.TLS != nil {
-		errTCP = s.h1.ServeTLS(s.tcp, "", "")
+		errTCP = s.h1.ServeTLS(s.accepting(), "", "")
 	} else {
-		errTCP = s.h1.Serve(countingListener{s.tcp})
+		errTCP = s.h1.Serve(countingListener{s.accepting()})
 	}
 	close(s.accepted)
 	if !errors.Is(errTCP, net.ErrClosed) && !errors.Is(errTCP, http.ErrServerClosed) && s.h3 != nil {
@@ -356,6 +420,8 @@ func (s *Server) drain(ctx context.Context, shared bool) error {
 	if s.started.Load() {
 		<-s.accepted
 	}
+	s.h1.SetKeepAlivesEnabled(false)
+	s.settled(ctx)
 	errTCP = s.h1.Shutdown(ctx)
 	wg.Wait()
 	err := errors.Join(errTCP, errUDP, errWS)

@@ -2718,9 +2718,9 @@ type Limits struct {
 	WebsocketMessageBytes uint32 `protobuf:"varint,10,opt,name=websocket_message_bytes,json=websocketMessageBytes,proto3" json:"websocket_message_bytes,omitempty"`
 	// Concurrent requests of one HTTP/2 or HTTP/3 connection. Default 100, at most 100000.
 	Streams uint32 `protobuf:"varint,11,opt,name=streams,proto3" json:"streams,omitempty"`
-	// Connections at a time, of the listener. Default 50000.
+	// TCP connections at a time, of the listener; those beyond are closed unanswered. Default 50000.
 	Connections uint32 `protobuf:"varint,40,opt,name=connections,proto3" json:"connections,omitempty"`
-	// Connections at a time, of one client address (IPv6: of one /64). Default: as many as connections.
+	// TCP connections at a time, of one client address (IPv6: of one /64). Default: as many as connections.
 	ConnectionsPerIp uint32 `protobuf:"varint,41,opt,name=connections_per_ip,json=connectionsPerIp,proto3" json:"connections_per_ip,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache

@@ -161,9 +161,7 @@ func (x *Admin) GetPprof() bool {
 type AccessLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The file to append to, "stdout" or "stderr". SIGUSR1 opens the file anew. Required.
-	File string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
-	// Also write a line when a stream begins.
-	StreamBegin   bool `protobuf:"varint,2,opt,name=stream_begin,json=streamBegin,proto3" json:"stream_begin,omitempty"`
+	File          string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -203,13 +201,6 @@ func (x *AccessLog) GetFile() string {
 		return x.File
 	}
 	return ""
-}
-
-func (x *AccessLog) GetStreamBegin() bool {
-	if x != nil {
-		return x.StreamBegin
-	}
-	return false
 }
 
 // Tracing sends spans of sampled calls to an OpenTelemetry collector, and passes the trace context (W3C traceparent) on
@@ -293,8 +284,8 @@ type Overload struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Calls under way at a time, over all listeners. Default 100000.
 	Calls uint32 `protobuf:"varint,1,opt,name=calls,proto3" json:"calls,omitempty"`
-	// The share of the memory limit (GOMEMLIMIT, by default 90 % of the container's) in use above which new calls are turned
-	// away. Default 0.95, 0.1 … 1. Without a limit no call is.
+	// The share of the memory limit (GOMEMLIMIT, by default 90 % of the container's) that live memory may take; above it new
+	// calls are turned away. Default 0.85, 0.1 … 1. Without a limit no call is.
 	Memory float64 `protobuf:"fixed64,2,opt,name=memory,proto3" json:"memory,omitempty"`
 	// When clients that were turned away should come back. Default 1s, 1s … 1h.
 	RetryAfter    *durationpb.Duration `protobuf:"bytes,3,opt,name=retry_after,json=retryAfter,proto3" json:"retry_after,omitempty"`
@@ -413,10 +404,9 @@ const file_transom_config_v1_operations_proto_rawDesc = "" +
 	"\n" +
 	"token_file\x18\x02 \x01(\tR\ttokenFile\x12\x14\n" +
 	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x12\x14\n" +
-	"\x05pprof\x18\x04 \x01(\bR\x05pprof\"K\n" +
+	"\x05pprof\x18\x04 \x01(\bR\x05pprof\"(\n" +
 	"\tAccessLog\x12\x1b\n" +
-	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04file\x12!\n" +
-	"\fstream_begin\x18\x02 \x01(\bR\vstreamBegin\"\xa1\x01\n" +
+	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04file\"\xa1\x01\n" +
 	"\aTracing\x12$\n" +
 	"\bendpoint\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x88\x01\x01R\bendpoint\x12/\n" +
 	"\x06sample\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06sample\x12!\n" +

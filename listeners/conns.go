@@ -1,0 +1,216 @@
+package listeners
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/pires/go-proxyproto"
+)
+
+// defaultMaxConns is how many TCP connections a listener has at a time unless Limits say otherwise.
+const defaultMaxConns = 50_000
+
+// door lets connections in as long as there are not too many, over all and of one client.
+type door struct {
+	limit, perClient int
+
+	open    atomic.Int64
+	refused atomic.Int64
+
+	mu      sync.Mutex // guards clients
+	clients map[netip.Addr]int
+}
+
+// boundedListener closes connections for which there is no room.
+type boundedListener struct {
+	net.Listener
+	door *door
+	// trusted are peers that many clients share.
+	trusted func(netip.Addr) bool
+}
+
+// Accept implements net.Listener.
+func (l boundedListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		peer := c
+		if p, ok := c.(*proxyproto.Conn); ok {
+			peer = p.Raw() // the header is not to be waited for here
+		}
+		client, ok := l.door.enter(peer.RemoteAddr(), l.trusted)
+		if ok {
+			return &boundedConn{Conn: c, door: l.door, client: client}, nil
+		}
+		_ = c.Close()
+	}
+}
+
+// enter counts a connection in. The client is zero if it is not counted by itself.
+func (d *door) enter(peer net.Addr, shared func(netip.Addr) bool) (client netip.Addr, ok bool) {
+	if d.open.Add(1) > int64(d.limit) {
+		d.open.Add(-1)
+		d.refused.Add(1)
+		return client, false
+	}
+	if d.perClient == 0 {
+		return client, true
+	}
+	tcp, isTCP := peer.(*net.TCPAddr)
+	if !isTCP || shared(tcp.AddrPort().Addr().Unmap()) {
+		return client, true
+	}
+	client = clientOf(tcp.AddrPort().Addr())
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.clients[client] >= d.perClient {
+		d.open.Add(-1)
+		d.refused.Add(1)
+		return client, false
+	}
+	if d.clients == nil {
+		d.clients = map[netip.Addr]int{}
+	}
+	d.clients[client]++
+	return client, true
+}
+
+func (d *door) leave(client netip.Addr) {
+	d.open.Add(-1)
+	if !client.IsValid() {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.clients[client]--; d.clients[client] == 0 {
+		delete(d.clients, client)
+	}
+}
+
+// clientOf is what counts as one client: an IPv4 address, or the /64 that one IPv6 customer has at least.
+func clientOf(a netip.Addr) netip.Addr {
+	a = a.Unmap()
+	if a.Is4() {
+		return a
+	}
+	p, _ := a.WithZone("").Prefix(64)
+	return p.Addr()
+}
+
+// boundedConn is counted out when it is closed.
+type boundedConn struct {
+	net.Conn
+	door   *door
+	client netip.Addr
+	closed atomic.Bool
+	// phase belongs to the one goroutine at a time that reports the connection's state.
+	phase phase
+}
+
+// phase is how far a connection has come.
+type phase uint8
+
+const (
+	phaseReading  phase = iota // its first request is not read yet
+	phaseFirst                 // its first request is served
+	phaseSeasoned              // it has served one
+)
+
+// bounded finds our connection below net/http's.
+func bounded(c net.Conn) *boundedConn {
+	switch w := c.(type) {
+	case *tls.Conn:
+		c = w.NetConn()
+	case *lengthCounter:
+		c = w.Conn
+	}
+	b, _ := c.(*boundedConn)
+	return b
+}
+
+// Close implements net.Conn.
+func (c *boundedConn) Close() error {
+	if c.closed.CompareAndSwap(false, true) {
+		c.door.leave(c.client)
+	}
+	return c.Conn.Close()
+}
+
+// parseProxies reads a comma-separated list of addresses and networks.
+func parseProxies(list string) (func(netip.Addr) bool, error) {
+	var prefixes []netip.Prefix
+	for s := range strings.SplitSeq(list, ",") {
+		if s == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			a, errAddr := netip.ParseAddr(s)
+			if errAddr != nil {
+				return nil, fmt.Errorf("%q is neither an address nor a network", s)
+			}
+			p = netip.PrefixFrom(a, a.BitLen())
+		}
+		prefixes = append(prefixes, p)
+	}
+	return func(a netip.Addr) bool {
+		for _, p := range prefixes {
+			if p.Contains(a) {
+				return true
+			}
+		}
+		return false
+	}, nil
+}
+
+// accepting is what net/http accepts from: the socket, with the PROXY protocol and the limits of connections.
+func (s *Server) accepting() net.Listener {
+	var l net.Listener = s.tcp
+	if s.cfg.ProxyFrom != "" {
+		l = &proxyproto.Listener{
+			Listener: l, ReadHeaderTimeout: s.cfg.Limits.HeaderTimeout,
+			ConnPolicy: func(o proxyproto.ConnPolicyOptions) (proxyproto.Policy, error) {
+				if tcp, ok := o.Upstream.(*net.TCPAddr); ok && s.proxies(tcp.AddrPort().Addr().Unmap()) {
+					return proxyproto.REQUIRE, nil
+				}
+				return proxyproto.SKIP, nil
+			},
+		}
+	}
+	return boundedListener{l, &s.door, s.proxies}
+}
+
+// redirect answers with the same URL on https (308, which keeps method and body).
+func redirect(port int) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
+		}
+		host = strings.Trim(host, "[]")
+		if host == "" || strings.ContainsAny(host, "/\\@?# ") {
+			http.Error(w, "the Host header is no host", http.StatusBadRequest)
+			return
+		}
+		if strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+		if port != 443 {
+			host += ":" + strconv.Itoa(port)
+		}
+		w.Header()["Location"] = []string{"https://" + host + r.URL.RequestURI()}
+		w.WriteHeader(http.StatusPermanentRedirect)
+	})
+}
+
+// Refused counts the connections for which there was no room.
+func (s *Server) Refused() int64 { return s.door.refused.Load() }

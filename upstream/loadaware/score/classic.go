@@ -14,7 +14,7 @@ func (t *Table) probe(now time.Duration, r *Rand, p *Pick, at int) int {
 		if i >= len(t.nodes) {
 			i -= len(t.nodes)
 		}
-		if ok, _ := t.admits(now, r, p, t.nodes[i]); ok {
+		if ok, _ := t.admits(now, p, t.nodes[i]); ok {
 			return i
 		}
 	}
@@ -136,7 +136,7 @@ func (t *Table) twoChoices(now time.Duration, r *Rand, p *Pick, cost func(*Node,
 	if j >= i {
 		j++
 	}
-	if ok, _ := t.admits(now, r, p, t.nodes[j]); ok && cost(t.nodes[j], now) < cost(t.nodes[i], now) {
+	if ok, _ := t.admits(now, p, t.nodes[j]); ok && cost(t.nodes[j], now) < cost(t.nodes[i], now) {
 		return j
 	}
 	return i
@@ -220,7 +220,7 @@ func (t *Table) hash(now time.Duration, r *Rand, p *Pick) int {
 		if float64(n.inflight.Load()) >= math.Ceil(bound*n.weight.get()) {
 			continue
 		}
-		if ok, _ := t.admits(now, r, p, n); ok {
+		if ok, _ := t.admits(now, p, n); ok {
 			return int(t.ring[i].node)
 		}
 	}

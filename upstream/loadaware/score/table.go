@@ -129,7 +129,7 @@ func (t *Table) Choose(now time.Duration, r *Rand, p *Pick) int {
 }
 
 // admits says whether n may be picked freely, and if so whether it must be, to learn how it is.
-func (t *Table) admits(now time.Duration, r *Rand, p *Pick, n *Node) (ok, must bool) {
+func (t *Table) admits(now time.Duration, p *Pick, n *Node) (ok, must bool) {
 	g := n.gates.Load()
 	if l := n.limit.Load(); l > 0 && n.inflight.Load() >= int64(l) {
 		return false, false
@@ -255,7 +255,7 @@ func (b *bargain) choice(par *Params) int {
 func (t *Table) look(f *Fleet, par *Params, now time.Duration, r *Rand, p *Pick, i int, b *bargain) bool {
 	n := t.nodes[i]
 	if len(p.Tried) > 0 || n.gates.Load() != 0 || n.limit.Load() != 0 {
-		ok, must := t.admits(now, r, p, n)
+		ok, must := t.admits(now, p, n)
 		if !ok {
 			return false
 		}

@@ -1,6 +1,7 @@
 package cases
 
 import (
+	"context"
 	"encoding/base64"
 	"encoding/binary"
 	"io"
@@ -57,7 +58,7 @@ type Backend struct {
 
 // StartBackend serves on a free port of 127.0.0.1 until Close.
 func StartBackend() (*Backend, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}

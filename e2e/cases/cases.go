@@ -181,7 +181,7 @@ func (c *Client) do(ctx context.Context, tc Case) (Answer, error) {
 	}
 	a := Answer{Code: resp.StatusCode, Header: resp.Header}
 	a.Body, a.Err = io.ReadAll(resp.Body)
-	resp.Body.Close()
+	_ = resp.Body.Close()
 	a.Calls = c.Backend.take()
 	return a, nil
 }
@@ -195,7 +195,7 @@ func (c *Client) leave(ctx context.Context, req *http.Request) (Answer, error) {
 		defer close(ended)
 		if resp, err := c.Transport.RoundTrip(req.WithContext(ctx)); err == nil {
 			_, _ = io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
+			_ = resp.Body.Close()
 		}
 	}()
 	limit := time.After(patience / 2)

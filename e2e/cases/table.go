@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
+	"google.golang.org/genproto/googleapis/api/httpbody"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"google.golang.org/genproto/googleapis/api/httpbody"
 )
 
 // Table returns all cases, by number.
@@ -172,8 +172,8 @@ func bodies() []Case {
 	}
 	ok := func(n int, rule, body, text string) Case { return post(n, rule, "/body", body, got("Body", text)) }
 	bad := func(n int, rule, body string) Case { return post(n, rule, "/body", body, status(400)) }
-	typed := func(n int, rule, ct string, w Want, or ...Want) Case {
-		c := post(n, rule, "/body", `{"name":"x"}`, w, or...)
+	typed := func(rule, ct string, w Want) Case {
+		c := post(72, rule, "/body", `{"name":"x"}`, w)
 		c.Header = []string{"Content-Type: " + ct}
 		return c
 	}
@@ -258,8 +258,10 @@ func bodies() []Case {
 		{"a string that is not UTF-8", "\x12\x01\xff", "name"},
 		{"NaN in a Value", wire("value {number_value: nan}"), "value"},
 	} {
-		cs = append(cs, Case{Number: 63, Rule: tc.rule + " from the backend is a 500 that names the field", Verb: "GET", Path: "/items/a",
-			Reply: Reply{Messages: []string{tc.reply}}, Want: Want{Code: 500, Called: true, RPC: 13, Has: []string{tc.field}}})
+		cs = append(cs, Case{
+			Number: 63, Rule: tc.rule + " from the backend is a 500 that names the field", Verb: "GET", Path: "/items/a",
+			Reply: Reply{Messages: []string{tc.reply}}, Want: Want{Code: 500, Called: true, RPC: 13, Has: []string{tc.field}},
+		})
 	}
 	cs = append(cs,
 		ok(64, "a mask in camel case", `{"mask":"fooBar,a.bC"}`, `mask {paths: "foo_bar" paths: "a.b_c"}`),
@@ -282,20 +284,22 @@ func bodies() []Case {
 		post(70, "a wrapper as the body", "/wrapped", `"5"`, got("BodyWrapped", `wrapped {value: 5}`)),
 		post(70, "an enum as the body", "/color", `"COLOR_RED"`, got("BodyColor", `color: COLOR_RED`)),
 		Case{Number: 71, Rule: "a body without a rule is not looked at", Verb: "DELETE", Path: "/items/a", Body: `{"name":"x"`, Want: got("DeleteItem", `id: "a"`), Or: []Want{status(400)}},
-		typed(72, "a charset", "application/json; charset=utf-8", got("Body", `name: "x"`)),
-		typed(72, "upper case", "application/JSON", got("Body", `name: "x"`)),
-		typed(72, "merge-patch+json", "application/merge-patch+json", got("Body", `name: "x"`)),
-		typed(72, "no type", "", got("Body", `name: "x"`)),
-		typed(72, "another charset", "application/json; charset=utf-16", status(415)),
-		typed(72, "text/plain, which any page may send", "text/plain", status(415)),
+		typed("a charset", "application/json; charset=utf-8", got("Body", `name: "x"`)),
+		typed("upper case", "application/JSON", got("Body", `name: "x"`)),
+		typed("merge-patch+json", "application/merge-patch+json", got("Body", `name: "x"`)),
+		typed("no type", "", got("Body", `name: "x"`)),
+		typed("another charset", "application/json; charset=utf-16", status(415)),
+		typed("text/plain, which any page may send", "text/plain", status(415)),
 		Case{Number: 73, Rule: "an unknown coding is 415 with Accept-Encoding", Verb: "POST", Path: "/body", Body: `{}`, Header: []string{"Content-Encoding: lzma"}, Want: Want{Code: 415, Header: []string{"Accept-Encoding: gzip"}}},
 		Case{Number: 73, Rule: "a body in gzip", Verb: "POST", Path: "/body", Body: zipped(`{"name":"x"}`), Header: []string{"Content-Encoding: gzip"}, Want: got("Body", `name: "x"`)},
 		Case{Number: 73, Rule: "the limit counts what is unpacked", Verb: "POST", Path: "/body", Body: zipped(`{"name":"` + strings.Repeat("x", 3*MaxBody) + `"}`), Header: []string{"Content-Encoding: gzip"}, Want: status(413)},
 		Case{Number: 73, Rule: "garbage behind gzip", Verb: "POST", Path: "/body", Body: zipped(`{"name":"x"}`) + "garbage", Header: []string{"Content-Encoding: gzip"}, Want: status(400)},
 		post(74, "a body over the limit", "/body", `{"name":"`+strings.Repeat("x", 2*MaxBody)+`"}`, status(413)),
 		Case{Number: 74, Rule: "a body over the limit in chunks", Verb: "POST", Path: "/body", Body: `{"name":"` + strings.Repeat("x", 2*MaxBody) + `"}`, Chunked: true, Want: status(413)},
-		Case{Number: 74, Rule: "an answer over the limit is no 429", Verb: "GET", Path: "/items/a", Reply: Reply{Messages: []string{wire(fmt.Sprintf("name: %q", strings.Repeat("x", 5<<20)))}},
-			Want: Want{Code: 502, Called: true, RPC: 8}, Or: []Want{{Code: 500, Called: true, RPC: 8}, {Code: 200}}},
+		Case{
+			Number: 74, Rule: "an answer over the limit is no 429", Verb: "GET", Path: "/items/a", Reply: Reply{Messages: []string{wire(fmt.Sprintf("name: %q", strings.Repeat("x", 5<<20)))}},
+			Want: Want{Code: 502, Called: true, RPC: 8}, Or: []Want{{Code: 500, Called: true, RPC: 8}, {Code: 200}},
+		},
 		patch(75, "PATCH fills the mask from the body", "/patch/a", `{"name":"x","sub":{"count":1}}`, got("PatchItem", `id: "a" sub {name: "x" sub {count: 1}} mask {paths: "name" paths: "sub.count"}`)),
 		patch(75, "lists, maps and wrappers are leaves, null clears", "/patch/a", `{"tags":["a"],"labels":{"k":"v"},"wrapped":1,"count":null}`, got("PatchItem", `id: "a" sub {tags: "a" labels {key: "k" value: "v"} wrapped {value: 1}} mask {paths: "tags" paths: "labels" paths: "wrapped" paths: "count"}`)),
 		patch(75, "an unknown key is refused", "/patch/a", `{"colour":"x"}`, status(400)),
@@ -368,7 +372,7 @@ func answers() []Case {
 		get(89, "escapes in grpc-message that are none stay", "/items/a", failed(0, "5", "100%zz %C3%BC%"), called(404, 5, "100%zz ü%")),
 	)
 	for i, code := range []int{499, 500, 400, 504, 404, 409, 403, 429, 400, 409, 400, 501, 500, 503, 500, 401} {
-		cs = append(cs, get(90, fmt.Sprintf("code %d is HTTP %d", i+1, code), "/items/a", failed(0, fmt.Sprint(i+1), "no"), called(code, i+1)))
+		cs = append(cs, get(90, fmt.Sprintf("code %d is HTTP %d", i+1, code), "/items/a", failed(0, strconv.Itoa(i+1), "no"), called(code, i+1)))
 	}
 	cs = append(cs,
 		get(91, "an unknown path has an error of the same shape", "/nowhere", Reply{}, Want{Code: 404, RPC: 5, Header: []string{"Content-Type: application/json"}}),
@@ -425,10 +429,10 @@ func parts(a Answer) error {
 }
 
 func headers() []Case {
-	get := func(n int, rule, path string, header []string, w Want, or ...Want) Case {
-		return Case{Number: n, Rule: rule, Verb: "GET", Path: path, Header: header, Want: w, Or: or}
-	}
 	const item = "/items/a"
+	get := func(n int, rule string, header []string, w Want, or ...Want) Case {
+		return Case{Number: n, Rule: rule, Verb: "GET", Path: item, Header: header, Want: w, Or: or}
+	}
 	// A gateway may pass metadata on with a prefix or without.
 	seen := func(name, value string) Want {
 		return Want{Code: 200, Check: func(a Answer) error {
@@ -441,39 +445,47 @@ func headers() []Case {
 		}}
 	}
 	return []Case{
-		get(99, "binary metadata of two values", item, []string{"Grpc-Metadata-Key-Bin: AQI=,AwQ", "Key-Bin: AQI=,AwQ"}, Want{Code: 200, Metadata: []string{"key-bin: AQI,AwQ"}}),
+		get(99, "binary metadata of two values", []string{"Grpc-Metadata-Key-Bin: AQI=,AwQ", "Key-Bin: AQI=,AwQ"}, Want{Code: 200, Metadata: []string{"key-bin: AQI,AwQ"}}),
 		{Number: 99, Rule: "binary metadata of an answer is base64", Verb: "GET", Path: item, Reply: Reply{Header: []string{"Key-Bin: AQL/"}}, Want: seen("Key-Bin", "AQL/")},
-		get(100, "hop-by-hop headers stay", item, []string{"Te: trailers, deflate", "Keep-Alive: 5", "Proxy-Authorization: Basic eDp5", "Grpc-Metadata-Connection: x", "Connection: X-Hop", "X-Hop: 1"},
+		get(100, "hop-by-hop headers stay", []string{"Te: trailers, deflate", "Keep-Alive: 5", "Proxy-Authorization: Basic eDp5", "Grpc-Metadata-Connection: x", "Connection: X-Hop", "X-Hop: 1"},
 			Want{Code: 200, Metadata: []string{"connection", "keep-alive", "proxy-authorization", "x-hop"}}),
-		get(101, "grpc headers cannot be injected", item, []string{"Grpc-Metadata-Grpc-Status: 5", "Grpc-Metadata-Grpc-Encoding: lzma", "Grpc-Encoding: lzma", "Grpc-Status: 5"}, Want{Code: 200, Metadata: []string{"grpc-status", "grpc-encoding"}}, status(400)),
-		get(101, "names reach the backend in lower case", item, []string{"Grpc-Metadata-X-Upper: 1", "X-Upper: 1"}, Want{Code: 200, Metadata: []string{"x-upper: 1"}}),
-		get(102, "a malformed timeout", item, []string{"Grpc-Timeout: soon"}, status(400), status(200)),
-		get(102, "a timeout of nine digits", item, []string{"Grpc-Timeout: 123456789S"}, status(400)),
-		get(102, "a timeout of zero is over at once", item, []string{"Grpc-Timeout: 0n"}, Want{Code: 504, RPC: 4}),
-		{Number: 103, Rule: "the deadline ends a call that is not answered", Verb: "GET", Path: item, Header: []string{"Grpc-Timeout: 200m", "X-Server-Timeout: 0.2"}, Reply: Reply{Hang: true},
+		get(101, "grpc headers cannot be injected", []string{"Grpc-Metadata-Grpc-Status: 5", "Grpc-Metadata-Grpc-Encoding: lzma", "Grpc-Encoding: lzma", "Grpc-Status: 5"}, Want{Code: 200, Metadata: []string{"grpc-status", "grpc-encoding"}}, status(400)),
+		get(101, "names reach the backend in lower case", []string{"Grpc-Metadata-X-Upper: 1", "X-Upper: 1"}, Want{Code: 200, Metadata: []string{"x-upper: 1"}}),
+		get(102, "a malformed timeout", []string{"Grpc-Timeout: soon"}, status(400), status(200)),
+		get(102, "a timeout of nine digits", []string{"Grpc-Timeout: 123456789S"}, status(400)),
+		get(102, "a timeout of zero is over at once", []string{"Grpc-Timeout: 0n"}, Want{Code: 504, RPC: 4}),
+		{
+			Number: 103, Rule: "the deadline ends a call that is not answered", Verb: "GET", Path: item, Header: []string{"Grpc-Timeout: 200m", "X-Server-Timeout: 0.2"}, Reply: Reply{Hang: true},
 			Want: Want{Code: 504, RPC: 4, Called: true, Check: func(a Answer) error {
 				if len(a.Calls) != 1 || a.Calls[0].Header.Get("Grpc-Timeout") == "" {
 					return errors.New("the backend was not told the deadline")
 				}
 				return nil
-			}}},
-		get(104, "metadata of many values keeps their order", item, []string{"Grpc-Metadata-X-Many: b", "Grpc-Metadata-X-Many: a", "X-Many: b", "X-Many: a"}, Want{Code: 200, Metadata: []string{"x-many: b,a"}}),
+			}},
+		},
+		get(104, "metadata of many values keeps their order", []string{"Grpc-Metadata-X-Many: b", "Grpc-Metadata-X-Many: a", "X-Many: b", "X-Many: a"}, Want{Code: 200, Metadata: []string{"x-many: b,a"}}),
 		{Number: 104, Rule: "Set-Cookie is not joined", Verb: "GET", Path: item, Reply: Reply{Header: []string{"Set-Cookie: a=1", "Set-Cookie: b=2"}}, Want: seen("Set-Cookie", "a=1|b=2")},
-		{Number: 106, Rule: "a large answer is packed for who takes it", Verb: "GET", Path: item, Header: []string{"Accept-Encoding: gzip"}, Reply: Reply{Messages: []string{wire(fmt.Sprintf("name: %q", strings.Repeat("x", 64<<10)))}},
-			Want: Want{Code: 200, Header: []string{"Content-Encoding: gzip", "Vary: Accept-Encoding"}}},
-		{Number: 106, Rule: "and not for who does not", Verb: "GET", Path: item, Header: []string{"Accept-Encoding: gzip;q=0"}, Reply: Reply{Messages: []string{wire(fmt.Sprintf("name: %q", strings.Repeat("x", 64<<10)))}},
-			Want: Want{Code: 200, Header: []string{"Content-Encoding"}}},
-		get(107, "a unary call has no events", item, []string{"Accept: text/event-stream"}, Want{Code: 200, Header: []string{"Content-Type: application/json"}}, status(406)),
-		get(107, "*/* takes the default", item, []string{"Accept: */*"}, Want{Code: 200, Header: []string{"Content-Type: application/json"}}),
-		{Number: 108, Rule: "a preflight is answered without a call", Verb: http.MethodOptions, Path: item, Header: []string{"Origin: " + Origin, "Access-Control-Request-Method: GET"},
+		{
+			Number: 106, Rule: "a large answer is packed for who takes it", Verb: "GET", Path: item, Header: []string{"Accept-Encoding: gzip"}, Reply: Reply{Messages: []string{wire(fmt.Sprintf("name: %q", strings.Repeat("x", 64<<10)))}},
+			Want: Want{Code: 200, Header: []string{"Content-Encoding: gzip", "Vary: Accept-Encoding"}},
+		},
+		{
+			Number: 106, Rule: "and not for who does not", Verb: "GET", Path: item, Header: []string{"Accept-Encoding: gzip;q=0"}, Reply: Reply{Messages: []string{wire(fmt.Sprintf("name: %q", strings.Repeat("x", 64<<10)))}},
+			Want: Want{Code: 200, Header: []string{"Content-Encoding"}},
+		},
+		get(107, "a unary call has no events", []string{"Accept: text/event-stream"}, Want{Code: 200, Header: []string{"Content-Type: application/json"}}, status(406)),
+		get(107, "*/* takes the default", []string{"Accept: */*"}, Want{Code: 200, Header: []string{"Content-Type: application/json"}}),
+		{
+			Number: 108, Rule: "a preflight is answered without a call", Verb: http.MethodOptions, Path: item, Header: []string{"Origin: " + Origin, "Access-Control-Request-Method: GET"},
 			Want: Want{Header: []string{"Access-Control-Allow-Origin: " + Origin}, Check: func(a Answer) error {
 				if a.Code/100 != 2 || len(a.Calls) > 0 {
 					return fmt.Errorf("HTTP %d after %d calls", a.Code, len(a.Calls))
 				}
 				return nil
-			}}},
-		get(108, "pages may read the status", item, []string{"Origin: " + Origin}, Want{Code: 200, Header: []string{"Access-Control-Allow-Origin: " + Origin, "Access-Control-Expose-Headers: grpc-status", "Vary: Origin"}}),
-		get(108, "a foreign page gets no leave", item, []string{"Origin: https://evil.example"}, Want{Header: []string{"Access-Control-Allow-Origin"}}),
+			}},
+		},
+		get(108, "pages may read the status", []string{"Origin: " + Origin}, Want{Code: 200, Header: []string{"Access-Control-Allow-Origin: " + Origin, "Access-Control-Expose-Headers: grpc-status", "Vary: Origin"}}),
+		get(108, "a foreign page gets no leave", []string{"Origin: https://evil.example"}, Want{Header: []string{"Access-Control-Allow-Origin"}}),
 	}
 }
 

@@ -218,7 +218,7 @@ func (b *builder) build() (*Snapshot, error) {
 		b.release()
 		return nil, joinFaults(unique(b.faults))
 	}
-	s.drop, s.clusters = b.release, b.clusters
+	s.drop, s.clusters, s.accessLog = b.release, b.clusters, b.accessLog
 	s.refs.Store(1)
 	return s, nil
 }

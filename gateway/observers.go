@@ -47,6 +47,18 @@ func (b *builder) openObservers() {
 	}
 }
 
+// ReopenLogs opens the access log's file anew, after it has been renamed. What goes wrong is logged, and the old file kept.
+func (g *Gateway) ReopenLogs(ctx context.Context) {
+	g.Snapshot(func(s *Snapshot) {
+		if s.accessLog == nil {
+			return
+		}
+		if err := s.accessLog.Reopen(); err != nil {
+			g.log.LogAttrs(ctx, slog.LevelError, "access log", slog.String("error", err.Error()))
+		}
+	})
+}
+
 // observer is what the plan's listeners report to.
 func (p *plan) observer(g *Gateway) listeners.Observer {
 	var m *observe.Metrics

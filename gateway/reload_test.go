@@ -372,6 +372,20 @@ func TestReloadCertificates(t *testing.T) {
 	}
 }
 
+// TestReopenLogs renames the access log away, as log rotation does.
+func TestReopenLogs(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "access.log")
+	g, addr := start(t, func(c *configv1.Config) { c.AccessLog = &configv1.AccessLog{File: path} })
+	get(t, "http://"+addr+"/v1/customers/7/accounts/1")
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	g.ReopenLogs(t.Context())
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestReloadTwice says that reloading the configuration in force changes nothing.
 func TestReloadTwice(t *testing.T) {
 	var cfg *configv1.Config

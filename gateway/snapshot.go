@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 
 	"transom/descriptors"
+	"transom/gateway/observe"
 	"transom/listeners"
 	"transom/transcoder"
 	"transom/upstream"
@@ -19,6 +20,8 @@ type Snapshot struct {
 	routes   []listeners.Route
 	opaque   *listeners.Route
 	clusters map[string]*upstream.Cluster
+	// accessLog may be nil.
+	accessLog *observe.AccessLog
 	// effective are the policies in force, by Method.ID.
 	effective []Effective
 	// refs counts the calls that hold the Snapshot, and one more while it is in force. At 0 drop runs, once.

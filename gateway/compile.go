@@ -218,7 +218,7 @@ func (b *builder) build() (*Snapshot, error) {
 		b.release()
 		return nil, joinFaults(unique(b.faults))
 	}
-	s.drop, s.clusters, s.accessLog = b.release, b.clusters, b.accessLog
+	s.drop, s.clusters, s.accessLog, s.cache = b.release, b.clusters, b.accessLog, b.cache
 	s.refs.Store(1)
 	return s, nil
 }
@@ -383,6 +383,7 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 		b.authorize(m, eff),
 		b.limits(m, eff),
 		b.validate(m, eff),
+		b.caching(m, eff),
 	)
 }
 

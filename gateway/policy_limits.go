@@ -1,15 +1,20 @@
 package gateway
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"transom/descriptors"
+	"transom/policy/cache"
 	"transom/policy/limit"
 	"transom/policy/validate"
 	configv1 "transom/proto/transom/config/v1"
@@ -17,6 +22,7 @@ import (
 )
 
 const (
+	defaultCacheBytes   = 64 << 20
 	defaultRedisPrefix  = "transom:"
 	defaultRedisTimeout = 100 * time.Millisecond
 )
@@ -27,6 +33,7 @@ type shaping struct {
 	// limiters are those of each policy block.
 	limiters map[int][]*limit.Limiter
 	redis    *limit.Redis
+	cache    *cache.Cache
 }
 
 // validate is the middleware that checks messages by the rules of their descriptors; nil if there are none.
@@ -166,4 +173,56 @@ func (b *builder) sharedCounts() *limit.Redis {
 	}
 	b.redis = r
 	return r
+}
+
+// caching is the middleware that keeps answers; nil if none are.
+func (b *builder) caching(m *descriptors.Method, eff Effective) rpc.Middleware {
+	c := eff.Policy.GetCache()
+	if c == nil {
+		return nil
+	}
+	if b.cache == nil {
+		size := int64(b.cfg.GetCacheBytes())
+		if size == 0 {
+			size = defaultCacheBytes
+		}
+		var err error
+		b.cache, err = hold(&b.holds, "cache", strconv.FormatInt(size, 10), nil, func() (*cache.Cache, func(), error) {
+			made, err := cache.New(size)
+			if err != nil {
+				return nil, nil, err
+			}
+			return made, made.Close, nil
+		})
+		if err != nil {
+			b.faultOf(eff.path("cache"), err)
+			return nil
+		}
+	}
+	// What another policy makes of answers is another answer.
+	policy, err := proto.MarshalOptions{Deterministic: true}.Marshal(eff.Policy)
+	if err != nil {
+		b.faultOf(eff.path("cache"), err)
+	}
+	salt := sha256.Sum256(policy)
+	mw, err := b.cache.Middleware(m, cache.Config{
+		TTL: c.GetTtl().AsDuration(), StaleWhileRevalidate: c.GetStaleWhileRevalidate().AsDuration(), StaleIfError: c.GetStaleIfError().AsDuration(),
+		Vary: c.GetVary(), Shared: c.GetShared(), Salt: string(salt[:]),
+	})
+	if err != nil {
+		b.faultOf(eff.path("cache"), err)
+	}
+	return mw
+}
+
+// PurgeCache drops the cached answers of a method (full name), of a consumer, of both together, or all; "" is any. It
+// returns how many they were.
+func (g *Gateway) PurgeCache(method, consumer string) int {
+	n := 0
+	g.Snapshot(func(s *Snapshot) {
+		if s.cache != nil {
+			n = s.cache.Purge(method, consumer)
+		}
+	})
+	return n
 }

@@ -6,6 +6,7 @@ import (
 	"transom/descriptors"
 	"transom/gateway/observe"
 	"transom/listeners"
+	"transom/policy/cache"
 	"transom/transcoder"
 	"transom/upstream"
 )
@@ -24,6 +25,8 @@ type Snapshot struct {
 	accessLog *observe.AccessLog
 	// effective are the policies in force, by Method.ID.
 	effective []Effective
+	// cache is nil if no method has one.
+	cache *cache.Cache
 	// refs counts the calls that hold the Snapshot, and one more while it is in force. At 0 drop runs, once.
 	refs atomic.Int64
 	drop func()

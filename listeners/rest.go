@@ -496,6 +496,12 @@ func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
 	switch s.down {
 	case downloadOne:
 		defer m.Release()
+		if s.fields == nil && !s.pretty {
+			if b, ok, err := m.Rendering(s.match.Binding, s.render); ok {
+				*s.out = append(*s.out, b...)
+				return err
+			}
+		}
 		return s.appendJSON(m.Bytes())
 	case downloadRaw:
 		s.raw = m
@@ -519,6 +525,11 @@ func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
 		return s.writeOut(ctx)
 	}
 	return nil
+}
+
+// render is the whole of one answer in JSON.
+func (s *restStream) render(wire []byte) ([]byte, error) {
+	return s.route.Plan.AppendResponse(nil, s.match.Binding, wire)
 }
 
 // appendJSON appends what the client wants of one answer. On error s.out is as before.
@@ -644,6 +655,9 @@ func (s *restStream) finishOK() error {
 		if s.sent == 0 {
 			return status.Error(codes.Internal, "the backend ended the call without a message")
 		}
+		if s.unchanged() {
+			return nil
+		}
 		s.writeJSON(*s.out)
 		return nil
 	case downloadRaw:
@@ -653,6 +667,9 @@ func (s *restStream) finishOK() error {
 		contentType, data, err := s.route.Plan.SplitHTTPBody(s.match.Binding, s.raw.Bytes())
 		if err != nil {
 			return err
+		}
+		if s.unchanged() {
+			return nil
 		}
 		s.writeBody(http.StatusOK, []string{contentType}, data)
 		return nil
@@ -691,6 +708,30 @@ func (s *restStream) writeJSON(body []byte) {
 		}
 	}
 	s.writeBody(http.StatusOK, jsonType, body)
+}
+
+// unchanged answers 304 if the client asks by GET for what it has already: if-none-match has the answer's etag, weakly
+// compared (RFC 9110 sections 8.8.3.2 and 13.1.2).
+func (s *restStream) unchanged() bool {
+	etag := s.header["etag"]
+	have := s.Request.Header["If-None-Match"]
+	if len(etag) != 1 || len(have) == 0 || s.Request.Method != http.MethodGet && s.Request.Method != http.MethodHead {
+		return false
+	}
+	want := strings.TrimPrefix(etag[0], "W/")
+	for _, line := range have {
+		for tag := range strings.SplitSeq(line, ",") {
+			if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == want {
+				h := s.w.Header()
+				s.committed = true
+				s.settle(true)
+				writeMetadata(h, "", s.header, false)
+				s.w.WriteHeader(http.StatusNotModified)
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // writeBody writes a whole response.

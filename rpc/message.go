@@ -17,6 +17,9 @@ type Message struct {
 	shared *shared
 }
 
+// maxForms is how many renderings a shared message remembers: a binding or two, of the schemas before and after a reload.
+const maxForms = 4
+
 // shared is what all holders of one cached message have in common.
 type shared struct {
 	mu    sync.Mutex
@@ -98,6 +101,9 @@ func (m Message) Rendering(key any, render func(wire []byte) ([]byte, error)) (b
 	}
 	if b, err = render(m.Bytes()); err != nil {
 		return nil, true, err
+	}
+	if len(m.shared.forms) >= maxForms {
+		clear(m.shared.forms)
 	}
 	m.shared.forms[key] = b
 	return b, true, nil

@@ -116,6 +116,8 @@ type Config struct {
 	Consumers *Consumers `protobuf:"bytes,20,opt,name=consumers,proto3" json:"consumers,omitempty"`
 	// What holds for every request, whatever its method.
 	Security *Security `protobuf:"bytes,21,opt,name=security,proto3" json:"security,omitempty"`
+	// The memory for cached answers, in bytes. Default 64MiB, 1MiB … 1TiB.
+	CacheBytes uint64 `protobuf:"varint,31,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
 	// Where several transoms share the counts of limits. Default: each counts for itself.
 	Redis *Redis `protobuf:"bytes,30,opt,name=redis,proto3" json:"redis,omitempty"`
 	// How changes are put in force.
@@ -251,6 +253,13 @@ func (x *Config) GetSecurity() *Security {
 		return x.Security
 	}
 	return nil
+}
+
+func (x *Config) GetCacheBytes() uint64 {
+	if x != nil {
+		return x.CacheBytes
+	}
+	return 0
 }
 
 func (x *Config) GetRedis() *Redis {
@@ -1084,6 +1093,8 @@ type Policy struct {
 	Limits []*Limit `protobuf:"bytes,30,rep,name=limits,proto3" json:"limits,omitempty"`
 	// What one call, or message, weighs against limits. Default 1, at most 1000000.
 	Cost uint32 `protobuf:"varint,31,opt,name=cost,proto3" json:"cost,omitempty"`
+	// Keep answers in memory. The methods must be unary and without side effects.
+	Cache *Cache `protobuf:"bytes,32,opt,name=cache,proto3" json:"cache,omitempty"`
 	// Refuse messages that break the rules (buf.validate) of their descriptors; of a stream, each message is checked.
 	// Default false.
 	Validate      *bool `protobuf:"varint,40,opt,name=validate,proto3,oneof" json:"validate,omitempty"`
@@ -1210,6 +1221,13 @@ func (x *Policy) GetCost() uint32 {
 		return x.Cost
 	}
 	return 0
+}
+
+func (x *Policy) GetCache() *Cache {
+	if x != nil {
+		return x.Cache
+	}
+	return nil
 }
 
 func (x *Policy) GetValidate() bool {
@@ -1495,6 +1513,88 @@ func (x *RequestId) GetHeader() string {
 	return ""
 }
 
+// Cache is how answers are kept, each for the caller that got it unless they are shared.
+type Cache struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long an answer is fresh, unless the backend's cache-control says otherwise. Required. 1ms … 24h.
+	Ttl *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// How long after that it is still given, while a new one is fetched. Default 0s, at most 24h.
+	StaleWhileRevalidate *durationpb.Duration `protobuf:"bytes,2,opt,name=stale_while_revalidate,json=staleWhileRevalidate,proto3" json:"stale_while_revalidate,omitempty"`
+	// How long after that it is still given if no new one can be had. Default 0s, at most 168h.
+	StaleIfError *durationpb.Duration `protobuf:"bytes,3,opt,name=stale_if_error,json=staleIfError,proto3" json:"stale_if_error,omitempty"`
+	// Metadata that answers depend on, by name. Backends get no other, but for the caller's credentials and identity.
+	Vary []string `protobuf:"bytes,4,rep,name=vary,proto3" json:"vary,omitempty"`
+	// Give one caller's answers to all others. Backends are not told then who calls.
+	Shared        bool `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cache) Reset() {
+	*x = Cache{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cache) ProtoMessage() {}
+
+func (x *Cache) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cache.ProtoReflect.Descriptor instead.
+func (*Cache) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Cache) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *Cache) GetStaleWhileRevalidate() *durationpb.Duration {
+	if x != nil {
+		return x.StaleWhileRevalidate
+	}
+	return nil
+}
+
+func (x *Cache) GetStaleIfError() *durationpb.Duration {
+	if x != nil {
+		return x.StaleIfError
+	}
+	return nil
+}
+
+func (x *Cache) GetVary() []string {
+	if x != nil {
+		return x.Vary
+	}
+	return nil
+}
+
+func (x *Cache) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
 // Limit is one bound on what callers may use. All methods of the policy block share it, unless per has method.
 type Limit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1526,7 +1626,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1638,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1651,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Limit) GetName() string {
@@ -1687,7 +1787,7 @@ type Redis struct {
 
 func (x *Redis) Reset() {
 	*x = Redis{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1699,7 +1799,7 @@ func (x *Redis) String() string {
 func (*Redis) ProtoMessage() {}
 
 func (x *Redis) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1712,7 +1812,7 @@ func (x *Redis) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redis.ProtoReflect.Descriptor instead.
 func (*Redis) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Redis) GetAddresses() []string {
@@ -1791,7 +1891,7 @@ type RedisTLS struct {
 
 func (x *RedisTLS) Reset() {
 	*x = RedisTLS{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +1903,7 @@ func (x *RedisTLS) String() string {
 func (*RedisTLS) ProtoMessage() {}
 
 func (x *RedisTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +1916,7 @@ func (x *RedisTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedisTLS.ProtoReflect.Descriptor instead.
 func (*RedisTLS) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RedisTLS) GetCa() string {
@@ -1846,7 +1946,7 @@ type Consumers struct {
 
 func (x *Consumers) Reset() {
 	*x = Consumers{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1858,7 +1958,7 @@ func (x *Consumers) String() string {
 func (*Consumers) ProtoMessage() {}
 
 func (x *Consumers) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,7 +1971,7 @@ func (x *Consumers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumers.ProtoReflect.Descriptor instead.
 func (*Consumers) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Consumers) GetProviders() map[string]*Provider {
@@ -1908,7 +2008,7 @@ type Provider struct {
 
 func (x *Provider) Reset() {
 	*x = Provider{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2020,7 @@ func (x *Provider) String() string {
 func (*Provider) ProtoMessage() {}
 
 func (x *Provider) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2033,7 @@ func (x *Provider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Provider.ProtoReflect.Descriptor instead.
 func (*Provider) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Provider) GetKind() isProvider_Kind {
@@ -2061,7 +2161,7 @@ type ApiKey struct {
 
 func (x *ApiKey) Reset() {
 	*x = ApiKey{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2173,7 @@ func (x *ApiKey) String() string {
 func (*ApiKey) ProtoMessage() {}
 
 func (x *ApiKey) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2186,7 @@ func (x *ApiKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKey.ProtoReflect.Descriptor instead.
 func (*ApiKey) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ApiKey) GetHeader() string {
@@ -2126,7 +2226,7 @@ type Jwt struct {
 
 func (x *Jwt) Reset() {
 	*x = Jwt{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2138,7 +2238,7 @@ func (x *Jwt) String() string {
 func (*Jwt) ProtoMessage() {}
 
 func (x *Jwt) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2151,7 +2251,7 @@ func (x *Jwt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Jwt.ProtoReflect.Descriptor instead.
 func (*Jwt) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Jwt) GetIssuer() string {
@@ -2248,7 +2348,7 @@ type Introspection struct {
 
 func (x *Introspection) Reset() {
 	*x = Introspection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2260,7 +2360,7 @@ func (x *Introspection) String() string {
 func (*Introspection) ProtoMessage() {}
 
 func (x *Introspection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2273,7 +2373,7 @@ func (x *Introspection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Introspection.ProtoReflect.Descriptor instead.
 func (*Introspection) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Introspection) GetUrl() string {
@@ -2350,7 +2450,7 @@ type ClientCertificate struct {
 
 func (x *ClientCertificate) Reset() {
 	*x = ClientCertificate{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2362,7 +2462,7 @@ func (x *ClientCertificate) String() string {
 func (*ClientCertificate) ProtoMessage() {}
 
 func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2375,7 +2475,7 @@ func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCertificate.ProtoReflect.Descriptor instead.
 func (*ClientCertificate) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 // Basic takes name and password from "authorization: Basic …". The name is that of a known consumer with a password.
@@ -2387,7 +2487,7 @@ type Basic struct {
 
 func (x *Basic) Reset() {
 	*x = Basic{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2499,7 @@ func (x *Basic) String() string {
 func (*Basic) ProtoMessage() {}
 
 func (x *Basic) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2512,7 @@ func (x *Basic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Basic.ProtoReflect.Descriptor instead.
 func (*Basic) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 // External lets a gRPC server decide. It is asked for every call, after the providers before it found no credential, and
@@ -2433,7 +2533,7 @@ type External struct {
 
 func (x *External) Reset() {
 	*x = External{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2445,7 +2545,7 @@ func (x *External) String() string {
 func (*External) ProtoMessage() {}
 
 func (x *External) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,7 +2558,7 @@ func (x *External) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use External.ProtoReflect.Descriptor instead.
 func (*External) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *External) GetCluster() string {
@@ -2496,7 +2596,7 @@ type Outbound struct {
 
 func (x *Outbound) Reset() {
 	*x = Outbound{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2508,7 +2608,7 @@ func (x *Outbound) String() string {
 func (*Outbound) ProtoMessage() {}
 
 func (x *Outbound) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2521,7 +2621,7 @@ func (x *Outbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outbound.ProtoReflect.Descriptor instead.
 func (*Outbound) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Outbound) GetPrivate() bool {
@@ -2561,7 +2661,7 @@ type Consumer struct {
 
 func (x *Consumer) Reset() {
 	*x = Consumer{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2673,7 @@ func (x *Consumer) String() string {
 func (*Consumer) ProtoMessage() {}
 
 func (x *Consumer) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2686,7 @@ func (x *Consumer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
 func (*Consumer) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Consumer) GetApiKeys() []string {
@@ -2653,7 +2753,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2665,7 +2765,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2678,7 +2778,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Metadata) GetRequestHeaders() []string {
@@ -2728,7 +2828,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +2840,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +2853,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Limits) GetHeaderTimeout() *durationpb.Duration {
@@ -2854,7 +2954,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2866,7 +2966,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2879,7 +2979,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Drain) GetDelay() *durationpb.Duration {
@@ -2907,7 +3007,7 @@ type UnknownMethods struct {
 
 func (x *UnknownMethods) Reset() {
 	*x = UnknownMethods{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2919,7 +3019,7 @@ func (x *UnknownMethods) String() string {
 func (*UnknownMethods) ProtoMessage() {}
 
 func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2932,7 +3032,7 @@ func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnknownMethods.ProtoReflect.Descriptor instead.
 func (*UnknownMethods) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UnknownMethods) GetCluster() string {
@@ -2969,7 +3069,7 @@ type Json struct {
 
 func (x *Json) Reset() {
 	*x = Json{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[31]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2981,7 +3081,7 @@ func (x *Json) String() string {
 func (*Json) ProtoMessage() {}
 
 func (x *Json) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[31]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2994,7 +3094,7 @@ func (x *Json) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Json.ProtoReflect.Descriptor instead.
 func (*Json) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{31}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Json) GetEmitDefaults() bool {
@@ -3073,7 +3173,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[32]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3085,7 +3185,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[32]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3098,7 +3198,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Health) GetPath() string {
@@ -3128,7 +3228,7 @@ type HttpRules struct {
 
 func (x *HttpRules) Reset() {
 	*x = HttpRules{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[33]
+	mi := &file_transom_config_v1_config_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3140,7 +3240,7 @@ func (x *HttpRules) String() string {
 func (*HttpRules) ProtoMessage() {}
 
 func (x *HttpRules) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[33]
+	mi := &file_transom_config_v1_config_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3153,7 +3253,7 @@ func (x *HttpRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpRules.ProtoReflect.Descriptor instead.
 func (*HttpRules) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *HttpRules) GetServiceConfig() string {
@@ -3183,7 +3283,7 @@ type DescriptorSource_ProtoFiles struct {
 
 func (x *DescriptorSource_ProtoFiles) Reset() {
 	*x = DescriptorSource_ProtoFiles{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[35]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3195,7 +3295,7 @@ func (x *DescriptorSource_ProtoFiles) String() string {
 func (*DescriptorSource_ProtoFiles) ProtoMessage() {}
 
 func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[35]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3236,7 +3336,7 @@ type DescriptorSource_Reflection struct {
 
 func (x *DescriptorSource_Reflection) Reset() {
 	*x = DescriptorSource_Reflection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[36]
+	mi := &file_transom_config_v1_config_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3248,7 +3348,7 @@ func (x *DescriptorSource_Reflection) String() string {
 func (*DescriptorSource_Reflection) ProtoMessage() {}
 
 func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[36]
+	mi := &file_transom_config_v1_config_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3284,7 +3384,7 @@ type Cluster_RetryBudget struct {
 
 func (x *Cluster_RetryBudget) Reset() {
 	*x = Cluster_RetryBudget{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[37]
+	mi := &file_transom_config_v1_config_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3296,7 +3396,7 @@ func (x *Cluster_RetryBudget) String() string {
 func (*Cluster_RetryBudget) ProtoMessage() {}
 
 func (x *Cluster_RetryBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[37]
+	mi := &file_transom_config_v1_config_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3343,7 +3443,7 @@ type Cluster_Concurrency struct {
 
 func (x *Cluster_Concurrency) Reset() {
 	*x = Cluster_Concurrency{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[38]
+	mi := &file_transom_config_v1_config_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3355,7 +3455,7 @@ func (x *Cluster_Concurrency) String() string {
 func (*Cluster_Concurrency) ProtoMessage() {}
 
 func (x *Cluster_Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[38]
+	mi := &file_transom_config_v1_config_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3414,7 +3514,7 @@ type Cluster_Kubernetes struct {
 
 func (x *Cluster_Kubernetes) Reset() {
 	*x = Cluster_Kubernetes{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[39]
+	mi := &file_transom_config_v1_config_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3426,7 +3526,7 @@ func (x *Cluster_Kubernetes) String() string {
 func (*Cluster_Kubernetes) ProtoMessage() {}
 
 func (x *Cluster_Kubernetes) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[39]
+	mi := &file_transom_config_v1_config_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3467,7 +3567,7 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"transom/config/v1/operations.proto\"\xc8\t\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"transom/config/v1/operations.proto\"\xfe\t\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
 	"\vdescriptors\x18\x02 \x03(\v2#.transom.config.v1.DescriptorSourceR\vdescriptors\x12i\n" +
@@ -3483,7 +3583,9 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"http_rules\x18\f \x01(\v2\x1c.transom.config.v1.HttpRulesR\thttpRules\x12:\n" +
 	"\tconsumers\x18\x14 \x01(\v2\x1c.transom.config.v1.ConsumersR\tconsumers\x127\n" +
-	"\bsecurity\x18\x15 \x01(\v2\x1b.transom.config.v1.SecurityR\bsecurity\x12.\n" +
+	"\bsecurity\x18\x15 \x01(\v2\x1b.transom.config.v1.SecurityR\bsecurity\x124\n" +
+	"\vcache_bytes\x18\x1f \x01(\x04B\x13\xbaH\x10\xd8\x01\x012\v\x18\x80\x80\x80\x80\x80 (\x80\x80@R\n" +
+	"cacheBytes\x12.\n" +
 	"\x05redis\x18\x1e \x01(\v2\x18.transom.config.v1.RedisR\x05redis\x121\n" +
 	"\x06reload\x18( \x01(\v2\x19.transom.config.v1.ReloadR\x06reload\x12.\n" +
 	"\x05admin\x18) \x01(\v2\x18.transom.config.v1.AdminR\x05admin\x12;\n" +
@@ -3596,7 +3698,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\x12;\n" +
 	"\ahash_on\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^(|ip|header:[a-z0-9_.-]+)$R\x06hashOn\x12\x12\n" +
-	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xa6\x05\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xd6\x05\n" +
 	"\x06Policy\x12$\n" +
 	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\x12\x1a\n" +
 	"\boptional\x18\x02 \x01(\bR\boptional\x12\x18\n" +
@@ -3611,7 +3713,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06access\x18\x15 \x01(\v2\x19.transom.config.v1.AccessR\x06access\x12\x1e\n" +
 	"\x05allow\x18\x16 \x01(\tB\b\xbaH\x05r\x03(\x80 R\x05allow\x120\n" +
 	"\x06limits\x18\x1e \x03(\v2\x18.transom.config.v1.LimitR\x06limits\x12\x1d\n" +
-	"\x04cost\x18\x1f \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x04cost\x12\x1f\n" +
+	"\x04cost\x18\x1f \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x04cost\x12.\n" +
+	"\x05cache\x18  \x01(\v2\x18.transom.config.v1.CacheR\x05cache\x12\x1f\n" +
 	"\bvalidate\x18( \x01(\bH\x00R\bvalidate\x88\x01\x01B\v\n" +
 	"\t_validate\"\xb0\x01\n" +
 	"\x04Auth\x12\x18\n" +
@@ -3638,7 +3741,13 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"E\n" +
 	"\tRequestId\x128\n" +
-	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\x96\x05\n" +
+	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\xcd\x02\n" +
+	"\x05Cache\x12B\n" +
+	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x15\xbaH\x12\xc8\x01\x01\xaa\x01\f\"\x04\b\x80\xa3\x052\x04\x10\xc0\x84=R\x03ttl\x12_\n" +
+	"\x16stale_while_revalidate\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x14staleWhileRevalidate\x12O\n" +
+	"\x0estale_if_error\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xf5$2\x00R\fstaleIfError\x126\n" +
+	"\x04vary\x18\x04 \x03(\tB\"\xbaH\x1f\x92\x01\x1c\"\x1ar\x182\x16^[a-z0-9][a-z0-9_.-]*$R\x04vary\x12\x16\n" +
+	"\x06shared\x18\x05 \x01(\bR\x06shared\"\x96\x05\n" +
 	"\x05Limit\x123\n" +
 	"\x04name\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._*-]{0,100}$R\x04name\x12\x14\n" +
 	"\x04rate\x18\x02 \x01(\tH\x00R\x04rate\x12\x16\n" +
@@ -3811,7 +3920,7 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
 	(*Config)(nil),                      // 1: transom.config.v1.Config
@@ -3828,128 +3937,133 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*Access)(nil),                      // 12: transom.config.v1.Access
 	(*Security)(nil),                    // 13: transom.config.v1.Security
 	(*RequestId)(nil),                   // 14: transom.config.v1.RequestId
-	(*Limit)(nil),                       // 15: transom.config.v1.Limit
-	(*Redis)(nil),                       // 16: transom.config.v1.Redis
-	(*RedisTLS)(nil),                    // 17: transom.config.v1.RedisTLS
-	(*Consumers)(nil),                   // 18: transom.config.v1.Consumers
-	(*Provider)(nil),                    // 19: transom.config.v1.Provider
-	(*ApiKey)(nil),                      // 20: transom.config.v1.ApiKey
-	(*Jwt)(nil),                         // 21: transom.config.v1.Jwt
-	(*Introspection)(nil),               // 22: transom.config.v1.Introspection
-	(*ClientCertificate)(nil),           // 23: transom.config.v1.ClientCertificate
-	(*Basic)(nil),                       // 24: transom.config.v1.Basic
-	(*External)(nil),                    // 25: transom.config.v1.External
-	(*Outbound)(nil),                    // 26: transom.config.v1.Outbound
-	(*Consumer)(nil),                    // 27: transom.config.v1.Consumer
-	(*Metadata)(nil),                    // 28: transom.config.v1.Metadata
-	(*Limits)(nil),                      // 29: transom.config.v1.Limits
-	(*Drain)(nil),                       // 30: transom.config.v1.Drain
-	(*UnknownMethods)(nil),              // 31: transom.config.v1.UnknownMethods
-	(*Json)(nil),                        // 32: transom.config.v1.Json
-	(*Health)(nil),                      // 33: transom.config.v1.Health
-	(*HttpRules)(nil),                   // 34: transom.config.v1.HttpRules
-	nil,                                 // 35: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 36: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 37: transom.config.v1.DescriptorSource.Reflection
-	(*Cluster_RetryBudget)(nil),         // 38: transom.config.v1.Cluster.RetryBudget
-	(*Cluster_Concurrency)(nil),         // 39: transom.config.v1.Cluster.Concurrency
-	(*Cluster_Kubernetes)(nil),          // 40: transom.config.v1.Cluster.Kubernetes
-	nil,                                 // 41: transom.config.v1.Security.ResponseHeadersEntry
-	nil,                                 // 42: transom.config.v1.Limit.PlansEntry
-	nil,                                 // 43: transom.config.v1.Consumers.ProvidersEntry
-	nil,                                 // 44: transom.config.v1.Consumers.KnownEntry
-	nil,                                 // 45: transom.config.v1.Jwt.MetadataEntry
-	nil,                                 // 46: transom.config.v1.Introspection.MetadataEntry
-	(*Reload)(nil),                      // 47: transom.config.v1.Reload
-	(*Admin)(nil),                       // 48: transom.config.v1.Admin
-	(*AccessLog)(nil),                   // 49: transom.config.v1.AccessLog
-	(*Tracing)(nil),                     // 50: transom.config.v1.Tracing
-	(*Overload)(nil),                    // 51: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),               // 52: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 53: google.protobuf.Duration
-	(*structpb.Struct)(nil),             // 54: google.protobuf.Struct
+	(*Cache)(nil),                       // 15: transom.config.v1.Cache
+	(*Limit)(nil),                       // 16: transom.config.v1.Limit
+	(*Redis)(nil),                       // 17: transom.config.v1.Redis
+	(*RedisTLS)(nil),                    // 18: transom.config.v1.RedisTLS
+	(*Consumers)(nil),                   // 19: transom.config.v1.Consumers
+	(*Provider)(nil),                    // 20: transom.config.v1.Provider
+	(*ApiKey)(nil),                      // 21: transom.config.v1.ApiKey
+	(*Jwt)(nil),                         // 22: transom.config.v1.Jwt
+	(*Introspection)(nil),               // 23: transom.config.v1.Introspection
+	(*ClientCertificate)(nil),           // 24: transom.config.v1.ClientCertificate
+	(*Basic)(nil),                       // 25: transom.config.v1.Basic
+	(*External)(nil),                    // 26: transom.config.v1.External
+	(*Outbound)(nil),                    // 27: transom.config.v1.Outbound
+	(*Consumer)(nil),                    // 28: transom.config.v1.Consumer
+	(*Metadata)(nil),                    // 29: transom.config.v1.Metadata
+	(*Limits)(nil),                      // 30: transom.config.v1.Limits
+	(*Drain)(nil),                       // 31: transom.config.v1.Drain
+	(*UnknownMethods)(nil),              // 32: transom.config.v1.UnknownMethods
+	(*Json)(nil),                        // 33: transom.config.v1.Json
+	(*Health)(nil),                      // 34: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 35: transom.config.v1.HttpRules
+	nil,                                 // 36: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 37: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 38: transom.config.v1.DescriptorSource.Reflection
+	(*Cluster_RetryBudget)(nil),         // 39: transom.config.v1.Cluster.RetryBudget
+	(*Cluster_Concurrency)(nil),         // 40: transom.config.v1.Cluster.Concurrency
+	(*Cluster_Kubernetes)(nil),          // 41: transom.config.v1.Cluster.Kubernetes
+	nil,                                 // 42: transom.config.v1.Security.ResponseHeadersEntry
+	nil,                                 // 43: transom.config.v1.Limit.PlansEntry
+	nil,                                 // 44: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 45: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 46: transom.config.v1.Jwt.MetadataEntry
+	nil,                                 // 47: transom.config.v1.Introspection.MetadataEntry
+	(*Reload)(nil),                      // 48: transom.config.v1.Reload
+	(*Admin)(nil),                       // 49: transom.config.v1.Admin
+	(*AccessLog)(nil),                   // 50: transom.config.v1.AccessLog
+	(*Tracing)(nil),                     // 51: transom.config.v1.Tracing
+	(*Overload)(nil),                    // 52: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),               // 53: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 54: google.protobuf.Duration
+	(*structpb.Struct)(nil),             // 55: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	2,  // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
 	6,  // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	35, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	36, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
 	10, // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
-	28, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
-	29, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
-	30, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
-	31, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
-	32, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
-	33, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
-	34, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
-	18, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
+	29, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
+	30, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
+	31, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
+	32, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
+	33, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
+	34, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	35, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	19, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
 	13, // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
-	16, // 13: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
-	47, // 14: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
-	48, // 15: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
-	49, // 16: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
-	50, // 17: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
-	51, // 18: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
+	17, // 13: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
+	48, // 14: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
+	49, // 15: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
+	50, // 16: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
+	51, // 17: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
+	52, // 18: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
 	3,  // 19: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	29, // 20: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	30, // 20: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
 	5,  // 21: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	52, // 22: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	53, // 22: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
 	0,  // 23: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
 	4,  // 24: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	53, // 25: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	36, // 26: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	37, // 27: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	54, // 25: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	37, // 26: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	38, // 27: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
 	8,  // 28: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
 	9,  // 29: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	53, // 30: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	53, // 31: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	38, // 32: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	39, // 33: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	53, // 34: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	40, // 35: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	53, // 36: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	53, // 37: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	53, // 38: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	53, // 39: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	54, // 30: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	54, // 31: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	39, // 32: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	40, // 33: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	54, // 34: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	41, // 35: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	54, // 36: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	54, // 37: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	54, // 38: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	54, // 39: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
 	11, // 40: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
 	12, // 41: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	15, // 42: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
-	41, // 43: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
-	53, // 44: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
-	14, // 45: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
-	42, // 46: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
-	17, // 47: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
-	53, // 48: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	43, // 49: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	44, // 50: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	20, // 51: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	21, // 52: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	22, // 53: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
-	23, // 54: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
-	24, // 55: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
-	25, // 56: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
-	53, // 57: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	26, // 58: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	45, // 59: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	53, // 60: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
-	26, // 61: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
-	46, // 62: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
-	53, // 63: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
-	54, // 64: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	53, // 65: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	53, // 66: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	53, // 67: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	53, // 68: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	53, // 69: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	53, // 70: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	7,  // 71: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	53, // 72: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	19, // 73: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	27, // 74: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	75, // [75:75] is the sub-list for method output_type
-	75, // [75:75] is the sub-list for method input_type
-	75, // [75:75] is the sub-list for extension type_name
-	75, // [75:75] is the sub-list for extension extendee
-	0,  // [0:75] is the sub-list for field type_name
+	16, // 42: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
+	15, // 43: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
+	42, // 44: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	54, // 45: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	14, // 46: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	54, // 47: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	54, // 48: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	54, // 49: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	43, // 50: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
+	18, // 51: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
+	54, // 52: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	44, // 53: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	45, // 54: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	21, // 55: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	22, // 56: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	23, // 57: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	24, // 58: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	25, // 59: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	26, // 60: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	54, // 61: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	27, // 62: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	46, // 63: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	54, // 64: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	27, // 65: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	47, // 66: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	54, // 67: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	55, // 68: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	54, // 69: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	54, // 70: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	54, // 71: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	54, // 72: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	54, // 73: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	54, // 74: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	7,  // 75: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	54, // 76: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	20, // 77: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	28, // 78: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	79, // [79:79] is the sub-list for method output_type
+	79, // [79:79] is the sub-list for method input_type
+	79, // [79:79] is the sub-list for extension type_name
+	79, // [79:79] is the sub-list for extension extendee
+	0,  // [0:79] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -3964,12 +4078,12 @@ func file_transom_config_v1_config_proto_init() {
 		(*DescriptorSource_Reflection_)(nil),
 	}
 	file_transom_config_v1_config_proto_msgTypes[9].OneofWrappers = []any{}
-	file_transom_config_v1_config_proto_msgTypes[14].OneofWrappers = []any{
+	file_transom_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{
 		(*Limit_Rate)(nil),
 		(*Limit_Quota)(nil),
 		(*Limit_Concurrent)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[18].OneofWrappers = []any{
+	file_transom_config_v1_config_proto_msgTypes[19].OneofWrappers = []any{
 		(*Provider_ApiKey)(nil),
 		(*Provider_Jwt)(nil),
 		(*Provider_Introspection)(nil),
@@ -3977,14 +4091,14 @@ func file_transom_config_v1_config_proto_init() {
 		(*Provider_Basic)(nil),
 		(*Provider_External)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[37].OneofWrappers = []any{}
+	file_transom_config_v1_config_proto_msgTypes[38].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   46,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,590 @@
+// Package cache keeps answers of unary methods without side effects in memory.
+//
+// # Whose answers
+// An answer is found again only for the same method, the same request (field by field, however it was written), the same
+// values of the metadata that the policy lists, and the same caller: its credentials, cookies and everything that
+// authentication says of it, unless the policy shares answers between callers. The backend gets the metadata that is part of
+// this key, the trace context, and nothing else, so that nobody can put an answer into another's way by metadata that the key
+// does not have.
+//
+// # What is kept
+// Answers with status OK. The backend's cache-control goes before the policy: no-store, no-cache and (where answers are
+// shared) private keep nothing, s-maxage and max-age set the time, stale-while-revalidate and stale-if-error too. Nothing is
+// kept with set-cookie, or with a vary that the policy does not list.
+//
+// # What clients see
+// "cache-status" (RFC 9211), and of answers that are or could be kept "age" and a weak "etag", which is the backend's own if
+// it has one.
+//
+// # Concurrency
+// A Cache is safe for concurrent use. Answers are brought up to date by goroutines that Close ends.
+package cache
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/dynamicpb"
+
+	"transom/descriptors"
+	"transom/rpc"
+)
+
+const (
+	// maxKey is the largest key, in bytes: calls with a larger one are not cached.
+	maxKey = 64 << 10
+	// refreshes is how many answers are brought up to date at a time; further ones wait for the next call.
+	refreshes = 64
+	// refreshTimeout bounds one.
+	refreshTimeout = 15 * time.Second
+	// maxAge is the longest that a backend may ask for.
+	maxAge = 365 * 24 * time.Hour
+)
+
+// Config is how the answers of one method are cached.
+type Config struct {
+	// TTL is how long an answer is fresh unless the backend says otherwise.
+	TTL time.Duration
+	// StaleWhileRevalidate is how long after that it is still given, while a new one is fetched; StaleIfError how long it is
+	// given if no new one can be had (RFC 5861).
+	StaleWhileRevalidate, StaleIfError time.Duration
+	// Vary are the metadata names, in lower case, that answers depend on.
+	Vary []string
+	// Shared gives one caller's answers to others.
+	Shared bool
+	// Salt is part of every key: of what else answers depend on, such as policies further in.
+	Salt string
+}
+
+// Cache holds the answers of all methods.
+type Cache struct {
+	entries *otter.Cache[string, *entry]
+	ctx     context.Context //nolint:containedctx // of the refreshing goroutines, which are the Cache's own
+	stop    context.CancelFunc
+	slots   chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	flights map[string]*flight
+	closed  bool
+	wg      sync.WaitGroup
+}
+
+// entry is one answer, immutable.
+type entry struct {
+	method, consumer string
+	msg              rpc.Message // shared, and its bytes are the collector's
+	header, trailer  metadata.MD
+	stored           time.Time
+	ttl, swr, sie    time.Duration
+}
+
+// flight is a fetch that others wait for.
+type flight struct {
+	done  chan struct{}
+	entry *entry // nil if the answer may not be kept
+	err   error
+}
+
+// New makes a cache of about maxBytes.
+func New(maxBytes int64) (*Cache, error) {
+	entries, err := otter.New(&otter.Options[string, *entry]{
+		MaximumWeight: uint64(max(1, maxBytes)),
+		Weigher:       func(key string, e *entry) uint32 { return e.weight(key) },
+		ExpiryCalculator: otter.ExpiryWritingFunc(func(e otter.Entry[string, *entry]) time.Duration {
+			return e.Value.ttl + max(e.Value.swr, e.Value.sie) - time.Since(e.Value.stored)
+		}),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cache: %w", err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	return &Cache{entries: entries, ctx: ctx, stop: stop, slots: make(chan struct{}, refreshes), flights: map[string]*flight{}}, nil
+}
+
+// Close ends the refreshing. Calls in flight go on.
+func (c *Cache) Close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.stop()
+	c.wg.Wait()
+	c.entries.InvalidateAll()
+	c.entries.StopAllGoroutines()
+}
+
+// Purge drops the answers of a method (full name), of a consumer, of both together, or all; "" is any. It returns how many
+// they were.
+func (c *Cache) Purge(method, consumer string) int {
+	c.entries.CleanUp() // what is over the bound goes a little later than what comes
+	n := 0
+	for key, e := range c.entries.All() {
+		if (method == "" || e.method == method) && (consumer == "" || e.consumer == consumer) {
+			if _, ok := c.entries.Invalidate(key); ok {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// weight is about what an entry takes, with one rendering in JSON.
+func (e *entry) weight(key string) uint32 {
+	n := 512 + len(key) + 4*e.msg.Len()
+	for _, md := range []metadata.MD{e.header, e.trailer} {
+		for k, vs := range md {
+			n += len(k) + 64
+			for _, v := range vs {
+				n += len(v) + 16
+			}
+		}
+	}
+	return uint32(min(n, 1<<31))
+}
+
+// Middleware caches the answers of m, which must be unary and without side effects.
+func (c *Cache) Middleware(m *descriptors.Method, cfg Config) (rpc.Middleware, error) {
+	switch {
+	case m.Desc == nil || !m.Unary():
+		return nil, fmt.Errorf("answers of %s cannot be cached: it is not a unary method", m.Name)
+	case m.Effect != descriptors.EffectNone:
+		return nil, fmt.Errorf("answers of %s cannot be cached: it has side effects (say option idempotency_level = NO_SIDE_EFFECTS if not)", m.Name)
+	}
+	vary := slices.Clone(cfg.Vary)
+	slices.Sort(vary)
+	cfg.Vary = slices.Compact(vary)
+	return func(next rpc.Handler) rpc.Handler {
+		h := &handler{cache: c, cfg: cfg, method: m, next: next}
+		return h.run
+	}, nil
+}
+
+// handler is the cache before one method.
+type handler struct {
+	cache  *Cache
+	cfg    Config
+	method *descriptors.Method
+	next   rpc.Handler
+}
+
+func (h *handler) run(ctx context.Context, call *rpc.Call) error {
+	request, err := rpc.RecvOne(ctx, call.Stream)
+	if err != nil {
+		call.Info.Fail(rpc.SourceClient)
+		return err
+	}
+	header, key, ok := h.key(call, request)
+	if !ok {
+		call.Info.Note("cache", "bypass")
+		call.Stream = &replayed{Stream: call.Stream, in: request}
+		return h.next(ctx, call)
+	}
+	defer request.Release()
+	for {
+		now := time.Now()
+		old, _ := h.cache.entries.GetIfPresent(key)
+		if old != nil {
+			age := now.Sub(old.stored)
+			if age < old.ttl {
+				return h.give(ctx, call, old, "hit", "transom; hit")
+			}
+			if age < old.ttl+old.swr {
+				h.refresh(call, key, header, request)
+				return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-while-revalidate")
+			}
+		}
+		f, leads := h.cache.lead(key)
+		if leads {
+			return h.lead(ctx, call, key, header, request, f, old, now)
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return rpc.CauseOf(ctx)
+		}
+		switch {
+		case f.entry != nil:
+			return h.give(ctx, call, f.entry, "hit", "transom; hit; collapsed")
+		case f.err != nil && old.saves(f.err, now):
+			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
+		case f.err == nil, ownFault(f.err):
+			// What others may not have, or the other's own deadline: fetch alone, not one after the other.
+			return h.alone(ctx, call, header, request)
+		}
+		call.Info.Fail(rpc.SourceUpstream)
+		call.Info.Note("cache", "collapsed")
+		return f.err
+	}
+}
+
+// ownFault reports whether a call failed for a reason of its own, which says nothing of others.
+func ownFault(err error) bool {
+	code := rpc.StatusOf(err).Code()
+	return code == codes.Canceled || code == codes.DeadlineExceeded
+}
+
+// saves reports whether the entry may be given in place of err.
+func (e *entry) saves(err error, now time.Time) bool {
+	if e == nil || now.Sub(e.stored) >= e.ttl+e.sie {
+		return false
+	}
+	switch rpc.StatusOf(err).Code() {
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Internal, codes.Unknown, codes.ResourceExhausted, codes.DataLoss, codes.Aborted:
+		return true
+	}
+	return false
+}
+
+// lead takes the lead of the key's flight, or returns the one there is.
+func (c *Cache) lead(key string) (f *flight, leads bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f := c.flights[key]; f != nil {
+		return f, false
+	}
+	f = &flight{done: make(chan struct{})}
+	c.flights[key] = f
+	return f, true
+}
+
+// land ends a flight.
+func (c *Cache) land(key string, f *flight) {
+	c.mu.Lock()
+	delete(c.flights, key)
+	c.mu.Unlock()
+	close(f.done)
+}
+
+// lead fetches the answer for itself and those that wait.
+func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, header metadata.MD, request rpc.Message, f *flight, old *entry, now time.Time) error {
+	landed := false
+	defer func() {
+		if !landed { // next panicked
+			f.err = context.Canceled
+			h.cache.land(key, f)
+		}
+	}()
+	var r recorder
+	f.entry, f.err = h.fetch(ctx, call, key, header, request, &r)
+	landed = true
+	h.cache.land(key, f)
+	if f.err != nil && old.saves(f.err, now) {
+		r.drop()
+		call.Info.ErrorSource = rpc.SourceNone
+		return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
+	}
+	if f.entry != nil {
+		r.drop()
+		return h.give(ctx, call, f.entry, "miss", "transom; fwd=miss; stored")
+	}
+	return r.forward(ctx, call, f.err, "transom; fwd=miss")
+}
+
+// alone fetches for itself only.
+func (h *handler) alone(ctx context.Context, call *rpc.Call, header metadata.MD, request rpc.Message) error {
+	var r recorder
+	_, err := h.fetch(ctx, call, "", header, request, &r)
+	return r.forward(ctx, call, err, "transom; fwd=miss")
+}
+
+// fetch makes the call with the metadata of its key, and keeps the answer under key if it may be kept; "" keeps nothing.
+func (h *handler) fetch(ctx context.Context, call *rpc.Call, key string, header metadata.MD, request rpc.Message, r *recorder) (*entry, error) {
+	r.in = request
+	inner := *call
+	inner.Header, inner.Stream = maps.Clone(header), r
+	if err := h.next(ctx, &inner); err != nil {
+		return nil, err
+	}
+	if key == "" || !r.sent {
+		return nil, nil
+	}
+	e := h.entry(call, r)
+	if e != nil {
+		h.cache.entries.Set(key, e)
+	}
+	return e, nil
+}
+
+// refresh brings the answer up to date in the background, unless that is under way or there are too many.
+func (h *handler) refresh(call *rpc.Call, key string, header metadata.MD, request rpc.Message) {
+	c := h.cache
+	select {
+	case c.slots <- struct{}{}:
+	default:
+		return
+	}
+	f, leads := c.lead(key)
+	c.mu.Lock()
+	if !leads || c.closed {
+		c.mu.Unlock()
+		<-c.slots
+		if leads {
+			f.err = context.Canceled
+			c.land(key, f)
+		}
+		return
+	}
+	c.wg.Add(1)
+	c.mu.Unlock()
+	again := rpc.Call{Method: call.Method, Peer: call.Peer, Principal: call.Principal, Info: &rpc.Info{Protocol: rpc.ProtocolLocal, Start: time.Now()}}
+	// The caller's request lives as long as its call.
+	request = rpc.NewMessage(slices.Clone(request.Bytes()))
+	go func() {
+		defer c.wg.Done()
+		defer func() { <-c.slots }()
+		defer c.land(key, f)
+		ctx, cancel := context.WithTimeout(c.ctx, refreshTimeout)
+		defer cancel()
+		var r recorder
+		f.entry, f.err = h.fetch(ctx, &again, key, header, request, &r)
+		r.drop()
+	}()
+}
+
+// give answers the call with an entry.
+func (h *handler) give(ctx context.Context, call *rpc.Call, e *entry, note, cacheStatus string) error {
+	call.Info.Note("cache", note)
+	md := make(metadata.MD, len(e.header)+2)
+	maps.Copy(md, e.header)
+	md["cache-status"] = []string{cacheStatus}
+	md["age"] = []string{strconv.FormatInt(int64(time.Since(e.stored)/time.Second), 10)}
+	if err := call.Stream.SendHeader(md); err != nil {
+		return err
+	}
+	if err := call.Stream.Send(ctx, e.msg.Retain()); err != nil {
+		call.Info.Fail(rpc.SourceClient)
+		return err
+	}
+	if len(e.trailer) > 0 {
+		call.Stream.SetTrailer(maps.Clone(e.trailer))
+	}
+	return nil
+}
+
+// key is what an answer is found by, and the metadata that the backend gets. It is not ok if the call cannot be cached.
+func (h *handler) key(call *rpc.Call, m rpc.Message) (header metadata.MD, key string, ok bool) {
+	msg := dynamicpb.NewMessage(h.method.Desc.Input())
+	if proto.Unmarshal(m.Bytes(), msg) != nil {
+		return nil, "", false
+	}
+	b := make([]byte, 0, 256+m.Len())
+	b = appendText(appendText(b, h.method.FullPath), h.cfg.Salt)
+	if call.Principal != nil && !h.cfg.Shared {
+		b = appendText(append(b, 'p'), call.Principal.Provider)
+		b = appendText(b, call.Principal.Consumer)
+	}
+	names := make([]string, 0, 8)
+	for name := range call.Header {
+		switch {
+		case slices.Contains(h.cfg.Vary, name),
+			!h.cfg.Shared && (name == "authorization" || name == "cookie" || strings.HasPrefix(name, "x-transom-")):
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	header = make(metadata.MD, len(names)+2)
+	b = binary.AppendUvarint(b, uint64(len(names)))
+	for _, name := range names {
+		values := call.Header[name]
+		header[name] = values
+		b = binary.AppendUvarint(appendText(b, name), uint64(len(values)))
+		for _, v := range values {
+			b = appendText(b, v)
+		}
+	}
+	for _, name := range []string{"traceparent", "tracestate"} {
+		if v := call.Header[name]; v != nil {
+			header[name] = v
+		}
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, msg)
+	if err != nil || len(b) > maxKey {
+		return nil, "", false
+	}
+	return header, string(b), true
+}
+
+func appendText(dst []byte, s string) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
+}
+
+// entry is the answer as it may be kept; nil if it may not.
+func (h *handler) entry(call *rpc.Call, r *recorder) *entry {
+	e := &entry{method: string(h.method.Name), stored: time.Now(), ttl: h.cfg.TTL, swr: h.cfg.StaleWhileRevalidate, sie: h.cfg.StaleIfError}
+	if call.Principal != nil && !h.cfg.Shared {
+		e.consumer = call.Principal.Consumer
+	}
+	if len(r.header["set-cookie"])+len(r.trailer["set-cookie"]) > 0 || !h.varies(r.header["vary"]) || !e.control(r.header["cache-control"], h.cfg.Shared) {
+		return nil
+	}
+	wire := slices.Clone(r.msg.Bytes())
+	e.msg = rpc.NewMessage(wire).Share()
+	e.header, e.trailer = maps.Clone(r.header), maps.Clone(r.trailer)
+	if e.header == nil {
+		e.header = metadata.MD{}
+	}
+	delete(e.header, "endpoint-load-metrics-bin")
+	delete(e.trailer, "endpoint-load-metrics-bin")
+	if len(e.header["etag"]) == 0 {
+		sum := sha256.Sum256(wire)
+		e.header["etag"] = []string{`W/"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`}
+	}
+	return e
+}
+
+// varies reports whether the key has all that the backend says its answer depends on.
+func (h *handler) varies(vary []string) bool {
+	for _, v := range vary {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = strings.ToLower(strings.TrimSpace(name)); name != "" && !slices.Contains(h.cfg.Vary, name) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// control follows the backend's cache-control; false keeps nothing.
+func (e *entry) control(values []string, shared bool) bool {
+	var sMaxAge bool
+	for _, v := range values {
+		for d := range strings.SplitSeq(v, ",") {
+			name, arg, _ := strings.Cut(strings.TrimSpace(d), "=")
+			n, err := strconv.ParseInt(strings.Trim(arg, `"`), 10, 64)
+			seconds := min(time.Duration(max(0, min(n, int64(maxAge/time.Second))))*time.Second, maxAge)
+			switch name = strings.ToLower(name); name {
+			case "no-store", "no-cache":
+				return false
+			case "private":
+				if shared {
+					return false
+				}
+			case "must-revalidate", "proxy-revalidate":
+				e.swr, e.sie = 0, 0
+			case "s-maxage", "max-age", "stale-while-revalidate", "stale-if-error":
+				switch {
+				case err != nil: // an age that cannot be read is none (RFC 9111 section 4.2.1)
+					return false
+				case name == "s-maxage":
+					e.ttl, sMaxAge = seconds, true
+				case name == "max-age" && !sMaxAge:
+					e.ttl = seconds
+				case name == "stale-while-revalidate":
+					e.swr = seconds
+				case name == "stale-if-error":
+					e.sie = seconds
+				}
+			}
+		}
+	}
+	return e.ttl > 0
+}
+
+// replayed gives the request again that was taken from the Stream.
+type replayed struct {
+	rpc.Stream
+	in    rpc.Message
+	given bool
+}
+
+func (r *replayed) Recv(context.Context) (rpc.Message, error) {
+	if r.given {
+		return rpc.Message{}, io.EOF
+	}
+	r.given = true
+	return r.in, nil
+}
+
+// recorder is the Stream of a fetch: it gives the request and holds the answer.
+type recorder struct {
+	in              rpc.Message
+	given           bool
+	header, trailer metadata.MD
+	began           bool
+	msg             rpc.Message
+	sent            bool
+}
+
+var _ rpc.Stream = (*recorder)(nil)
+
+var errSecond = errors.New("a unary method answered twice")
+
+func (r *recorder) Recv(ctx context.Context) (rpc.Message, error) {
+	if err := rpc.CauseOf(ctx); err != nil {
+		return rpc.Message{}, err
+	}
+	if r.given {
+		return rpc.Message{}, io.EOF
+	}
+	r.given = true
+	return r.in.Retain(), nil
+}
+
+func (r *recorder) SendHeader(md metadata.MD) error {
+	if r.began {
+		return rpc.ErrHeaderSent
+	}
+	r.header, r.began = md, true
+	return nil
+}
+
+func (r *recorder) Send(_ context.Context, m rpc.Message) error {
+	if r.sent {
+		m.Release()
+		return errSecond
+	}
+	r.msg, r.began, r.sent = m, true, true
+	return nil
+}
+
+func (r *recorder) Flush() error { return nil }
+
+func (r *recorder) SetTrailer(md metadata.MD) { r.trailer = md }
+
+// drop releases the answer.
+func (r *recorder) drop() {
+	if r.sent {
+		r.msg.Release()
+		r.sent = false
+	}
+}
+
+// forward gives the client the answer as it came.
+func (r *recorder) forward(ctx context.Context, call *rpc.Call, err error, cacheStatus string) error {
+	defer r.drop()
+	call.Info.Note("cache", "miss")
+	if r.began {
+		if r.header == nil {
+			r.header = metadata.MD{}
+		}
+		r.header["cache-status"] = []string{cacheStatus}
+		if err := call.Stream.SendHeader(r.header); err != nil {
+			return err
+		}
+	}
+	if r.sent {
+		r.sent = false
+		if err := call.Stream.Send(ctx, r.msg); err != nil {
+			call.Info.Fail(rpc.SourceClient)
+			return err
+		}
+	}
+	if r.trailer != nil {
+		call.Stream.SetTrailer(r.trailer)
+	}
+	return err
+}

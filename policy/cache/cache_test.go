@@ -1,0 +1,356 @@
+package cache_test
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"transom/cmd/transom/demo/bank"
+	"transom/descriptors"
+	"transom/policy/cache"
+	bankv1 "transom/proto/bank/v1"
+	"transom/rpc"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func method(tb testing.TB, path string) *descriptors.Method {
+	tb.Helper()
+	set, err := descriptors.FromBytes("bank", bank.DescriptorSet())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	s, err := descriptors.Compile([]*descriptors.Set{set}, descriptors.Options{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	m, ok := s.Method(path)
+	if !ok {
+		tb.Fatalf("no method %s", path)
+	}
+	return m
+}
+
+// backend counts its calls, and answers with their number.
+type backend struct {
+	calls  atomic.Int64
+	header metadata.MD
+	err    error
+	delay  time.Duration
+	seen   metadata.MD
+}
+
+func (b *backend) handle(ctx context.Context, call *rpc.Call) error {
+	m, err := rpc.RecvOne(ctx, call.Stream)
+	if err != nil {
+		return err
+	}
+	m.Release()
+	n := b.calls.Add(1)
+	b.seen = call.Header
+	if b.delay > 0 {
+		select {
+		case <-time.After(b.delay):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if b.err != nil {
+		return b.err
+	}
+	if err := call.Stream.SendHeader(b.header.Copy()); err != nil {
+		return err
+	}
+	wire, err := proto.Marshal(&bankv1.Rate{Base: strconv.FormatInt(n, 10)})
+	if err != nil {
+		return err
+	}
+	return call.Stream.Send(ctx, rpc.NewMessage(wire))
+}
+
+// client makes calls through a cache.
+type client struct {
+	t       *testing.T
+	m       *descriptors.Method
+	h       rpc.Handler
+	c       *cache.Cache
+	backend *backend
+}
+
+func newClient(t *testing.T, cfg cache.Config) *client {
+	t.Helper()
+	c, err := cache.New(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	m := method(t, "/bank.v1.Rates/Get")
+	mw, err := c.Middleware(m, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &backend{}
+	return &client{t, m, mw(b.handle), c, b}
+}
+
+// do makes a call and returns the answer's number and the cache's word on it; the number is -1 after an error.
+func (c *client) do(consumer string, header metadata.MD, req *bankv1.GetRateRequest) (int, string, error) {
+	c.t.Helper()
+	wire, err := proto.Marshal(req)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	h := func(ctx context.Context, call *rpc.Call) error {
+		if consumer != "" {
+			call.Principal = &rpc.Principal{Consumer: consumer}
+			call.SetHeader("x-transom-consumer", consumer)
+		}
+		return c.h(ctx, call)
+	}
+	r, err := rpc.Local(c.t.Context(), h, c.m, header.Copy(), rpc.NewMessage(wire))
+	if err != nil {
+		return -1, r.Info.Notes["cache"], err
+	}
+	var rate bankv1.Rate
+	if err := proto.Unmarshal(r.Messages[0].Bytes(), &rate); err != nil {
+		c.t.Fatal(err)
+	}
+	n, err := strconv.Atoi(rate.GetBase())
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return n, r.Info.Notes["cache"], nil
+}
+
+func (c *client) want(what string, consumer string, header metadata.MD, req *bankv1.GetRateRequest, n int, note string) {
+	c.t.Helper()
+	if got, gotNote, err := c.do(consumer, header, req); got != n || gotNote != note {
+		c.t.Errorf("%s: answer %d, %s (%v); want %d, %s", what, got, gotNote, err, n, note)
+	}
+}
+
+var usd = &bankv1.GetRateRequest{Base: "EUR", Quote: "USD"}
+
+func TestLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, cache.Config{TTL: 10 * time.Second, StaleWhileRevalidate: 5 * time.Second, StaleIfError: time.Minute})
+		c.want("first", "", nil, usd, 1, "miss")
+		c.want("again", "", nil, usd, 1, "hit")
+		c.want("another request", "", nil, &bankv1.GetRateRequest{Base: "EUR", Quote: "GBP"}, 2, "miss")
+		time.Sleep(11 * time.Second)
+		c.want("stale", "", nil, usd, 1, "stale")
+		synctest.Wait()
+		c.want("brought up to date", "", nil, usd, 3, "hit")
+		time.Sleep(20 * time.Second)
+		c.backend.err = status.Error(codes.Unavailable, "down")
+		c.want("stale if error", "", nil, usd, 3, "stale")
+		c.backend.err = status.Error(codes.NotFound, "gone")
+		if _, _, err := c.do("", nil, usd); status.Code(err) != codes.NotFound {
+			t.Errorf("an error that says something of the thing itself is not passed on: %v", err)
+		}
+		c.backend.err = nil
+		time.Sleep(2 * time.Minute)
+		before := int(c.backend.calls.Load())
+		c.want("after all of it", "", nil, usd, before+1, "miss")
+		c.backend.err = status.Error(codes.Internal, "broken")
+		req := &bankv1.GetRateRequest{Base: "X"}
+		_, _, _ = c.do("", nil, req)
+		c.backend.err = nil
+		c.want("an error is not kept", "", nil, req, before+3, "miss")
+	})
+}
+
+// TestKeys is the cross-user probe, and the sweep of metadata that is no part of the key.
+func TestKeys(t *testing.T) {
+	c := newClient(t, cache.Config{TTL: time.Hour, Vary: []string{"accept-language"}})
+	c.want("alice", "alice", nil, usd, 1, "miss")
+	c.want("bob", "bob", nil, usd, 2, "miss")
+	c.want("nobody", "", nil, usd, 3, "miss")
+	c.want("alice again", "alice", nil, usd, 1, "hit")
+	c.want("token", "", metadata.MD{"authorization": {"Bearer a"}}, usd, 4, "miss")
+	c.want("other token", "", metadata.MD{"authorization": {"Bearer b"}}, usd, 5, "miss")
+	c.want("cookie", "", metadata.MD{"cookie": {"s=1"}}, usd, 6, "miss")
+	c.want("language", "alice", metadata.MD{"accept-language": {"de"}}, usd, 7, "miss")
+	c.want("language again", "alice", metadata.MD{"accept-language": {"de"}}, usd, 7, "hit")
+	c.want("groups", "alice", metadata.MD{"x-transom-groups": {"admin"}}, usd, 8, "miss")
+	// What the key does not have, the backend does not see.
+	c.c.Purge("", "")
+	c.want("poison", "alice", metadata.MD{"x-forwarded-host": {"evil.example"}, "x-anything": {"1"}, "traceparent": {"00-1"}}, usd, 9, "miss")
+	if len(c.backend.seen["x-forwarded-host"])+len(c.backend.seen["x-anything"]) > 0 || len(c.backend.seen["traceparent"]) != 1 || len(c.backend.seen["x-transom-consumer"]) != 1 {
+		t.Errorf("the backend sees %v", c.backend.seen)
+	}
+	c.want("after the poison", "alice", nil, usd, 9, "hit")
+}
+
+func TestShared(t *testing.T) {
+	c := newClient(t, cache.Config{TTL: time.Hour, Shared: true})
+	c.want("alice", "alice", metadata.MD{"authorization": {"Bearer a"}}, usd, 1, "miss")
+	c.want("bob", "bob", nil, usd, 1, "hit")
+	if len(c.backend.seen) > 0 {
+		t.Errorf("the backend of a shared answer sees %v", c.backend.seen)
+	}
+}
+
+// TestCanonical has one request written in two ways.
+func TestCanonical(t *testing.T) {
+	c := newClient(t, cache.Config{TTL: time.Hour})
+	for i, wire := range []string{"\x0a\x03EUR\x12\x03USD", "\x12\x03USD\x0a\x03EUR", "\x12\x03GBP\x12\x03USD\x0a\x03EUR"} {
+		r, err := rpc.Local(t.Context(), c.h, c.m, nil, rpc.NewMessage([]byte(wire)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := map[bool]string{true: "miss", false: "hit"}[i == 0]; r.Info.Notes["cache"] != want {
+			t.Errorf("%q: %s, want %s", wire, r.Info.Notes["cache"], want)
+		}
+	}
+	// Bytes that are no message go to the backend, which says so.
+	r, err := rpc.Local(t.Context(), c.h, c.m, nil, rpc.NewMessage([]byte{0xff}))
+	if err != nil || r.Info.Notes["cache"] != "bypass" {
+		t.Errorf("%v, %v", r.Info.Notes, err)
+	}
+}
+
+func TestBackendControls(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		header metadata.MD
+		shared bool
+		kept   time.Duration
+	}{
+		{"nothing", nil, false, time.Minute},
+		{"no-store", metadata.MD{"cache-control": {"no-store"}}, false, 0},
+		{"no-cache", metadata.MD{"cache-control": {"max-age=5, no-cache"}}, false, 0},
+		{"private", metadata.MD{"cache-control": {"private"}}, false, time.Minute},
+		{"private, shared", metadata.MD{"cache-control": {"private"}}, true, 0},
+		{"max-age", metadata.MD{"cache-control": {"public, max-age=5"}}, false, 5 * time.Second},
+		{"s-maxage", metadata.MD{"cache-control": {"s-maxage=7", "max-age=5"}}, false, 7 * time.Second},
+		{"max-age=0", metadata.MD{"cache-control": {"max-age=0"}}, false, 0},
+		{"max-age, negative", metadata.MD{"cache-control": {"max-age=-5"}}, false, 0},
+		{"max-age, no number", metadata.MD{"cache-control": {"max-age=soon"}}, false, 0},
+		{"set-cookie", metadata.MD{"set-cookie": {"s=1"}}, false, 0},
+		{"vary, listed", metadata.MD{"vary": {"Accept-Language"}}, false, time.Minute},
+		{"vary, unlisted", metadata.MD{"vary": {"accept-language, x-other"}}, false, 0},
+		{"vary *", metadata.MD{"vary": {"*"}}, false, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newClient(t, cache.Config{TTL: time.Minute, Vary: []string{"accept-language"}, Shared: tc.shared})
+				c.backend.header = tc.header
+				c.want("first", "", nil, usd, 1, "miss")
+				if tc.kept == 0 {
+					c.want("again", "", nil, usd, 2, "miss")
+					return
+				}
+				time.Sleep(tc.kept - time.Millisecond)
+				c.want("fresh", "", nil, usd, 1, "hit")
+				time.Sleep(2 * time.Millisecond)
+				c.want("too old", "", nil, usd, 2, "miss")
+			})
+		})
+	}
+}
+
+// TestSingleFlight has a hundred calls at once make one to the backend, and the first one's leaving not be the others' fault.
+func TestSingleFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, cache.Config{TTL: time.Minute})
+		c.backend.delay = time.Second
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				if n, _, err := c.do("", nil, usd); n != 1 || err != nil {
+					t.Errorf("answer %d, %v", n, err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := c.backend.calls.Load(); n != 1 {
+			t.Errorf("%d calls reached the backend", n)
+		}
+		c.c.Purge("", "")
+		ctx, cancel := context.WithCancel(t.Context())
+		wg.Go(func() {
+			if _, err := rpc.Local(ctx, c.h, c.m, nil, rpc.NewMessage([]byte("\x0a\x03EUR\x12\x03USD"))); status.Code(rpc.StatusOf(err).Err()) != codes.Canceled {
+				t.Errorf("the one who left: %v", err)
+			}
+		})
+		synctest.Wait()
+		for range 5 {
+			wg.Go(func() {
+				if _, _, err := c.do("", nil, usd); err != nil {
+					t.Errorf("one who stayed: %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		cancel()
+		wg.Wait()
+	})
+}
+
+func TestPurgeAndBound(t *testing.T) {
+	c := newClient(t, cache.Config{TTL: time.Hour})
+	c.want("alice", "alice", nil, usd, 1, "miss")
+	c.want("bob", "bob", nil, usd, 2, "miss")
+	if n := c.c.Purge("bank.v1.Rates.Get", "alice"); n != 1 {
+		t.Errorf("%d purged, want 1", n)
+	}
+	if n := c.c.Purge("bank.v1.Rates.List", ""); n != 0 {
+		t.Errorf("%d purged, want 0", n)
+	}
+	c.want("alice, purged", "alice", nil, usd, 3, "miss")
+	c.want("bob, still there", "bob", nil, usd, 2, "hit")
+	long := strings.Repeat("x", 10_000)
+	for i := range 1000 { // ten times the bound
+		_, _, _ = c.do("", nil, &bankv1.GetRateRequest{Base: fmt.Sprint(i, long)})
+	}
+	if n := c.c.Purge("", ""); n > 105 {
+		t.Errorf("%d entries of 10 kB in a cache of 1 MiB", n)
+	}
+}
+
+func TestMisuse(t *testing.T) {
+	c, err := cache.New(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, path := range []string{"/bank.v1.Accounts/Transfer", "/bank.v1.Accounts/Watch", "/bank.v1.Accounts/Update"} {
+		if _, err := c.Middleware(method(t, path), cache.Config{TTL: time.Second}); err == nil {
+			t.Errorf("%s is cached", path)
+		}
+	}
+}
+
+func BenchmarkHit(b *testing.B) {
+	c, err := cache.New(1 << 20)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	m := method(b, "/bank.v1.Rates/Get")
+	mw, err := c.Middleware(m, cache.Config{TTL: time.Hour})
+	if err != nil {
+		b.Fatal(err)
+	}
+	h := mw((&backend{}).handle)
+	msg := rpc.NewMessage([]byte("\x0a\x03EUR\x12\x03USD"))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := rpc.Local(b.Context(), h, m, nil, msg); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -23,7 +23,7 @@ type clusterManager struct {
 }
 
 func (*clusterManager) ListClusters(_ context.Context, r *containerpb.ListClustersRequest) (*containerpb.ListClustersResponse, error) {
-	return &containerpb.ListClustersResponse{Clusters: []*containerpb.Cluster{{Name: r.GetParent(), CurrentNodeCount: 3}}}, nil //nolint:staticcheck // a field to show
+	return &containerpb.ListClustersResponse{Clusters: []*containerpb.Cluster{{Name: r.GetParent(), CurrentNodeCount: 3}}}, nil
 }
 
 func (*clusterManager) SetLabels(_ context.Context, r *containerpb.SetLabelsRequest) (*containerpb.Operation, error) {

@@ -115,7 +115,6 @@ type proxy struct {
 	plain, secure string
 	ca            string // PEM file of the certificate
 	pool          *x509.CertPool
-	spki          []byte
 
 	mu     sync.Mutex
 	stderr bytes.Buffer

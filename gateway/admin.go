@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -141,7 +142,7 @@ func listenAdmin(ctx context.Context, cfg *configv1.Admin) (net.Listener, error)
 	if path, ok := strings.CutPrefix(cfg.GetAddress(), "unix:"); ok {
 		path = "/" + strings.TrimLeft(path, "/")
 		if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket != 0 {
-			if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+			if c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path); err == nil {
 				_ = c.Close()
 				return nil, fmt.Errorf("another process serves %s", path)
 			}
@@ -273,7 +274,7 @@ func (g *Gateway) adminFront() (*listeners.Front, error) {
 		return nil, err
 	}
 	handlers := builtinHandlers(schema, health.NewServer())
-	for path, h := range map[string]rpc.Handler{
+	maps.Copy(handlers, map[string]rpc.Handler{
 		adminv1.Admin_GetStatus_FullMethodName:    unaryHandler(g.getStatus),
 		adminv1.Admin_GetConfig_FullMethodName:    unaryHandler(g.getConfig),
 		adminv1.Admin_GetSchema_FullMethodName:    unaryHandler(g.getSchema),
@@ -282,9 +283,7 @@ func (g *Gateway) adminFront() (*listeners.Front, error) {
 		adminv1.Admin_Reload_FullMethodName:       unaryHandler(g.adminReload),
 		adminv1.Admin_Drain_FullMethodName:        unaryHandler(g.adminDrain),
 		adminv1.Admin_SetLogLevel_FullMethodName:  unaryHandler(g.setLogLevel),
-	} {
-		handlers[path] = h
-	}
+	})
 	s := &Snapshot{schema: schema, plans: plans, drop: func() {}}
 	for _, m := range schema.Methods() {
 		s.routes = append(s.routes, listeners.Route{Handler: handlers[m.FullPath], Plan: plans.Method(m), Timeout: time.Minute, MaxMessageBytes: 1 << 20})
@@ -311,10 +310,10 @@ func (g *Gateway) getStatus(context.Context, *adminv1.GetStatusRequest) (*adminv
 	v := g.view.Load()
 	s := &adminv1.Status{
 		Version: Version(), Ready: g.Ready(), Draining: g.draining.Load(), StartTime: timestamppb.New(g.began),
-		Pid: uint32(os.Getpid()), Goroutines: uint32(runtime.NumGoroutine()), //nolint:gosec // small
+		Pid: uint32(os.Getpid()), Goroutines: uint32(runtime.NumGoroutine()),
 		MissingDescriptors: v.missing,
 		Reloads: &adminv1.Reloads{
-			Succeeded: uint32(g.loads.good.Load()), Failed: uint32(g.loads.bad.Load()), //nolint:gosec // small
+			Succeeded: uint32(g.loads.good.Load()), Failed: uint32(g.loads.bad.Load()),
 			LastSucceeded: g.loads.ok.Load(), LastSuccessTime: timestamppb.New(time.Unix(0, g.loads.at.Load())),
 		},
 	}
@@ -322,7 +321,7 @@ func (g *Gateway) getStatus(context.Context, *adminv1.GetStatusRequest) (*adminv
 	for _, l := range v.servers {
 		info := &adminv1.Listener{Address: l.server.Addr().String(), Name: l.server.Name(), Tls: l.certs != nil, Http3: l.cfg.HTTP3}
 		tcp, udp, sockets := l.server.Connections()
-		info.Connections, info.Websockets = uint32(tcp+udp), uint32(sockets) //nolint:gosec // not negative
+		info.Connections, info.Websockets = uint32(tcp+udp), uint32(sockets)
 		if l.certs != nil {
 			at, _ := l.certs.notAfter()
 			info.CertificateExpireTime = timestamppb.New(at)
@@ -330,7 +329,7 @@ func (g *Gateway) getStatus(context.Context, *adminv1.GetStatusRequest) (*adminv
 		s.Listeners = append(s.Listeners, info)
 	}
 	g.Snapshot(func(snap *Snapshot) {
-		s.Methods, s.Routes = uint32(len(snap.schema.Methods())), uint32(len(snap.schema.Bindings())) //nolint:gosec // small
+		s.Methods, s.Routes = uint32(len(snap.schema.Methods())), uint32(len(snap.schema.Bindings()))
 	})
 	return s, nil
 }
@@ -373,7 +372,7 @@ func (g *Gateway) listClusters(context.Context, *adminv1.ListClustersRequest) (*
 	resp := &adminv1.ListClustersResponse{}
 	g.Snapshot(func(s *Snapshot) {
 		for _, c := range s.sortedClusters() {
-			ac := &adminv1.Cluster{Name: c.Name(), State: c.State().String(), InFlight: uint32(c.InFlight()), Queued: uint32(c.Queued())} //nolint:gosec // not negative
+			ac := &adminv1.Cluster{Name: c.Name(), State: c.State().String(), InFlight: uint32(c.InFlight()), Queued: uint32(c.Queued())}
 			for _, e := range c.Endpoints() {
 				ac.Endpoints = append(ac.Endpoints, endpointOf(e))
 			}
@@ -386,7 +385,7 @@ func (g *Gateway) listClusters(context.Context, *adminv1.ListClustersRequest) (*
 func endpointOf(e loadaware.EndpointStats) *adminv1.Endpoint {
 	out := &adminv1.Endpoint{
 		Address: e.Address, State: e.State.String(), Weight: e.Weight, Zone: e.Zone, Draining: e.Drain,
-		InFlight: uint32(e.InFlight), Streams: uint32(e.Streams), Calls: e.Calls, //nolint:gosec // not negative
+		InFlight: uint32(e.InFlight), Streams: uint32(e.Streams), Calls: e.Calls,
 		Utilization: e.Utilization, Health: e.Health, Latency: durationpb.New(e.Latency),
 		Ejected: e.Ejected, Probation: e.Probation, WarmingUp: e.WarmingUp, Age: durationpb.New(e.Age),
 	}
@@ -430,7 +429,7 @@ func memory() (used, limit uint64) {
 	var s debugStats
 	s.read()
 	if l := debug.SetMemoryLimit(-1); l < 1<<62 {
-		limit = uint64(l) //nolint:gosec // not negative
+		limit = uint64(l)
 	}
 	return s.used, limit
 }

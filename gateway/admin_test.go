@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -39,9 +40,7 @@ func ask(t *testing.T, g *gateway.Gateway, verb, path string, header http.Header
 		req.Body, req.ContentLength = io.NopCloser(strings.NewReader("{}")), 2
 		req.Header.Set("Content-Type", "application/json")
 	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, header)
 	if host := header.Get("Host"); host != "" {
 		req.Host = host
 	}
@@ -203,7 +202,7 @@ func TestAdminToken(t *testing.T) {
 // TestAdminGRPC uses the API over a unix socket, changes the log's level and drains.
 func TestAdminGRPC(t *testing.T) {
 	backend, set := startBank(t), descriptorSet(t)
-	dir, err := os.MkdirTemp("", "transom") // a socket's path must be short
+	dir, err := os.MkdirTemp("", "transom") //nolint:usetesting // a socket's path must be short
 	if err != nil {
 		t.Fatal(err)
 	}

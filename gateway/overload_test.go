@@ -46,7 +46,7 @@ func TestShedCalls(t *testing.T) {
 	if _, err := chat.Recv(); err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.Get("http://" + addr + "/v1/customers/7/accounts/1") //nolint:noctx // of this process
+	resp, err := http.Get("http://" + addr + "/v1/customers/7/accounts/1")
 	if err != nil {
 		t.Fatal(err)
 	}

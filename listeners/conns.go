@@ -174,7 +174,7 @@ func parseProxies(list string) (func(netip.Addr) bool, error) {
 
 // accepting is what net/http accepts from: the socket, with the PROXY protocol and the limits of connections.
 func (s *Server) accepting() net.Listener {
-	var l net.Listener = s.tcp
+	l := s.tcp
 	if s.cfg.ProxyFrom != "" {
 		l = &proxyproto.Listener{
 			Listener: l, ReadHeaderTimeout: s.cfg.Limits.HeaderTimeout,

@@ -42,6 +42,9 @@ type side struct {
 	busy bool
 }
 
+// note keeps the context that a read or write goes by.
+func (s *side) note(ctx context.Context) { s.ctx = ctx }
+
 // bindRead makes the end of ctx end reads that follow; it returns the cause if ctx has ended. Binding the same context
 // again costs a comparison.
 func (g *guard) bindRead(ctx context.Context, w http.ResponseWriter) error {
@@ -68,7 +71,8 @@ func (g *guard) noteRead(ctx context.Context, w http.ResponseWriter, wheel *whee
 		if g.rc == nil {
 			g.rc = http.NewResponseController(w)
 		}
-		g.read.ctx, g.wheel, g.watch.owner = ctx, wheel, g
+		g.read.note(ctx)
+		g.wheel, g.watch.owner = wheel, g
 	}
 	return rpc.CauseOf(ctx)
 }

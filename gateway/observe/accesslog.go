@@ -57,7 +57,7 @@ func (l *AccessLog) Reopen() error {
 		w = os.Stderr
 	default:
 		var err error
-		if file, err = os.OpenFile(l.name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640); err != nil {
+		if file, err = os.OpenFile(l.name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
 			return fmt.Errorf("access log: %w", err)
 		}
 		w = file
@@ -144,7 +144,7 @@ func appendLine(b []byte, x *listeners.Exchange, now time.Time, took time.Durati
 	b = text(b, "trace_id", traceID(r))
 	b = text(b, "listener", x.Listener)
 	b = text(b, "client.address", r.RemoteAddr)
-	b = text(b, "network.protocol.version", versionName(uint8(r.ProtoMajor))) //nolint:gosec // 1, 2 or 3
+	b = text(b, "network.protocol.version", versionName(uint8(r.ProtoMajor)))
 	b = text(b, "transom.protocol", x.Protocol.String())
 	b = text(b, "http.request.method", r.Method)
 	b = text(b, "url.path", r.URL.Path)

@@ -125,7 +125,7 @@ func (m *Metrics) begin(x *listeners.Exchange) { m.active[x.Protocol].Inc() }
 
 func (m *Metrics) end(x *listeners.Exchange, took time.Duration) {
 	m.active[x.Protocol].Dec()
-	k := key{protocol: x.Protocol, code: x.Status.Code(), status: x.HTTPStatus, version: uint8(x.Request.ProtoMajor), verb: verbOf(x.Request.Method)} //nolint:gosec // 1, 2 or 3
+	k := key{protocol: x.Protocol, code: x.Status.Code(), status: x.HTTPStatus, version: uint8(x.Request.ProtoMajor), verb: verbOf(x.Request.Method)}
 	var method *descriptors.Method
 	var info *rpc.Info
 	if x.Call != nil {

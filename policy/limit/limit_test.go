@@ -124,8 +124,11 @@ func takers(t *testing.T, a Amount) map[string]func(now, cost int64) bool {
 // edge rounding may decide; then exact follows.
 func TestModel(t *testing.T) {
 	for _, a := range []Amount{
-		{Count: 10, Period: time.Second, Burst: 10}, {Count: 3, Period: time.Second, Burst: 1}, {Count: 7, Period: time.Minute, Burst: 30},
-		{Count: 300_000, Period: time.Second, Burst: 50}, {Count: 1, Period: time.Hour, Burst: 2},
+		{Count: 10, Period: time.Second, Burst: 10},
+		{Count: 3, Period: time.Second, Burst: 1},
+		{Count: 7, Period: time.Minute, Burst: 30},
+		{Count: 300_000, Period: time.Second, Burst: 50},
+		{Count: 1, Period: time.Hour, Burst: 2},
 	} {
 		t.Run(fmt.Sprint(a), func(t *testing.T) {
 			for name, take := range takers(t, a) {

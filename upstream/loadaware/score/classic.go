@@ -8,7 +8,7 @@ import (
 )
 
 // probe walks from at to the first node that admits the call.
-func (t *Table) probe(now time.Duration, r *Rand, p *Pick, at int) int {
+func (t *Table) probe(now time.Duration, p *Pick, at int) int {
 	for k := range t.nodes {
 		i := at + k
 		if i >= len(t.nodes) {
@@ -24,9 +24,9 @@ func (t *Table) probe(now time.Duration, r *Rand, p *Pick, at int) int {
 // roundRobin takes node after node; with unequal weights it strides.
 func (t *Table) roundRobin(now time.Duration, r *Rand, p *Pick) int {
 	if s := t.wrr.Load(); s != nil {
-		return t.probe(now, r, p, s.next(&t.next))
+		return t.probe(now, p, s.next(&t.next))
 	}
-	return t.probe(now, r, p, int(t.next.Add(1)%uint64(len(t.nodes))))
+	return t.probe(now, p, int(t.next.Add(1)%uint64(len(t.nodes))))
 }
 
 // weighted is gRFC A58: weights from reports, round robin until two nodes have one.
@@ -128,7 +128,7 @@ func (n *Node) peak(now time.Duration) float64 {
 // twoChoices takes the cheaper of two different random nodes.
 func (t *Table) twoChoices(now time.Duration, r *Rand, p *Pick, cost func(*Node, time.Duration) float64) int {
 	n := len(t.nodes)
-	i := t.probe(now, r, p, r.IntN(n))
+	i := t.probe(now, p, r.IntN(n))
 	if i < 0 || n == 1 {
 		return i
 	}

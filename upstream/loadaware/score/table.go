@@ -118,7 +118,7 @@ func (t *Table) Choose(now time.Duration, r *Rand, p *Pick) int {
 	case PeakEWMA:
 		i = t.twoChoices(now, r, p, (*Node).peak)
 	case Random:
-		i = t.probe(now, r, p, r.IntN(len(t.nodes)))
+		i = t.probe(now, p, r.IntN(len(t.nodes)))
 	case RingHash, BoundedHash:
 		i = t.hash(now, r, p)
 	}

@@ -245,8 +245,9 @@ func (e *entry) saves(err error, now time.Time) bool {
 	switch rpc.StatusOf(err).Code() {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Internal, codes.Unknown, codes.ResourceExhausted, codes.DataLoss, codes.Aborted:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // lead takes the lead of the key's flight, or returns the one there is.

@@ -127,7 +127,7 @@ func TestModel(t *testing.T) {
 		{Count: 10, Period: time.Second, Burst: 10},
 		{Count: 3, Period: time.Second, Burst: 1},
 		{Count: 7, Period: time.Minute, Burst: 30},
-		{Count: 300_000, Period: time.Second, Burst: 50},
+		{Count: 300_000, Period: time.Hour, Burst: 50}, // its keys outlive a slow test: Redis drops them by its own clock
 		{Count: 1, Period: time.Hour, Burst: 2},
 	} {
 		t.Run(fmt.Sprint(a), func(t *testing.T) {

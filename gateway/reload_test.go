@@ -333,7 +333,7 @@ func pair(t *testing.T, dir, file, name string) (cert, key string) {
 // leaf is the certificate that a server shows for a name.
 func leaf(t *testing.T, addr net.Addr, name string) *x509.Certificate {
 	t.Helper()
-	c, err := tls.Dial("tcp", addr.String(), &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: []string{"h2"}}) //nolint:noctx // looks, and trusts nothing
+	c, err := tls.Dial("tcp", addr.String(), &tls.Config{ServerName: name, InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -194,41 +194,39 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 		return h.next(ctx, call)
 	}
 	defer request.Release()
-	for {
-		now := time.Now()
-		old, _ := h.cache.entries.GetIfPresent(key)
-		if old != nil {
-			age := now.Sub(old.stored)
-			if age < old.ttl {
-				return h.give(ctx, call, old, "hit", "transom; hit")
-			}
-			if age < old.ttl+old.swr {
-				h.refresh(call, key, header, request)
-				return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-while-revalidate")
-			}
+	now := time.Now()
+	old, _ := h.cache.entries.GetIfPresent(key)
+	if old != nil {
+		age := now.Sub(old.stored)
+		if age < old.ttl {
+			return h.give(ctx, call, old, "hit", "transom; hit")
 		}
-		f, leads := h.cache.lead(key)
-		if leads {
-			return h.lead(ctx, call, key, header, request, f, old, now)
+		if age < old.ttl+old.swr {
+			h.refresh(call, key, header, request)
+			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-while-revalidate")
 		}
-		select {
-		case <-f.done:
-		case <-ctx.Done():
-			return rpc.CauseOf(ctx)
-		}
-		switch {
-		case f.entry != nil:
-			return h.give(ctx, call, f.entry, "hit", "transom; hit; collapsed")
-		case f.err != nil && old.saves(f.err, now):
-			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
-		case f.err == nil, ownFault(f.err):
-			// What others may not have, or the other's own deadline: fetch alone, not one after the other.
-			return h.alone(ctx, call, header, request)
-		}
-		call.Info.Fail(rpc.SourceUpstream)
-		call.Info.Note("cache", "collapsed")
-		return f.err
 	}
+	f, leads := h.cache.lead(key)
+	if leads {
+		return h.lead(ctx, call, key, header, request, f, old, now)
+	}
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return rpc.CauseOf(ctx)
+	}
+	switch {
+	case f.entry != nil:
+		return h.give(ctx, call, f.entry, "hit", "transom; hit; collapsed")
+	case f.err != nil && old.saves(f.err, now):
+		return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
+	case f.err == nil, ownFault(f.err):
+		// What others may not have, or the other's own deadline: fetch alone, not one after the other.
+		return h.alone(ctx, call, header, request)
+	}
+	call.Info.Fail(rpc.SourceUpstream)
+	call.Info.Note("cache", "collapsed")
+	return f.err
 }
 
 // ownFault reports whether a call failed for a reason of its own, which says nothing of others.

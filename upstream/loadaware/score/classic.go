@@ -22,7 +22,7 @@ func (t *Table) probe(now time.Duration, p *Pick, at int) int {
 }
 
 // roundRobin takes node after node; with unequal weights it strides.
-func (t *Table) roundRobin(now time.Duration, r *Rand, p *Pick) int {
+func (t *Table) roundRobin(now time.Duration, p *Pick) int {
 	if s := t.wrr.Load(); s != nil {
 		return t.probe(now, p, s.next(&t.next))
 	}
@@ -30,7 +30,7 @@ func (t *Table) roundRobin(now time.Duration, r *Rand, p *Pick) int {
 }
 
 // weighted is gRFC A58: weights from reports, round robin until two nodes have one.
-func (t *Table) weighted(now time.Duration, r *Rand, p *Pick) int { return t.roundRobin(now, r, p) }
+func (t *Table) weighted(now time.Duration, p *Pick) int { return t.roundRobin(now, p) }
 
 // reweigh renews the strides of the round robins, once per Params.Update.
 func (t *Table) reweigh(now time.Duration) {

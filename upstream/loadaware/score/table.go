@@ -110,9 +110,9 @@ func (t *Table) Choose(now time.Duration, r *Rand, p *Pick) int {
 	case Adaptive:
 		i = t.adaptive(now, r, p)
 	case RoundRobin:
-		i = t.roundRobin(now, r, p)
+		i = t.roundRobin(now, p)
 	case WeightedRoundRobin:
-		i = t.weighted(now, r, p)
+		i = t.weighted(now, p)
 	case LeastRequest:
 		i = t.twoChoices(now, r, p, (*Node).requests)
 	case PeakEWMA:

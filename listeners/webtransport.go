@@ -288,7 +288,9 @@ func (c *wtCall) frame() (transcoder.ClientFrame, error) {
 	if head[0] > 1 || c.first != nil && text != c.text {
 		return transcoder.ClientFrame{}, status.Errorf(codes.InvalidArgument, "frame: a frame begins with %d", head[0])
 	}
-	c.text = text
+	if c.first == nil { // later frames are read beside the sending, and have the same form
+		c.text = text
+	}
 	n, limit := int(binary.BigEndian.Uint32(head[1:])), c.t.front.cfg.WebSocket.MaxMessageBytes
 	if n > limit {
 		return transcoder.ClientFrame{}, status.Error(codes.ResourceExhausted, "message is larger than the limit of "+strconv.Itoa(limit)+" bytes")

@@ -49,6 +49,7 @@ type backend struct {
 	header metadata.MD
 	err    error
 	delay  time.Duration
+	mu     sync.Mutex // guards seen
 	seen   metadata.MD
 }
 
@@ -59,7 +60,9 @@ func (b *backend) handle(ctx context.Context, call *rpc.Call) error {
 	}
 	m.Release()
 	n := b.calls.Add(1)
+	b.mu.Lock()
 	b.seen = call.Header
+	b.mu.Unlock()
 	if b.delay > 0 {
 		select {
 		case <-time.After(b.delay):

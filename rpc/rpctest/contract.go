@@ -758,9 +758,9 @@ func (c contract) references(t *testing.T, m *descriptors.Method) {
 		}
 		return nil
 	}, value("v"))
-	n += int(extra.Load())
-	if err != nil || len(got) != n {
-		t.Fatalf("the client got %s and %v, want %d messages", lengths(got), err, n)
+	want := n + int(extra.Load())
+	if err != nil || len(got) != want {
+		t.Fatalf("the client got %s and %v, want %d messages", lengths(got), err, want)
 	}
 	for i, b := range got {
 		if !bytes.Equal(b, Value(payload(5000))) {

@@ -69,8 +69,9 @@ race: deps ## Run the unit tests under the race detector (needs a C compiler)
 	@CGO_ENABLED=1 go test -vet=off -race -timeout $(RACE_BUDGET) $(UNIT)
 
 .PHONY: web
-web: deps ## Build and test the TypeScript client
+web: deps ## Build and test the TypeScript client, and bundle the clients of others for the browser tests
 	@cd clients/web && npm ci --silent --no-audit --no-fund && npm run --silent build && npm test --silent
+	@cd e2e/browser/clients && npm ci --silent --no-audit --no-fund && npm run --silent build
 
 .PHONY: e2e
 e2e: deps build ghz web ## Run the end-to-end tests: real processes, real clients

@@ -25,6 +25,7 @@ UNIT_BUDGET := 10m
 RACE_BUDGET := 15m
 E2E_BUDGET := 15m
 CONFORMANCE_BUDGET := 10m
+DEPLOY_BUDGET := 10m
 
 UNIT = $(shell go list ./... | grep -v /e2e)
 
@@ -57,6 +58,7 @@ test: ## Everything that must hold: lint, checkgenerate, unit, race, e2e, confor
 	suite e2e $(E2E_BUDGET); \
 	suite conformance-short $(CONFORMANCE_BUDGET); \
 	suite interop $(CONFORMANCE_BUDGET); \
+	suite checkdeploy $(DEPLOY_BUDGET); \
 	echo "== unit (at most $(UNIT_BUDGET))"; \
 	timeout --foreground --kill-after=30s $(UNIT_BUDGET) $(MAKE) --no-print-directory unit
 
@@ -177,6 +179,11 @@ bench-codec: ## Compare the CPU of the JSON codec with protojson over dynamic an
 .PHONY: interop
 interop: ## Run gRPC's interop client through transom to its server
 	@cd e2e/interop && go test -mod=mod -count=1 ./...
+
+.PHONY: checkdeploy
+checkdeploy: ## Test what is in deploy/: the dashboard and the alerts against a running gateway
+	@cd e2e/deploy && go test -mod=mod -count=1 ./...
+
 # Results of single runs are kept in .cache/simulate, so that a run that was cut off goes on where it stopped.
 .PHONY: simulate
 simulate: ## Simulate the balancer beside published policies: the headline scenarios, 3 seeds; fails when a criterion does

@@ -73,7 +73,13 @@ race: deps ## Run the unit tests under the race detector (needs a C compiler)
 .PHONY: web
 web: deps ## Build and test the TypeScript client, and bundle the clients of others for the browser tests
 	@cd clients/web && npm ci --silent --no-audit --no-fund && npm run --silent build && npm test --silent
+	@cmp clients/web/build/transom-web.js cmd/transom/demo/page/transom-web.js || { echo "the demo's client is out of date: make demo-client" >&2; exit 1; }
 	@cd e2e/browser/clients && npm ci --silent --no-audit --no-fund && npm run --silent build
+
+.PHONY: demo-client
+demo-client: deps ## Build the TypeScript client into the demo's page
+	@cd clients/web && npm ci --silent --no-audit --no-fund && npm run --silent build
+	@cp clients/web/build/transom-web.js cmd/transom/demo/page/
 
 .PHONY: e2e
 e2e: deps build ghz web ## Run the end-to-end tests: real processes, real clients

@@ -1,4 +1,5 @@
-"use strict";
+// The client of clients/web, in one file; make web checks that it is up to date.
+import { Client } from "./transom-web.js";
 
 // What gRPC's codes are called (google/rpc/code.proto).
 const codes = ["OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
@@ -99,40 +100,51 @@ stream.addEventListener("submit", (event) => {
   };
 });
 
-// Bidi stream: a WebSocket on the method's path; a text frame is one message, an empty one half-closes.
+// Bidi stream: both ways over the one WebSocket that the client keeps. What is said waits in a queue for its turn.
+const client = new Client(location.origin, { transports: ["websocket", "fetch"] });
 const chat = $("chat");
-let socket;
-function connect() {
-  const ws = new WebSocket(location.origin.replace(/^http/, "ws") + "/v1/support/chat");
-  chat.end.disabled = false;
-  ws.onopen = () => say("chat-status", "open");
-  ws.onmessage = (message) => {
-    const m = JSON.parse(message.data);
-    add("chat-answer", `${m.author}: ${m.text}`);
+let queue; // of the open chat
+function openQueue() {
+  const lines = [];
+  let wake = () => {};
+  let ended = false;
+  return {
+    say: (text) => { lines.push(text); wake(); },
+    end: () => { ended = true; wake(); },
+    async *[Symbol.asyncIterator]() {
+      for (;;) {
+        while (lines.length > 0) yield { room: "lobby", author: "you", text: lines.shift() };
+        if (ended) return;
+        await new Promise((resolve) => (wake = resolve));
+      }
+    },
   };
-  ws.onclose = (event) => {
-    socket = undefined;
-    chat.end.disabled = true;
-    const code = event.code >= 4000 ? codes[event.code - 4000] : event.code === 1000 ? "OK" : `closed (${event.code})`;
-    say("chat-status", `${code} ${event.reason}`, code !== "OK");
-  };
-  return new Promise((resolve, reject) => {
-    ws.addEventListener("open", () => resolve(ws));
-    ws.addEventListener("close", () => reject(new Error("the socket could not be opened")));
-  });
 }
-chat.end.addEventListener("click", async () => (await socket)?.send(""));
-chat.addEventListener("submit", async (event) => {
+async function talk(lines) {
+  chat.end.disabled = false;
+  try {
+    for await (const m of client.bidi("/bank.v1.Support/Chat", lines, { onHeader: () => say("chat-status", "open") })) {
+      add("chat-answer", `${m.author}: ${m.text}`);
+    }
+    say("chat-status", "OK");
+  } catch (error) {
+    say("chat-status", `${codes[error.code]}: ${error.message}`, true);
+  }
+  lines.end();
+  if (queue === lines) queue = undefined;
+  chat.end.disabled = !queue;
+}
+chat.end.addEventListener("click", () => queue?.end());
+chat.addEventListener("submit", (event) => {
   event.preventDefault();
   const text = chat.text.value;
   chat.text.value = "";
-  try {
-    socket ??= connect();
-    (await socket).send(JSON.stringify({ room: "lobby", author: "you", text }));
-    add("chat-answer", `you: ${text}`);
-  } catch (error) {
-    say("chat-status", String(error), true);
+  if (!queue) {
+    queue = openQueue();
+    void talk(queue);
   }
+  queue.say(text);
+  add("chat-answer", `you: ${text}`);
 });
 
 say("protocol", `This page came over ${performance.getEntriesByType("navigation")[0]?.nextHopProtocol || "?"}.`);

@@ -95,18 +95,20 @@ fmt: ## Format Go and proto files
 	@$(BUF) format -w proto
 
 .PHONY: generate
-generate: imports ## Regenerate the Go code beside the .proto files
+generate: imports ## Regenerate the Go code beside the .proto files, and docs/configuration.md
 	@$(BUF) format -w proto
 	@$(BUF) generate
+	@go run ./.tools/configdoc proto >build/configuration.md && mv build/configuration.md docs/configuration.md
 
 # Compares with a fresh copy, so that it is right in a tree with uncommitted work too.
 .PHONY: checkgenerate
-checkgenerate: imports ## Check that the .proto files are clean and the generated code is theirs
+checkgenerate: imports ## Check that the .proto files are clean, and that the generated code and reference are theirs
 	@$(BUF) format -d --exit-code proto
 	@$(BUF) lint
 	@rm -rf build/.generated && $(BUF) generate -o build/.generated
 	@diff <(cd build/.generated && find . -name '*.pb.go' | sort) <(find . -name '*.pb.go' -not -path './build/*' -not -path './e2e/benchproxy/*' | sort)
 	@cd build/.generated && find . -name '*.pb.go' | while read -r f; do diff -q "$$f" "../../$$f"; done
+	@go run ./.tools/configdoc proto | diff docs/configuration.md - >/dev/null || { echo "docs/configuration.md is not what the protos say: make generate" >&2; exit 1; }
 
 .PHONY: fuzz
 fuzz: ## Fuzz every target of PKG for FUZZTIME each

@@ -92,35 +92,37 @@ type Config struct {
 	// The sockets that clients connect to. Required.
 	Listeners []*Listener `protobuf:"bytes,1,rep,name=listeners,proto3" json:"listeners,omitempty"`
 	// Where the schema comes from. Several sources are merged; equal files, and compatible ones, may come more than once.
+	// Default: none; then only unknown_methods are served.
 	Descriptors []*DescriptorSource `protobuf:"bytes,2,rep,name=descriptors,proto3" json:"descriptors,omitempty"`
 	// The groups of backends that calls go to, by name. Required.
 	Clusters map[string]*Cluster `protobuf:"bytes,3,rep,name=clusters,proto3" json:"clusters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// What holds for which methods. The most specific selector wins for each field on its own, so the order of the blocks
-	// does not matter; two blocks of the same selector must not set the same field.
+	// does not matter; two blocks of the same selector must not set the same field. Default: none, so that every method has
+	// the defaults of Policy.
 	Policies []*Policy `protobuf:"bytes,5,rep,name=policies,proto3" json:"policies,omitempty"`
-	// What of a request's and an answer's headers passes between HTTP and gRPC metadata.
+	// What of a request's and an answer's headers passes between HTTP and gRPC metadata. Default: what is built in.
 	Metadata *Metadata `protobuf:"bytes,6,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// The limits of every listener that does not set its own.
+	// The limits of every listener that does not set its own. Default: the defaults of Limits.
 	Limits *Limits `protobuf:"bytes,7,opt,name=limits,proto3" json:"limits,omitempty"`
-	// How transom stops.
+	// How transom stops. Default: the defaults of Drain.
 	Drain *Drain `protobuf:"bytes,8,opt,name=drain,proto3" json:"drain,omitempty"`
-	// What becomes of native gRPC calls to methods that no descriptor knows: they are UNIMPLEMENTED, unless this is set.
+	// What becomes of native gRPC calls to methods that no descriptor knows. Default: they are UNIMPLEMENTED.
 	UnknownMethods *UnknownMethods `protobuf:"bytes,9,opt,name=unknown_methods,json=unknownMethods,proto3" json:"unknown_methods,omitempty"`
-	// How JSON is read and written.
+	// How JSON is read and written. Default: as proto3's JSON mapping has it, strictly.
 	Json *Json `protobuf:"bytes,10,opt,name=json,proto3" json:"json,omitempty"`
-	// What a load balancer in front asks on the data ports.
+	// What a load balancer in front asks on the data ports. Default: "/healthz".
 	Health *Health `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"`
-	// How HTTP rules are found and matched.
+	// How HTTP rules are found and matched. Default: by the google.api.http annotations of the descriptors.
 	HttpRules *HttpRules `protobuf:"bytes,12,opt,name=http_rules,json=httpRules,proto3" json:"http_rules,omitempty"`
-	// Who calls: how callers show who they are, and those known by name.
+	// Who calls: how callers show who they are, and those known by name. Default: nobody is asked.
 	Consumers *Consumers `protobuf:"bytes,20,opt,name=consumers,proto3" json:"consumers,omitempty"`
-	// What holds for every request, whatever its method.
+	// What holds for every request, whatever its method. Default: the defaults of Security.
 	Security *Security `protobuf:"bytes,21,opt,name=security,proto3" json:"security,omitempty"`
 	// The memory for cached answers, in bytes. Default 64MiB, 1MiB … 1TiB.
 	CacheBytes uint64 `protobuf:"varint,31,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
 	// Where several transoms share the counts of limits. Default: each counts for itself.
 	Redis *Redis `protobuf:"bytes,30,opt,name=redis,proto3" json:"redis,omitempty"`
-	// How changes are put in force.
+	// How changes are put in force. Default: files are watched.
 	Reload *Reload `protobuf:"bytes,40,opt,name=reload,proto3" json:"reload,omitempty"`
 	// The operator's own listener. Default: none.
 	Admin *Admin `protobuf:"bytes,41,opt,name=admin,proto3" json:"admin,omitempty"`
@@ -128,7 +130,7 @@ type Config struct {
 	AccessLog *AccessLog `protobuf:"bytes,42,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
 	// Traces. Default: none.
 	Tracing *Tracing `protobuf:"bytes,43,opt,name=tracing,proto3" json:"tracing,omitempty"`
-	// When calls are turned away.
+	// When calls are turned away. Default: the defaults of Overload.
 	Overload      *Overload `protobuf:"bytes,44,opt,name=overload,proto3" json:"overload,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -311,7 +313,7 @@ type Listener struct {
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
 	// What logs and metrics call the listener. Default: its address.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// Without it the socket is plain text: HTTP/1.1, and HTTP/2 with prior knowledge (h2c).
+	// How the listener identifies itself. Default: it is plain text, HTTP/1.1 and HTTP/2 with prior knowledge (h2c).
 	Tls *TLS `protobuf:"bytes,3,opt,name=tls,proto3" json:"tls,omitempty"`
 	// Serve HTTP/3 on the same port over UDP, and announce it in the Alt-Svc header. Needs tls.
 	Http3 bool `protobuf:"varint,4,opt,name=http3,proto3" json:"http3,omitempty"`
@@ -319,14 +321,14 @@ type Listener struct {
 	Webtransport bool `protobuf:"varint,8,opt,name=webtransport,proto3" json:"webtransport,omitempty"`
 	// The UDP port to announce, where clients see another than the one listened on. Default: the listener's. 1 … 65535.
 	AltSvcPort uint32 `protobuf:"varint,5,opt,name=alt_svc_port,json=altSvcPort,proto3" json:"alt_svc_port,omitempty"`
-	// The limits of this listener; fields left out are taken from Config.limits.
+	// The limits of this listener; fields left out are taken from Config.limits. Default: Config.limits.
 	Limits *Limits `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
-	// Which web pages of other origins may call. Without it none: a WebSocket from another origin is refused too.
+	// Which web pages of other origins may call. Default: none; a WebSocket from another origin is refused too.
 	Cors *Cors `protobuf:"bytes,7,opt,name=cors,proto3" json:"cors,omitempty"`
 	// Take clients' addresses from the load balancers in front. Default: the socket's peer is the client.
 	ProxyProtocol *ProxyProtocol `protobuf:"bytes,40,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
 	// Answer every request with a redirect to the same URL on https, at this port, and serve nothing else. 1 … 65535; 443 is
-	// left out of the URL. Not with tls.
+	// left out of the URL. Not with tls. Default: requests are served.
 	RedirectHttps uint32 `protobuf:"varint,41,opt,name=redirect_https,json=redirectHttps,proto3" json:"redirect_https,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -444,7 +446,7 @@ type TLS struct {
 	// Whether clients identify themselves by certificate. Default: none, or require if client_ca is set.
 	ClientAuth TLS_ClientAuth `protobuf:"varint,4,opt,name=client_auth,json=clientAuth,proto3,enum=transom.config.v1.TLS_ClientAuth" json:"client_auth,omitempty"`
 	// Further certificates, of which a client gets the first that has the name it asks for (SNI) and an algorithm that it
-	// knows.
+	// knows. Default: none.
 	More          []*KeyPair `protobuf:"bytes,40,rep,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -577,9 +579,9 @@ type Cors struct {
 	AllowOrigins []string `protobuf:"bytes,1,rep,name=allow_origins,json=allowOrigins,proto3" json:"allow_origins,omitempty"`
 	// Let pages send cookies and other credentials. Not together with the origin "*".
 	AllowCredentials bool `protobuf:"varint,2,opt,name=allow_credentials,json=allowCredentials,proto3" json:"allow_credentials,omitempty"`
-	// Request headers beyond those that the protocols need.
+	// Request headers beyond those that the protocols need. Default: none.
 	AllowHeaders []string `protobuf:"bytes,3,rep,name=allow_headers,json=allowHeaders,proto3" json:"allow_headers,omitempty"`
-	// Response headers that pages may read beyond those that the protocols need.
+	// Response headers that pages may read beyond those that the protocols need. Default: none.
 	ExposeHeaders []string `protobuf:"bytes,4,rep,name=expose_headers,json=exposeHeaders,proto3" json:"expose_headers,omitempty"`
 	// How long a browser may keep a preflight's answer. Default 2h, 0s … 24h.
 	MaxAge        *durationpb.Duration `protobuf:"bytes,5,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
@@ -767,7 +769,7 @@ type Cluster struct {
 	// The ":authority" of calls, and the name checked in certificates unless tls names another. Default: the target's
 	// host.
 	Authority string `protobuf:"bytes,3,opt,name=authority,proto3" json:"authority,omitempty"`
-	// How a call's backend is chosen.
+	// How a call's backend is chosen. Default: the defaults of LoadBalancing.
 	Lb *LoadBalancing `protobuf:"bytes,4,opt,name=lb,proto3" json:"lb,omitempty"`
 	// The largest message of an answer, in bytes; a larger one ends its call with RESOURCE_EXHAUSTED. Default 4MiB.
 	MessageBytes uint32 `protobuf:"varint,5,opt,name=message_bytes,json=messageBytes,proto3" json:"message_bytes,omitempty"`
@@ -776,12 +778,12 @@ type Cluster struct {
 	// How long a connection with open calls may be silent before it is pinged. Default 5m, 10s … 1h.
 	Keepalive *durationpb.Duration `protobuf:"bytes,7,opt,name=keepalive,proto3" json:"keepalive,omitempty"`
 	// gRPC service config in its standard JSON: per method timeout, retryPolicy, hedgingPolicy; retryThrottling,
-	// healthCheckConfig. Without it unary methods that are idempotent or free of side effects are retried on UNAVAILABLE,
-	// others only if no server has seen the call.
+	// healthCheckConfig. Default: unary methods that are idempotent or free of side effects are retried on UNAVAILABLE, others
+	// only if no server has seen the call.
 	ServiceConfig string `protobuf:"bytes,8,opt,name=service_config,json=serviceConfig,proto3" json:"service_config,omitempty"`
-	// How many further attempts calls may cost.
+	// How many further attempts calls may cost. Default: the defaults of RetryBudget.
 	Retry *Cluster_RetryBudget `protobuf:"bytes,9,opt,name=retry,proto3" json:"retry,omitempty"`
-	// How many calls the backends are given at a time.
+	// How many calls the backends are given at a time. Default: the defaults of Concurrency.
 	Concurrency *Cluster_Concurrency `protobuf:"bytes,10,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	// Leave backends unasked. Otherwise each is watched by grpc.health.v1; one that does not implement it counts as healthy.
 	NoHealthCheck bool `protobuf:"varint,11,opt,name=no_health_check,json=noHealthCheck,proto3" json:"no_health_check,omitempty"`
@@ -919,9 +921,9 @@ type UpstreamTLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The PEM file of the authorities that vouch for the backends. Default: the system's.
 	Ca string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
-	// The PEM file of transom's own certificate chain, where backends want one. Needs key.
+	// The PEM file of transom's own certificate chain, where backends want one. Needs key. Default: none.
 	Certificate string `protobuf:"bytes,2,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	// The PEM file of its private key. Needs certificate.
+	// The PEM file of its private key. Needs certificate. Default: none.
 	Key string `protobuf:"bytes,3,opt,name=key,proto3" json:"key,omitempty"`
 	// The name that the backends' certificates must have. Default: the authority.
 	ServerName    string `protobuf:"bytes,4,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
@@ -990,11 +992,14 @@ func (x *UpstreamTLS) GetServerName() string {
 // LoadBalancing is how a call's backend is chosen.
 type LoadBalancing struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The policy's name, or its configuration as in gRPC service config. Default: "adaptive".
+	// "adaptive", "round_robin", "weighted_round_robin", "least_request", "peak_ewma", "random", "ring_hash",
+	// "bounded_hash" or "pick_first"; or one with its settings in JSON as in gRPC service config: [{"adaptive": {…}}].
+	// Default: "adaptive".
 	Policy string `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	// How long a new backend is given less than its share, rising as it warms up. Default 90s, 0s … 1h.
 	Warmup *durationpb.Duration `protobuf:"bytes,2,opt,name=warmup,proto3" json:"warmup,omitempty"`
 	// What ring_hash and bounded_hash go by: "ip", the client's address, or "header:" and a metadata key.
+	// Default: nothing; they spread calls at random then.
 	HashOn string `protobuf:"bytes,3,opt,name=hash_on,json=hashOn,proto3" json:"hash_on,omitempty"`
 	// The zone that this transom runs in. Backends elsewhere get calls only when those of the zone are busier. Default:
 	// zones do not matter.
@@ -1084,16 +1089,17 @@ type Policy struct {
 	Forms bool `protobuf:"varint,8,opt,name=forms,proto3" json:"forms,omitempty"`
 	// Who must show who they are, and how. Default: nobody has to.
 	Auth *Auth `protobuf:"bytes,20,opt,name=auth,proto3" json:"auth,omitempty"`
-	// What callers must be. All of it must hold.
+	// What callers must be. All of it must hold. Default: anything.
 	Access *Access `protobuf:"bytes,21,opt,name=access,proto3" json:"access,omitempty"`
 	// A CEL expression that must be true for a call to be let through: over method, consumer, provider, plan, scopes,
-	// groups, claims, metadata, peer and request (the message; of a stream, each). An error in it refuses the call.
+	// groups, claims, metadata, peer and request (the message; of a stream, each). An error in it refuses the call. At most
+	// 4096 bytes. Default: every call is let through.
 	Allow string `protobuf:"bytes,22,opt,name=allow,proto3" json:"allow,omitempty"`
 	// How much callers may use. A call must keep all of them. Default: no limit.
 	Limits []*Limit `protobuf:"bytes,30,rep,name=limits,proto3" json:"limits,omitempty"`
 	// What one call, or message, weighs against limits. Default 1, at most 1000000.
 	Cost uint32 `protobuf:"varint,31,opt,name=cost,proto3" json:"cost,omitempty"`
-	// Keep answers in memory. The methods must be unary and without side effects.
+	// Keep answers in memory. The methods must be unary and without side effects. Default: no answer is kept.
 	Cache *Cache `protobuf:"bytes,32,opt,name=cache,proto3" json:"cache,omitempty"`
 	// Refuse messages that break the rules (buf.validate) of their descriptors; of a stream, each message is checked.
 	// Default false.
@@ -1241,6 +1247,7 @@ func (x *Policy) GetValidate() bool {
 type Auth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The names of providers, in order: the first that finds its kind of credential in the call decides.
+	// Default: none; then anonymous must be set.
 	Require []string `protobuf:"bytes,1,rep,name=require,proto3" json:"require,omitempty"`
 	// Let calls without a credential through as well; a credential that is no good is refused all the same.
 	Anonymous     bool `protobuf:"varint,2,opt,name=anonymous,proto3" json:"anonymous,omitempty"`
@@ -1295,15 +1302,16 @@ func (x *Auth) GetAnonymous() bool {
 // Access says what callers must be.
 type Access struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Scopes that the caller must have, all of them.
+	// Scopes that the caller must have, all of them. Default: none.
 	Scopes []string `protobuf:"bytes,1,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// Groups or roles of which the caller must have one.
+	// Groups or roles of which the caller must have one. Default: it needs none.
 	Groups []string `protobuf:"bytes,2,rep,name=groups,proto3" json:"groups,omitempty"`
-	// The callers that are let through, as their name is: of those in consumers.known, or "provider:subject".
+	// The callers that are let through, as their name is: of those in consumers.known, or "provider:subject". Default:
+	// all.
 	Consumers []string `protobuf:"bytes,3,rep,name=consumers,proto3" json:"consumers,omitempty"`
 	// Addresses ("192.0.2.7") and networks ("192.0.2.0/24", "2001:db8::/32") that calls may come from. Default: all.
 	AllowIps []string `protobuf:"bytes,4,rep,name=allow_ips,json=allowIps,proto3" json:"allow_ips,omitempty"`
-	// Addresses and networks that calls may not come from, even if allow_ips has them.
+	// Addresses and networks that calls may not come from, even if allow_ips has them. Default: none.
 	DenyIps       []string `protobuf:"bytes,5,rep,name=deny_ips,json=denyIps,proto3" json:"deny_ips,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1381,15 +1389,19 @@ type Security struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Refuse calls of methods for which no policy sets auth. grpc.health.v1 stays open.
 	DefaultDeny bool `protobuf:"varint,1,opt,name=default_deny,json=defaultDeny,proto3" json:"default_deny,omitempty"`
-	// The addresses and networks of proxies in front whose X-Forwarded-For says who the client is.
+	// The addresses and networks of proxies in front whose X-Forwarded-For says who the client is. Default: none, so that
+	// the socket's peer is the client.
 	TrustedProxies []string `protobuf:"bytes,2,rep,name=trusted_proxies,json=trustedProxies,proto3" json:"trusted_proxies,omitempty"`
-	// Origins, "https://app.example", whose pages may send requests with cookies.
+	// Origins, "https://app.example", whose pages may send requests with cookies. Default: none but the listener's own.
 	TrustedOrigins []string `protobuf:"bytes,3,rep,name=trusted_origins,json=trustedOrigins,proto3" json:"trusted_origins,omitempty"`
 	// Headers of every response, such as content-security-policy. "x-content-type-options: nosniff" is there anyway.
+	// Default: none.
 	ResponseHeaders map[string]string `protobuf:"bytes,4,rep,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Tell browsers to come over TLS only, for this long (Strict-Transport-Security). Over TLS only. 0s … 26280h.
+	// Default: browsers are not told.
 	Hsts *durationpb.Duration `protobuf:"bytes,5,opt,name=hsts,proto3" json:"hsts,omitempty"`
 	// Give every call an id: the client's, if it sends one of letters, digits and -_.:/+=, else a random one.
+	// Default: calls have none.
 	RequestId     *RequestId `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1523,6 +1535,7 @@ type Cache struct {
 	// How long after that it is still given if no new one can be had. Default 0s, at most 168h.
 	StaleIfError *durationpb.Duration `protobuf:"bytes,3,opt,name=stale_if_error,json=staleIfError,proto3" json:"stale_if_error,omitempty"`
 	// Metadata that answers depend on, by name. Backends get no other, but for the caller's credentials and identity.
+	// Default: none.
 	Vary []string `protobuf:"bytes,4,rep,name=vary,proto3" json:"vary,omitempty"`
 	// Give one caller's answers to all others. Backends are not told then who calls.
 	Shared        bool `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
@@ -1614,7 +1627,7 @@ type Limit struct {
 	Per []string `protobuf:"bytes,6,rep,name=per,proto3" json:"per,omitempty"`
 	// Count everybody's calls together; not with per.
 	Everybody bool `protobuf:"varint,7,opt,name=everybody,proto3" json:"everybody,omitempty"`
-	// The amounts for callers of a plan: {gold: 1000/m}.
+	// The amounts for callers of a plan: {gold: 1000/m}. Default: the amount above, for every plan.
 	Plans map[string]string `protobuf:"bytes,8,rep,name=plans,proto3" json:"plans,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Count the messages that clients send rather than calls. Not for concurrent.
 	Messages bool `protobuf:"varint,9,opt,name=messages,proto3" json:"messages,omitempty"`
@@ -1767,9 +1780,11 @@ type Redis struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "host:port" of the server, or of two or more nodes of a cluster. Required.
 	Addresses []string `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	Username  string   `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
-	Password  string   `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
-	// Default 0.
+	// The user to log in as (ACL). Default: the server's default user.
+	Username string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	// The user's password; "${NAME}" takes it from the environment. Default: none, and no login.
+	Password string `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
+	// The number of the database, 0 … 1000000. Default 0.
 	Database uint32 `protobuf:"varint,4,opt,name=database,proto3" json:"database,omitempty"`
 	// Speak TLS. Default: plain text.
 	Tls *RedisTLS `protobuf:"bytes,5,opt,name=tls,proto3" json:"tls,omitempty"`
@@ -1936,9 +1951,9 @@ func (x *RedisTLS) GetServerName() string {
 // Consumers is who calls.
 type Consumers struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How callers show who they are, by a name that policies use.
+	// How callers show who they are, by a name that policies use. Default: none.
 	Providers map[string]*Provider `protobuf:"bytes,1,rep,name=providers,proto3" json:"providers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The callers that are known by name. The name is what limits, logs and backends see.
+	// The callers that are known by name. The name is what limits, logs and backends see. Default: none.
 	Known         map[string]*Consumer `protobuf:"bytes,2,rep,name=known,proto3" json:"known,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2216,9 +2231,9 @@ type Jwt struct {
 	SubjectClaim string `protobuf:"bytes,7,opt,name=subject_claim,json=subjectClaim,proto3" json:"subject_claim,omitempty"`
 	// The claims that hold groups and roles, as paths. Default: groups, roles, realm_access.roles.
 	GroupClaims []string `protobuf:"bytes,8,rep,name=group_claims,json=groupClaims,proto3" json:"group_claims,omitempty"`
-	// How the issuer is reached.
+	// How the issuer is reached. Default: the defaults of Outbound.
 	Outbound *Outbound `protobuf:"bytes,9,opt,name=outbound,proto3" json:"outbound,omitempty"`
-	// Claims that backends get as metadata: {x-transom-email: email}.
+	// Claims that backends get as metadata: {x-transom-email: email}. Default: none.
 	Metadata      map[string]string `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2331,16 +2346,20 @@ type Introspection struct {
 	// The introspection endpoint. Required.
 	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	// How transom shows who it is, by HTTP basic authentication. Required.
-	ClientId     string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	ClientId string `protobuf:"bytes,2,opt,name=client_id,json=clientId,proto3" json:"client_id,omitempty"`
+	// The secret of client_id; "${NAME}" takes it from the environment. Required.
 	ClientSecret string `protobuf:"bytes,3,opt,name=client_secret,json=clientSecret,proto3" json:"client_secret,omitempty"`
 	// One of these must be in the answer's aud. Default: aud is not looked at.
 	Audiences []string `protobuf:"bytes,4,rep,name=audiences,proto3" json:"audiences,omitempty"`
 	// How long an answer is remembered, and never beyond its exp. Default 1m, 1s … 5m; that a token is not active, 10s at most.
 	Cache *durationpb.Duration `protobuf:"bytes,5,opt,name=cache,proto3" json:"cache,omitempty"`
-	// As in Jwt; without a sub, client_id is the subject.
-	SubjectClaim  string            `protobuf:"bytes,6,opt,name=subject_claim,json=subjectClaim,proto3" json:"subject_claim,omitempty"`
-	GroupClaims   []string          `protobuf:"bytes,7,rep,name=group_claims,json=groupClaims,proto3" json:"group_claims,omitempty"`
-	Outbound      *Outbound         `protobuf:"bytes,8,opt,name=outbound,proto3" json:"outbound,omitempty"`
+	// The member of the answer that says who the caller is, as a path. Default: sub, else client_id.
+	SubjectClaim string `protobuf:"bytes,6,opt,name=subject_claim,json=subjectClaim,proto3" json:"subject_claim,omitempty"`
+	// The members that hold groups and roles, as paths. Default: groups, roles, realm_access.roles.
+	GroupClaims []string `protobuf:"bytes,7,rep,name=group_claims,json=groupClaims,proto3" json:"group_claims,omitempty"`
+	// How the server is reached. Default: the defaults of Outbound.
+	Outbound *Outbound `protobuf:"bytes,8,opt,name=outbound,proto3" json:"outbound,omitempty"`
+	// Members of the answer that backends get as metadata: {x-transom-email: email}. Default: none.
 	Metadata      map[string]string `protobuf:"bytes,9,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2642,18 +2661,19 @@ func (x *Outbound) GetCa() string {
 type Consumer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// SHA-256 of the consumer's API keys, in hex: "sha256:" and 64 digits (printf %s KEY | sha256sum). A key should be
-	// random, of 128 bits or more.
+	// random, of 128 bits or more. Default: none.
 	ApiKeys []string `protobuf:"bytes,1,rep,name=api_keys,json=apiKeys,proto3" json:"api_keys,omitempty"`
-	// Who the consumer is elsewhere: "provider:subject".
+	// Who the consumer is elsewhere: "provider:subject". Default: nobody.
 	Identities []string `protobuf:"bytes,2,rep,name=identities,proto3" json:"identities,omitempty"`
-	// Groups and scopes of the consumer, beside those of its token.
+	// Groups of the consumer, beside those of its token. Default: none.
 	Groups []string `protobuf:"bytes,3,rep,name=groups,proto3" json:"groups,omitempty"`
+	// Scopes of the consumer, beside those of its token. Default: none.
 	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// The consumer's tier.
+	// The consumer's tier, as limits.plans names it. Default: none.
 	Plan string `protobuf:"bytes,5,opt,name=plan,proto3" json:"plan,omitempty"`
-	// The bcrypt hash of the consumer's password, for basic (htpasswd -nbBC 10 "" PASSWORD).
+	// The bcrypt hash of the consumer's password, for basic (htpasswd -nbBC 10 "" PASSWORD). Default: it has none.
 	Password string `protobuf:"bytes,7,opt,name=password,proto3" json:"password,omitempty"`
-	// Whatever else policies want to know; of a token's claims and these, the token's win.
+	// Whatever else policies want to know; of a token's claims and these, the token's win. Default: nothing.
 	Claims        *structpb.Struct `protobuf:"bytes,6,opt,name=claims,proto3" json:"claims,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2744,8 +2764,10 @@ func (x *Consumer) GetClaims() *structpb.Struct {
 type Metadata struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Further request headers that REST and WebSocket clients pass on as metadata of the same name in lower case.
+	// Default: none.
 	RequestHeaders []string `protobuf:"bytes,1,rep,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
 	// Response metadata that reach REST clients under their own name, rather than with the prefix "Grpc-Metadata-".
+	// Default: none.
 	ResponseHeaders []string `protobuf:"bytes,2,rep,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
@@ -3057,7 +3079,7 @@ type Json struct {
 	IgnoreUnknownFields bool `protobuf:"varint,5,opt,name=ignore_unknown_fields,json=ignoreUnknownFields,proto3" json:"ignore_unknown_fields,omitempty"`
 	// Leave out query parameters that name no field rather than refuse the request.
 	IgnoreUnknownQuery bool `protobuf:"varint,6,opt,name=ignore_unknown_query,json=ignoreUnknownQuery,proto3" json:"ignore_unknown_query,omitempty"`
-	// Query parameters to leave out in any case.
+	// Query parameters to leave out in any case. Default: none.
 	IgnoreQuery []string `protobuf:"bytes,7,rep,name=ignore_query,json=ignoreQuery,proto3" json:"ignore_query,omitempty"`
 	// Let name[key]=value set the entries of a map field.
 	QueryMaps bool `protobuf:"varint,8,opt,name=query_maps,json=queryMaps,proto3" json:"query_maps,omitempty"`
@@ -3219,6 +3241,7 @@ func (x *Health) GetOff() bool {
 type HttpRules struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A service config in YAML whose rules (http: rules:) take the place of google.api.http annotations.
+	// The path of a file. Default: none.
 	ServiceConfig string `protobuf:"bytes,1,opt,name=service_config,json=serviceConfig,proto3" json:"service_config,omitempty"`
 	// Let "/v1/items/7/" match what "/v1/items/7" matches.
 	IgnoreTrailingSlash bool `protobuf:"varint,2,opt,name=ignore_trailing_slash,json=ignoreTrailingSlash,proto3" json:"ignore_trailing_slash,omitempty"`
@@ -3504,7 +3527,7 @@ type Cluster_Kubernetes struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its URL. Required.
 	Server string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
-	// The file of the bearer token, read again for each request.
+	// The file of the bearer token, read again for each request. Default: no token is sent.
 	TokenFile string `protobuf:"bytes,2,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
 	// The PEM file of the authorities for its certificate. Default: the system's.
 	Ca            string `protobuf:"bytes,3,opt,name=ca,proto3" json:"ca,omitempty"`

@@ -161,7 +161,7 @@ bench-proxy: build ## Compare the CPU of one REST request: transom, a null proxy
 	@cd e2e/benchproxy && go run . -transom ../../bin/transom
 
 # Connect's conformance suite, a module of its own: its programs, and the launcher that puts transom in front of a backend.
-CONFORMANCE = cd e2e/conformance && ../../build/conformance/connectconformance --mode server --parallel 16
+CONFORMANCE = cd e2e/conformance && ../../.tools/conformance
 LAUNCHER = ../../build/conformance/conformance -protos $$(go list -mod=mod -m -f '{{.Dir}}' connectrpc.com/conformance)/proto \
   -backend ../../build/conformance
 

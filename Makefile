@@ -157,7 +157,7 @@ imports:
 	@mkdir -p build/proto && go run ./.tools/exportprotos build/proto
 
 .PHONY: bench-proxy
-bench-proxy: build ## Compare the CPU of one REST request: transom, a null proxy, grpc-gateway
+bench-proxy: build ## Compare the CPU of one call in each protocol: transom, a null proxy of the same shape, grpc-gateway for REST
 	@cd e2e/benchproxy && go run . -transom ../../bin/transom
 
 # Connect's conformance suite, a module of its own: its programs, and the launcher that puts transom in front of a backend.

@@ -1,9 +1,9 @@
-// Command benchproxy compares the CPU that a proxy spends on one REST request: transom with its default settings, a null
-// proxy that forwards the same bytes and transcodes nothing, and grpc-gateway with generated code.
+// Command benchproxy compares the CPU that a proxy spends on one call: transom with its default settings, a null proxy of the
+// same shape that forwards the same bytes and knows nothing of them, and for REST grpc-gateway with generated code.
 //
 // Each runs as a process of its own, with the same GOGC and GOMAXPROCS, in front of one backend process. The driver
 // sends rounds of requests to one after the other, interleaved, and reads the CPU time of each proxy from /proc. What
-// counts is the ratio of minima over the rounds. Not measured: latency, TLS, HTTP/2 towards the client.
+// counts is the ratio of minima over the rounds. Not measured: latency, TLS, HTTP/2 towards the client but for native gRPC.
 //
 //	go run . [-rounds N] [-requests N] [-transom BINARY]
 package main
@@ -14,7 +14,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"log"
 	"math"
 	"net"
@@ -22,10 +21,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -36,16 +33,17 @@ import (
 	"transom/e2e/benchproxy/benchv1"
 )
 
-// scenario is one kind of request.
+// scenario is one kind of call.
 type scenario struct {
-	name       string
-	verb, path string
-	body       []byte
-	requests   int // in one round, at scale 1
-	bound      float64
-	// contentType of a Connect call, whose message the null proxy hands through as it is; grpc-gateway has no such calls.
-	// Empty for REST.
-	contentType string
+	name string
+	// null is the program that transom is compared with.
+	null string
+	// gateway says that grpc-gateway can serve it too.
+	gateway  bool
+	requests int // in one round, at scale 1
+	bound    float64
+	// load makes n calls of a proxy and checks that each is answered in full.
+	load func(ctx context.Context, p *proc, n int) error
 }
 
 func main() {
@@ -55,6 +53,12 @@ func main() {
 			log.Fatal(runBackend())
 		case "null":
 			log.Fatal(runNull(os.Args[2]))
+		case "null-framed":
+			log.Fatal(runNullFramed(os.Args[2]))
+		case "null-socket":
+			log.Fatal(runNullSocket(os.Args[2]))
+		case "null-native":
+			log.Fatal(runNullNative(os.Args[2]))
 		case "gateway":
 			log.Fatal(runGateway(os.Args[2]))
 		}
@@ -102,11 +106,7 @@ func start(name string, args ...string) (*proc, error) {
 
 // cpu is the user and system time that the process has used.
 func (p *proc) cpu() (time.Duration, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/schedstat")
-	if err == nil {
-		// schedstat of the process is that of its main thread only; add up the threads.
-		_ = b
-	}
+	// schedstat of the process is that of its main thread only, so the threads are added up.
 	tasks, err := filepath.Glob("/proc/" + strconv.Itoa(p.cmd.Process.Pid) + "/task/*/schedstat")
 	if err != nil {
 		return 0, err
@@ -146,36 +146,40 @@ func drive(rounds int, scale float64, only, binary string) (bool, error) {
 		return false, err
 	}
 	defer backend.cmd.Process.Kill()
-	var procs []*proc
-	for _, name := range []string{"null", "gateway"} {
+	all := map[string]*proc{}
+	for _, name := range []string{"null", "null-framed", "null-socket", "null-native", "gateway"} {
 		p, err := start(name, self, name, backend.addr)
 		if err != nil {
 			return false, err
 		}
 		defer p.cmd.Process.Kill()
-		procs = append(procs, p)
+		all[name] = p
 	}
 	tr, err := startTransom(binary, set, backend.addr)
 	if err != nil {
 		return false, err
 	}
 	defer tr.cmd.Process.Kill()
-	procs = append(procs, tr)
 
 	good := true
-	fmt.Printf("%-18s %10s %10s %10s   %s\n", "scenario", "null µs", "transom", "grpc-gw", "transom/null (bound), grpc-gateway/null")
+	fmt.Printf("%-18s %10s %10s   %s\n", "µs of CPU a call", "null", "transom", "transom/null (bound)")
 	for _, sc := range scenarios() {
 		if !strings.Contains(sc.name, only) {
 			continue
 		}
 		n := max(1, int(float64(sc.requests)*scale))
 		best := map[string]float64{}
-		procs := procs
-		if sc.contentType != "" {
-			procs = slices.DeleteFunc(slices.Clone(procs), func(p *proc) bool { return p.name == "gateway" })
+		procs := []*proc{all[sc.null], tr}
+		if sc.gateway {
+			procs = append(procs, all["gateway"])
+		}
+		load := func(p *proc, n int) error {
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			defer cancel()
+			return sc.load(ctx, p, n)
 		}
 		for _, p := range procs {
-			if err := load(p, sc, max(1, n/4)); err != nil { // warm up
+			if err := load(p, max(1, n/4)); err != nil { // warm up
 				return false, fmt.Errorf("%s, %s: %w", sc.name, p.name, err)
 			}
 			best[p.name] = math.Inf(1)
@@ -187,7 +191,7 @@ func drive(rounds int, scale float64, only, binary string) (bool, error) {
 				if err != nil {
 					return false, err
 				}
-				if err := load(p, sc, n); err != nil {
+				if err := load(p, n); err != nil {
 					return false, fmt.Errorf("%s, %s: %w", sc.name, p.name, err)
 				}
 				after, err := p.cpu()
@@ -197,13 +201,16 @@ func drive(rounds int, scale float64, only, binary string) (bool, error) {
 				best[p.name] = min(best[p.name], float64(after-before)/float64(n)/1e3)
 			}
 		}
-		ratio := best["transom"] / best["null"]
+		ratio := best["transom"] / best[sc.null]
 		verdict := "ok"
 		if ratio > sc.bound {
 			verdict, good = "OVER", false
 		}
-		fmt.Printf("%-18s %10.1f %10.1f %10.1f   %.2f (%.2f) %s, %.2f\n", sc.name, best["null"], best["transom"], best["gateway"],
-			ratio, sc.bound, verdict, best["gateway"]/best["null"])
+		fmt.Printf("%-18s %10.1f %10.1f   %.2f (%.2f) %s", sc.name, best[sc.null], best["transom"], ratio, sc.bound, verdict)
+		if sc.gateway {
+			fmt.Printf(", grpc-gateway %.1f, %.2f", best["gateway"], best["gateway"]/best[sc.null])
+		}
+		fmt.Println()
 	}
 	return good, nil
 }
@@ -236,65 +243,6 @@ func startTransom(binary, set, backend string) (*proc, error) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	return nil, errors.New("transom does not get ready")
-}
-
-const workers = 16
-
-// load sends n requests over 16 connections and checks that each is answered in full.
-func load(p *proc, sc scenario, n int) error {
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: workers, DisableCompression: true}}
-	defer client.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	path := sc.path
-	contentType := sc.contentType
-	if contentType == "" {
-		contentType = "application/json"
-	}
-	if p.name == "null" && sc.contentType == "" {
-		path = "/null" + path
-	}
-	var wg sync.WaitGroup
-	errs := make(chan error, workers)
-	for w := range workers {
-		share := n / workers
-		if w < n%workers {
-			share++
-		}
-		wg.Go(func() {
-			for range share {
-				req, err := http.NewRequestWithContext(ctx, sc.verb, "http://"+p.addr+path, strings.NewReader(string(sc.body)))
-				if err != nil {
-					errs <- err
-					return
-				}
-				if len(sc.body) == 0 {
-					req.Body = nil
-					req.ContentLength = 0
-				} else {
-					req.Header["Content-Type"] = []string{contentType}
-				}
-				resp, err := client.Do(req)
-				if err != nil {
-					errs <- err
-					return
-				}
-				size, err := io.Copy(io.Discard, resp.Body)
-				resp.Body.Close()
-				if err != nil || resp.StatusCode != http.StatusOK || size < 40 {
-					errs <- fmt.Errorf("status %d, %d bytes, %v", resp.StatusCode, size, err)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	select {
-	case err := <-errs:
-		return err
-	default:
-		return nil
-	}
 }
 
 // writeSet writes the descriptor set of the service.

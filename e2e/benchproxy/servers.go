@@ -54,28 +54,14 @@ func messages() map[string]proto.Message {
 	return map[string]proto.Message{"unary": order(1, 0), "4k": orders(11), "256k": orders(690), "1000": order(1, 0)}
 }
 
-func scenarios() []scenario {
-	body, err := protojson.Marshal(order(7, 0))
-	if err != nil {
-		panic(err)
-	}
-	wire, err := proto.Marshal(order(7, 0))
-	if err != nil {
-		panic(err)
-	}
-	return []scenario{
-		{"200 B unary", "POST", "/bench/unary", body, 12000, 1.35, ""},
-		{"4 KiB unary", "GET", "/bench/list/4k", nil, 8000, 1.7, ""},
-		{"256 KiB list", "GET", "/bench/list/256k", nil, 700, 2.3, ""},
-		{"1000 messages", "GET", "/bench/stream/1000", nil, 400, 1.5, ""},
-		{"Connect unary", "POST", "/transom.bench.v1.Bench/Unary", wire, 12000, 1.35, "application/proto"},
-	}
-}
-
 // bytesCodec passes messages as they are, keeping grpc's pooled buffers.
 type bytesCodec struct{}
 
 func (bytesCodec) Marshal(v any) (mem.BufferSlice, error) {
+	if m, ok := v.(*mem.BufferSlice); ok {
+		m.Ref()
+		return *m, nil
+	}
 	return mem.BufferSlice{mem.SliceBuffer(*v.(*[]byte))}, nil
 }
 
@@ -110,6 +96,9 @@ func runBackend() error {
 		method, _ := grpc.MethodFromServerStream(ss)
 		if !strings.HasPrefix(method, "/null/") && !strings.HasPrefix(method, "/transom.bench.v1.") {
 			return status.Error(codes.Unimplemented, "unknown method")
+		}
+		if strings.HasSuffix(method, "/Echo") {
+			return echo(ss)
 		}
 		var in []byte
 		if err := ss.RecvMsg(&in); err != nil {
@@ -152,7 +141,22 @@ func runBackend() error {
 	return srv.Serve(l)
 }
 
-// runNull is the null proxy: net/http in front, a grpc-go client with a bytes codec behind, the body handed through as one
+// echo sends back each message.
+func echo(ss grpc.ServerStream) error {
+	for {
+		var m []byte
+		if err := ss.RecvMsg(&m); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := ss.SendMsg(&m); err != nil {
+			return err
+		}
+	}
+}
+
+// runNull is the null proxy of REST and unary Connect: net/http in front, a grpc-go client with a bytes codec behind, the body handed through as one
 // message. No deadline, no metadata. It is the yardstick and stays as it is.
 func runNull(backend string) error {
 	conn, err := grpc.NewClient(backend, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableServiceConfig(), grpc.WithDisableRetry())

@@ -451,11 +451,12 @@ const file_bench_proto_rawDesc = "" +
 	"\x04size\x18\x01 \x01(\tR\x04size\"g\n" +
 	"\fListResponse\x12/\n" +
 	"\x06orders\x18\x01 \x03(\v2\x17.transom.bench.v1.OrderR\x06orders\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xa0\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xde\x02\n" +
 	"\x05Bench\x12R\n" +
 	"\x05Unary\x12\x17.transom.bench.v1.Order\x1a\x17.transom.bench.v1.Order\"\x17\x82\xd3\xe4\x93\x02\x11:\x01*\"\f/bench/unary\x12a\n" +
 	"\x04List\x12\x1d.transom.bench.v1.ListRequest\x1a\x1e.transom.bench.v1.ListResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/bench/list/{size}\x12`\n" +
-	"\x06Stream\x12\x1d.transom.bench.v1.ListRequest\x1a\x17.transom.bench.v1.Order\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/bench/stream/{size}0\x01B Z\x1etransom/e2e/benchproxy/benchv1b\x06proto3"
+	"\x06Stream\x12\x1d.transom.bench.v1.ListRequest\x1a\x17.transom.bench.v1.Order\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/bench/stream/{size}0\x01\x12<\n" +
+	"\x04Echo\x12\x17.transom.bench.v1.Order\x1a\x17.transom.bench.v1.Order(\x010\x01B Z\x1etransom/e2e/benchproxy/benchv1b\x06proto3"
 
 var (
 	file_bench_proto_rawDescOnce sync.Once
@@ -489,11 +490,13 @@ var file_bench_proto_depIdxs = []int32{
 	1, // 5: transom.bench.v1.Bench.Unary:input_type -> transom.bench.v1.Order
 	2, // 6: transom.bench.v1.Bench.List:input_type -> transom.bench.v1.ListRequest
 	2, // 7: transom.bench.v1.Bench.Stream:input_type -> transom.bench.v1.ListRequest
-	1, // 8: transom.bench.v1.Bench.Unary:output_type -> transom.bench.v1.Order
-	3, // 9: transom.bench.v1.Bench.List:output_type -> transom.bench.v1.ListResponse
-	1, // 10: transom.bench.v1.Bench.Stream:output_type -> transom.bench.v1.Order
-	8, // [8:11] is the sub-list for method output_type
-	5, // [5:8] is the sub-list for method input_type
+	1, // 8: transom.bench.v1.Bench.Echo:input_type -> transom.bench.v1.Order
+	1, // 9: transom.bench.v1.Bench.Unary:output_type -> transom.bench.v1.Order
+	3, // 10: transom.bench.v1.Bench.List:output_type -> transom.bench.v1.ListResponse
+	1, // 11: transom.bench.v1.Bench.Stream:output_type -> transom.bench.v1.Order
+	1, // 12: transom.bench.v1.Bench.Echo:output_type -> transom.bench.v1.Order
+	9, // [9:13] is the sub-list for method output_type
+	5, // [5:9] is the sub-list for method input_type
 	5, // [5:5] is the sub-list for extension type_name
 	5, // [5:5] is the sub-list for extension extendee
 	0, // [0:5] is the sub-list for field type_name

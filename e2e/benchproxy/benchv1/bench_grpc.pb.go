@@ -24,6 +24,7 @@ const (
 	Bench_Unary_FullMethodName  = "/transom.bench.v1.Bench/Unary"
 	Bench_List_FullMethodName   = "/transom.bench.v1.Bench/List"
 	Bench_Stream_FullMethodName = "/transom.bench.v1.Bench/Stream"
+	Bench_Echo_FullMethodName   = "/transom.bench.v1.Bench/Echo"
 )
 
 // BenchClient is the client API for Bench service.
@@ -38,6 +39,8 @@ type BenchClient interface {
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Stream answers with 1,000 orders one by one.
 	Stream(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Order], error)
+	// Echo answers each order with itself.
+	Echo(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[Order, Order], error)
 }
 
 type benchClient struct {
@@ -87,6 +90,19 @@ func (c *benchClient) Stream(ctx context.Context, in *ListRequest, opts ...grpc.
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Bench_StreamClient = grpc.ServerStreamingClient[Order]
 
+func (c *benchClient) Echo(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[Order, Order], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Bench_ServiceDesc.Streams[1], Bench_Echo_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[Order, Order]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Bench_EchoClient = grpc.BidiStreamingClient[Order, Order]
+
 // BenchServer is the server API for Bench service.
 // All implementations must embed UnimplementedBenchServer
 // for forward compatibility.
@@ -99,6 +115,8 @@ type BenchServer interface {
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Stream answers with 1,000 orders one by one.
 	Stream(*ListRequest, grpc.ServerStreamingServer[Order]) error
+	// Echo answers each order with itself.
+	Echo(grpc.BidiStreamingServer[Order, Order]) error
 	mustEmbedUnimplementedBenchServer()
 }
 
@@ -117,6 +135,9 @@ func (UnimplementedBenchServer) List(context.Context, *ListRequest) (*ListRespon
 }
 func (UnimplementedBenchServer) Stream(*ListRequest, grpc.ServerStreamingServer[Order]) error {
 	return status.Error(codes.Unimplemented, "method Stream not implemented")
+}
+func (UnimplementedBenchServer) Echo(grpc.BidiStreamingServer[Order, Order]) error {
+	return status.Error(codes.Unimplemented, "method Echo not implemented")
 }
 func (UnimplementedBenchServer) mustEmbedUnimplementedBenchServer() {}
 func (UnimplementedBenchServer) testEmbeddedByValue()               {}
@@ -186,6 +207,13 @@ func _Bench_Stream_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Bench_StreamServer = grpc.ServerStreamingServer[Order]
 
+func _Bench_Echo_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(BenchServer).Echo(&grpc.GenericServerStream[Order, Order]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Bench_EchoServer = grpc.BidiStreamingServer[Order, Order]
+
 // Bench_ServiceDesc is the grpc.ServiceDesc for Bench service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -207,6 +235,12 @@ var Bench_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Stream",
 			Handler:       _Bench_Stream_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "Echo",
+			Handler:       _Bench_Echo_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 	},
 	Metadata: "bench.proto",

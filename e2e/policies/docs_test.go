@@ -24,21 +24,3 @@ func example(t *testing.T, heading string) string {
 	}
 	return block
 }
-
-// TestExamples has every YAML block of the document as a configuration without fault.
-func TestExamples(t *testing.T) {
-	doc, err := os.ReadFile(policiesDoc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := strings.Split(string(doc), "```yaml\n")[1:]
-	for _, b := range blocks {
-		b, _, _ = strings.Cut(b, "```")
-		if found := faults(t, b); len(found) > 0 {
-			t.Errorf("%s\n%s", b, strings.Join(found, "\n"))
-		}
-	}
-	if len(blocks) == 0 {
-		t.Error("no examples")
-	}
-}

@@ -40,6 +40,8 @@ import (
 type Config struct {
 	// Plain and TLS are the proxy's addresses. Default localhost:8080 and localhost:8443.
 	Plain, TLS string
+	// Admin is the operator's address. Default localhost:9901, where transom status and the like look.
+	Admin string
 	// Backends are the banks' addresses, the fastest first. Default localhost:50061 to 50063.
 	Backends []string
 	// Out is told what to try. Default: nobody.
@@ -54,6 +56,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.TLS == "" {
 		c.TLS = "localhost:8443"
+	}
+	if c.Admin == "" {
+		c.Admin = "localhost:9901"
 	}
 	if len(c.Backends) == 0 {
 		c.Backends = []string{"localhost:50061", "localhost:50062", "localhost:50063"}
@@ -109,12 +114,13 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		},
 		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: descriptors}}},
 		Clusters:    map[string]*configv1.Cluster{"bank": {Target: "static:///" + strings.Join(addrs, ",")}},
+		Admin:       &configv1.Admin{Address: cfg.Admin},
 	}, cfg.Log)
 	if err != nil {
 		return err
 	}
 	bound := g.Addrs()
-	if _, err := fmt.Fprint(cfg.Out, guide(bound[0].Port, bound[1].Port, addrs)); err != nil {
+	if _, err := fmt.Fprint(cfg.Out, guide(bound[0].Port, bound[1].Port, g.AdminAddr().String(), addrs)); err != nil {
 		return err
 	}
 	return g.Run(ctx)
@@ -130,7 +136,7 @@ func newServer(head *bank.Bank, i int) *grpc.Server {
 }
 
 // guide is what to try; each command works as it is printed, in the project's directory.
-func guide(plain, tls int, backends []string) string {
+func guide(plain, tls int, admin string, backends []string) string {
 	ghz := "go tool -modfile=.tools/ghz.mod ghz --insecure"
 	return fmt.Sprintf(`transom demo: three banks behind one proxy. Ctrl-C ends it.
 
@@ -152,7 +158,11 @@ In a shell:
 gRPC, through the proxy and to a bank directly:
   %[3]s --call bank.v1.Accounts.Get -d '{"name": "7"}' -n 1000 -c 10 localhost:%[1]d
   %[3]s --call bank.v1.Accounts.Get -d '{"name": "7"}' -n 1000 -c 10 %[4]s
-`, plain, tls, ghz, backends[0])
+
+As its operator (metrics: http://%[5]s/metrics):
+  bin/transom status --admin %[5]s
+  bin/transom clusters --admin %[5]s
+`, plain, tls, ghz, backends[0], admin)
 }
 
 // website implements bank.v1.Website from the embedded page.

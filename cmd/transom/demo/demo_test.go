@@ -8,14 +8,11 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
-
-	"transom/gateway/configfile"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -27,7 +24,7 @@ func start(t *testing.T) string {
 	out, in := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := Run(ctx, Config{Plain: "127.0.0.1:0", TLS: "127.0.0.1:0", Backends: []string{"127.0.0.1:0", "127.0.0.1:0"}, Out: in})
+		err := Run(ctx, Config{Plain: "127.0.0.1:0", TLS: "127.0.0.1:0", Admin: "127.0.0.1:0", Backends: []string{"127.0.0.1:0", "127.0.0.1:0"}, Out: in})
 		_ = in.CloseWithError(io.EOF)
 		done <- err
 	}()
@@ -94,32 +91,6 @@ func TestGuide(t *testing.T) {
 	}
 }
 
-// The commands and the configuration that the README shows are those that work.
-func TestReadme(t *testing.T) {
-	readme, err := os.ReadFile("../../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	known := guide(8080, 8443, []string{"127.0.0.1:50061"})
-	commands := 0
-	for line := range strings.Lines(string(readme)) {
-		if strings.HasPrefix(line, "curl ") || strings.HasPrefix(line, "go tool ") {
-			commands++
-			if !strings.Contains(known, "  "+line) {
-				t.Errorf("the demo does not print %s", line)
-			}
-		}
-	}
-	if commands < 6 {
-		t.Errorf("%d commands, want those of the demo", commands)
-	}
-	_, config, _ := strings.Cut(string(readme), "```yaml\n")
-	config, _, _ = strings.Cut(config, "```")
-	if _, err := configfile.Parse("README.md", []byte(config), os.LookupEnv); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestPage(t *testing.T) {
 	guide := start(t)
 	i := strings.Index(guide, "http://localhost:")
@@ -168,8 +139,8 @@ func TestAddressTaken(t *testing.T) {
 	}
 	defer l.Close()
 	for _, cfg := range []Config{
-		{Plain: "127.0.0.1:0", TLS: "127.0.0.1:0", Backends: []string{l.Addr().String()}},
-		{Plain: l.Addr().String(), TLS: "127.0.0.1:0", Backends: []string{"127.0.0.1:0"}},
+		{Plain: "127.0.0.1:0", TLS: "127.0.0.1:0", Admin: "127.0.0.1:0", Backends: []string{l.Addr().String()}},
+		{Plain: l.Addr().String(), TLS: "127.0.0.1:0", Admin: "127.0.0.1:0", Backends: []string{"127.0.0.1:0"}},
 	} {
 		if err := Run(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), "address already in use") {
 			t.Errorf("Run: %v, want that the address is in use", err)

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"transom/rpc"
+	"transom/rpc/grpcwire"
 	"transom/transcoder"
 )
 
@@ -116,7 +117,7 @@ func grpcTimeout(r *http.Request) (time.Duration, error) {
 	if len(v) == 0 {
 		return -1, nil
 	}
-	return transcoder.ParseTimeout(v[0])
+	return grpcwire.ParseTimeout(v[0])
 }
 
 // Recv implements rpc.Stream.

@@ -33,6 +33,7 @@ import (
 	"transom/descriptors"
 	"transom/listeners"
 	"transom/rpc"
+	"transom/rpc/grpcwire"
 	"transom/rpc/rpctest"
 	"transom/transcoder"
 )
@@ -269,7 +270,7 @@ func metadataOf(h map[string][]string, prefix string) metadata.MD {
 		}
 		for _, v := range vs {
 			if strings.HasSuffix(k, "-bin") {
-				b, _ := transcoder.DecodeBin(v)
+				b, _ := grpcwire.DecodeBin(v)
 				v = string(b)
 			}
 			md.Append(k, v)
@@ -413,7 +414,7 @@ func grpcStatus(code, message string) error {
 	if n == 0 {
 		return io.EOF
 	}
-	return status.Error(codes.Code(n), transcoder.DecodeGRPCMessage(message))
+	return status.Error(codes.Code(n), grpcwire.DecodeGRPCMessage(message))
 }
 
 // connectStatus reads a Connect error.

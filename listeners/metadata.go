@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"transom/rpc"
+	"transom/rpc/grpcwire"
 	"transom/transcoder"
 )
 
@@ -66,7 +67,7 @@ func writeGRPCStatus(h http.Header, trailers bool, st *status.Status) {
 	}
 	h[statusName] = []string{codeText(st.Code())}
 	if msg := st.Message(); msg != "" {
-		h[messageName] = []string{string(transcoder.AppendGRPCMessage(nil, msg))}
+		h[messageName] = []string{string(grpcwire.AppendGRPCMessage(nil, msg))}
 	}
 	if p := st.Proto(); len(p.GetDetails()) > 0 {
 		if b, err := proto.Marshal(p); err == nil {

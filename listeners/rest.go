@@ -16,6 +16,7 @@ import (
 
 	"transom/descriptors"
 	"transom/rpc"
+	"transom/rpc/grpcwire"
 	"transom/transcoder"
 )
 
@@ -124,7 +125,7 @@ func (s *restStream) serve(v View) error {
 	}
 	timeout := time.Duration(-1)
 	if t := r.Header.Get("Grpc-Timeout"); t != "" {
-		if timeout, err = transcoder.ParseTimeout(t); err != nil {
+		if timeout, err = grpcwire.ParseTimeout(t); err != nil {
 			s.info.Fail(rpc.SourceClient)
 			return err
 		}

@@ -23,6 +23,7 @@ import (
 	"transom/descriptors"
 	"transom/listeners"
 	"transom/rpc"
+	"transom/rpc/grpcwire"
 	"transom/rpc/rpctest"
 	"transom/transcoder"
 )
@@ -166,7 +167,7 @@ func (c *restClient) Header() metadata.MD {
 		k = strings.ToLower(k)
 		for _, v := range vs {
 			if strings.HasSuffix(k, "-bin") {
-				b, _ := transcoder.DecodeBin(v)
+				b, _ := grpcwire.DecodeBin(v)
 				v = string(b)
 			}
 			md.Append(k, v)

@@ -18,6 +18,7 @@ import (
 
 	"transom/descriptors"
 	"transom/rpc"
+	"transom/rpc/grpcwire"
 	"transom/transcoder"
 )
 
@@ -423,7 +424,7 @@ func (s *wsStream) open(v View) (*Route, time.Duration, error) {
 	timeout := time.Duration(-1)
 	var err error
 	if t := r.Header.Get("Grpc-Timeout"); t != "" {
-		if timeout, err = transcoder.ParseTimeout(t); err != nil {
+		if timeout, err = grpcwire.ParseTimeout(t); err != nil {
 			return nil, 0, err
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"transom/rpc"
+	"transom/rpc/grpcwire"
 	"transom/transcoder"
 )
 
@@ -96,7 +97,7 @@ func (s *grpcWebSocket) readHeader(ctx context.Context, call *rpc.Call) error {
 	call.Header = mergeMetadata(s.plain, call.Header)
 	s.view.Edge().admit(&s.exchange, s.Request) // again: the header is another one now
 	if t := h.Get("Grpc-Timeout"); t != "" {
-		timeout, err := transcoder.ParseTimeout(t)
+		timeout, err := grpcwire.ParseTimeout(t)
 		if err != nil {
 			return err
 		}

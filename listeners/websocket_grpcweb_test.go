@@ -16,6 +16,7 @@ import (
 	"transom/descriptors"
 	"transom/listeners"
 	"transom/rpc"
+	"transom/rpc/grpcwire"
 	"transom/rpc/rpctest"
 	"transom/transcoder"
 )
@@ -56,7 +57,7 @@ func startGRPCWebSocket(t *testing.T, srv *httptest.Server, m *descriptors.Metho
 	for k, vs := range header {
 		for _, v := range vs {
 			if strings.HasSuffix(k, "-bin") {
-				v = transcoder.EncodeBin(v)
+				v = grpcwire.EncodeBin(v)
 			}
 			block += k + ": " + v + "\r\n"
 		}
@@ -106,7 +107,7 @@ func (c *grpcWebSocketClient) step() {
 		for line := range strings.SplitSeq(strings.TrimSuffix(string(payload), "\r\n"), "\r\n") {
 			k, v, _ := strings.Cut(line, ": ")
 			if strings.HasSuffix(k, "-bin") {
-				d, _ := transcoder.DecodeBin(v)
+				d, _ := grpcwire.DecodeBin(v)
 				v = string(d)
 			}
 			md.Append(k, v)
@@ -115,7 +116,7 @@ func (c *grpcWebSocketClient) step() {
 			n, _ := strconv.Atoi(code[0])
 			c.trailer, c.end = md, io.EOF
 			if n != 0 {
-				c.end = status.Error(codes.Code(n), transcoder.DecodeGRPCMessage(append(md.Get("grpc-message"), "")[0]))
+				c.end = status.Error(codes.Code(n), grpcwire.DecodeGRPCMessage(append(md.Get("grpc-message"), "")[0]))
 			}
 			return
 		}

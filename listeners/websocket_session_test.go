@@ -26,6 +26,7 @@ import (
 	"transom/listeners"
 	wsv1 "transom/proto/transom/ws/v1"
 	"transom/rpc"
+	"transom/rpc/grpcwire"
 	"transom/rpc/rpctest"
 	"transom/transcoder"
 )
@@ -102,7 +103,7 @@ func listOf(key string, values []string) *structpb.ListValue {
 	l := &structpb.ListValue{}
 	for _, v := range values {
 		if strings.HasSuffix(key, "-bin") {
-			v = transcoder.EncodeBin(v)
+			v = grpcwire.EncodeBin(v)
 		}
 		l.Values = append(l.Values, structpb.NewStringValue(v))
 	}
@@ -115,7 +116,7 @@ func mdOf(m map[string]*structpb.ListValue) metadata.MD {
 		for _, v := range l.GetValues() {
 			s := v.GetStringValue()
 			if strings.HasSuffix(k, "-bin") {
-				b, _ := transcoder.DecodeBin(s)
+				b, _ := grpcwire.DecodeBin(s)
 				s = string(b)
 			}
 			md.Append(k, s)

@@ -15,6 +15,8 @@ import (
 
 	"transom/descriptors"
 	wsv1 "transom/proto/transom/ws/v1"
+
+	"transom/rpc/grpcwire"
 )
 
 // EnvelopeWindow is how many messages a side of a transom.v1 call may send before it is given credit, unless the call was
@@ -439,7 +441,7 @@ func appendFrameMetadata(dst []byte, num protowire.Number, md metadata.MD) []byt
 		list := len(dst)
 		for _, v := range values {
 			if bin {
-				v = EncodeBin(v)
+				v = grpcwire.EncodeBin(v)
 			}
 			at := len(dst)
 			dst = protowire.AppendString(protowire.AppendTag(dst, 3, protowire.BytesType), strings.ToValidUTF8(v, "�"))
@@ -469,7 +471,7 @@ func appendMetadataJSON(dst []byte, md metadata.MD) []byte {
 				dst = append(dst, ',')
 			}
 			if strings.HasSuffix(key, "-bin") {
-				v = EncodeBin(v)
+				v = grpcwire.EncodeBin(v)
 			}
 			dst = appendString(dst, v)
 		}

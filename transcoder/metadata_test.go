@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
@@ -79,46 +78,6 @@ func TestAppendTrailerBlock(t *testing.T) {
 	if got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-}
-
-// Case 89.
-func TestGRPCMessage(t *testing.T) {
-	for _, c := range []struct{ text, wire string }{
-		{"plain", "plain"},
-		{"50%", "50%25"},
-		{"é\n", "%C3%A9%0A"},
-		{"", ""},
-	} {
-		if got := string(transcoder.AppendGRPCMessage(nil, c.text)); got != c.wire {
-			t.Errorf("%q is written %q, want %q", c.text, got, c.wire)
-		}
-		if got := transcoder.DecodeGRPCMessage(c.wire); got != c.text {
-			t.Errorf("%q is read %q, want %q", c.wire, got, c.text)
-		}
-	}
-	for in, want := range map[string]string{"%": "%", "%4": "%4", "%zz": "%zz", "%c3%a9": "é", "%FF": "�", "é": "é", "%25%": "%%"} {
-		if got := transcoder.DecodeGRPCMessage(in); got != want {
-			t.Errorf("%q is read %q, want %q", in, got, want)
-		}
-	}
-}
-
-func FuzzGRPCMessage(f *testing.F) {
-	f.Add("50%é\n")
-	f.Fuzz(func(t *testing.T, s string) {
-		if got := transcoder.DecodeGRPCMessage(s); !utf8.ValidString(got) {
-			t.Errorf("%q is read %q, not UTF-8", s, got)
-		}
-		wire := transcoder.AppendGRPCMessage(nil, s)
-		for _, c := range wire {
-			if c < 0x20 || c > 0x7E {
-				t.Fatalf("%q is written %q", s, wire)
-			}
-		}
-		if got, want := transcoder.DecodeGRPCMessage(string(wire)), strings.ToValidUTF8(s, "�"); utf8.ValidString(s) && got != want {
-			t.Errorf("%q comes back as %q", s, got)
-		}
-	})
 }
 
 func BenchmarkRequestMetadata(b *testing.B) {

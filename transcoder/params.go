@@ -385,3 +385,16 @@ func (p *Plan) System(rawQuery string) (System, error) {
 	}
 	return s, nil
 }
+
+// unhex is the value of a hexadecimal digit, 255 if c is none.
+func unhex(c byte) byte {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0'
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
+	case 'A' <= c && c <= 'F':
+		return c - 'A' + 10
+	}
+	return 255
+}

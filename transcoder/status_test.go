@@ -30,17 +30,6 @@ func TestHTTPStatus(t *testing.T) {
 	}
 }
 
-// Case 84.
-func TestCodeOfHTTP(t *testing.T) {
-	for http, want := range map[int]codes.Code{
-		400: 13, 401: 16, 403: 7, 404: 12, 429: 14, 502: 14, 503: 14, 504: 14, 200: 2, 405: 2, 500: 2, 0: 2,
-	} {
-		if got := transcoder.CodeOfHTTP(http); got != want {
-			t.Errorf("HTTP %d: got %v, want %v", http, got, want)
-		}
-	}
-}
-
 func TestHTTPStatusOf(t *testing.T) {
 	tooLarge := fmt.Errorf("wrapped: %w", transcoder.HTTPError(413, codes.ResourceExhausted, "body exceeds 1 MiB"))
 	for _, c := range []struct {

@@ -25,6 +25,7 @@ FUZZTIME ?= 30s
 BENCH ?= .
 BENCHTIME ?= 1s
 CASES ?= 1000000
+SOAK_DURATION ?= 10m
 
 # The suites of `make test`, and how long each may take. The limits leave room for a cold start, where the tools are built.
 LINT_BUDGET := 20m
@@ -92,6 +93,10 @@ demo-client: deps ## Build the TypeScript client into the demo's page
 .PHONY: e2e
 e2e: deps build imports ghz web ## Run the end-to-end tests: real processes, real clients
 	@go test -vet=off -count=1 -timeout $(E2E_BUDGET) ./e2e/...
+
+.PHONY: soak
+soak: build ## Run the mixed load under faults and reloads for SOAK_DURATION (`make e2e` has a short form)
+	@SOAK_DURATION=$(SOAK_DURATION) go test -vet=off -count=1 -v -timeout 24h ./e2e/soak
 
 .PHONY: lint
 lint: ## Run the linters

@@ -20,6 +20,7 @@ import (
 	"github.com/coder/websocket"
 
 	"transom/cmd/transom/demo/bank"
+	"transom/e2e/process"
 	"transom/gateway"
 	configv1 "transom/proto/transom/config/v1"
 )
@@ -269,7 +270,7 @@ func badSockets(t *testing.T, addr string) {
 func TestNotTLS(t *testing.T) {
 	b := startBank(t, bank.Config{})
 	p := startTransom(t, "static:///"+b.addr)
-	for _, addr := range []string{p.plain, p.secure} {
+	for _, addr := range []string{p.Plain, p.Secure} {
 		for _, say := range []string{"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "\x16\x03\x01\x00\x05hello", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff", "\r\n\r\n\r\n"} {
 			c, err := net.Dial("tcp", addr)
 			if err != nil {
@@ -282,12 +283,12 @@ func TestNotTLS(t *testing.T) {
 			c.Close()
 		}
 	}
-	c, err := tls.Dial("tcp", p.secure, &tls.Config{RootCAs: p.pool, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10})
+	c, err := tls.Dial("tcp", p.Secure, &tls.Config{RootCAs: p.pool, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10})
 	if err == nil {
 		c.Close()
 		t.Error("TLS 1.1 is accepted")
 	}
-	if code, _, _ := curl(t, "--cacert", p.ca, "https://"+p.secure+"/healthz"); code != 200 {
+	if code, _, _ := curl(t, "--cacert", p.ca, "https://"+p.Secure+"/healthz"); code != 200 {
 		t.Errorf("afterwards: %d", code)
 	}
 }
@@ -331,7 +332,7 @@ func TestBadFiles(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			cmd := exec.CommandContext(ctx, program(t), append([]string{"serve"}, tc.args...)...)
+			cmd := exec.CommandContext(ctx, process.Program(t), append([]string{"serve"}, tc.args...)...)
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
 			_ = cmd.Run()

@@ -21,9 +21,9 @@ func TestCurl(t *testing.T) {
 		args    []string
 		version string
 	}{
-		"HTTP1": {"http://" + p.plain, []string{"--http1.1"}, "HTTP/1.1"},
-		"h2c":   {"http://" + p.plain, []string{"--http2-prior-knowledge"}, "HTTP/2"},
-		"h2":    {"https://" + p.secure, []string{"--http2", "--cacert", p.ca}, "HTTP/2"},
+		"HTTP1": {"http://" + p.Plain, []string{"--http1.1"}, "HTTP/1.1"},
+		"h2c":   {"http://" + p.Plain, []string{"--http2-prior-knowledge"}, "HTTP/2"},
+		"h2":    {"https://" + p.Secure, []string{"--http2", "--cacert", p.ca}, "HTTP/2"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			get := func(args ...string) (int, string, string) {
@@ -102,9 +102,9 @@ func TestUploadAndDownload(t *testing.T) {
 	}
 	f.Close()
 	want := base64.StdEncoding.EncodeToString(sum.Sum(nil))
-	curl(t, "http://"+p.plain+"/v1/customers/3/accounts/1") // warm
-	before := p.rss(t, "VmRSS")
-	for _, mode := range [][]string{{"--http1.1", "http://" + p.plain}, {"--http2-prior-knowledge", "http://" + p.plain}} {
+	curl(t, "http://"+p.Plain+"/v1/customers/3/accounts/1") // warm
+	before := p.Memory(t, "VmRSS")
+	for _, mode := range [][]string{{"--http1.1", "http://" + p.Plain}, {"--http2-prior-knowledge", "http://" + p.Plain}} {
 		code, _, body := curl(t, mode[0], "-T", file, "-H", "Content-Type: application/octet-stream", mode[1]+"/v1/statements:import")
 		if code != 200 || !strings.Contains(body, want) || !strings.Contains(body, `"sizeBytes":"104857600"`) {
 			t.Errorf("%s upload: %d %s, want the hash %s", mode[0], code, body, want)
@@ -115,7 +115,7 @@ func TestUploadAndDownload(t *testing.T) {
 			t.Errorf("%s download: %d, %d bytes", mode[0], code, len(body))
 		}
 	}
-	peak := p.rss(t, "VmHWM")
+	peak := p.Memory(t, "VmHWM")
 	t.Logf("resident memory: %d MiB before, peak %d MiB", before>>20, peak>>20)
 	if grown := peak - before; grown > 48<<20 {
 		t.Errorf("memory grew by %d MiB while 400 MiB went through, want at most 48", grown>>20)

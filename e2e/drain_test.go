@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"transom/cmd/transom/demo/bank"
+	"transom/e2e/process"
 	bankv1 "transom/proto/bank/v1"
 )
 
@@ -22,12 +23,8 @@ import (
 // with 1001, new connections are refused, and the exit code is 0.
 func TestDrain(t *testing.T) {
 	b := startBank(t, bank.Config{})
-	cert, key, pool := certificate(t)
-	dir := t.TempDir()
-	set := filepath.Join(dir, "bank.binpb")
-	if err := os.WriteFile(set, bank.DescriptorSet(), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	a := process.NewAuthority(t)
+	cert, set, dir := certificate(t, a), descriptorSet(t), t.TempDir()
 	config := filepath.Join(dir, "transom.yaml")
 	err := os.WriteFile(config, fmt.Appendf(nil, `
 listeners:
@@ -36,15 +33,15 @@ listeners:
 descriptors: [{file: %s}]
 clusters: {bank: {target: "static:///%s"}}
 drain: {timeout: 3s}
-`, cert, key, set, b.addr), 0o600)
+`, cert, cert, set, b.addr), 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := startProcess(t, cert, pool, 2, "serve", "--config", config)
+	p := &proxy{process.Start(t, 2, "serve", "--config", config), a.File, a.Pool}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 
-	ws, _, err := websocket.Dial(ctx, "ws://"+p.plain+"/v1/support/chat", nil)
+	ws, _, err := websocket.Dial(ctx, "ws://"+p.Plain+"/v1/support/chat", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +84,7 @@ drain: {timeout: 3s}
 		b.awaitStart(t, "/bank.v1.Diagnostics/Slow")
 	}
 	begin := time.Now()
-	if err := p.stop(t); err != nil {
+	if err := p.Stop(t); err != nil {
 		t.Errorf("exit: %v", err)
 	}
 	if took := time.Since(begin); took > 10*time.Second {
@@ -107,7 +104,7 @@ drain: {timeout: 3s}
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("the open stream ends with %v, want Unavailable", err)
 	}
-	if _, err := http.Get("http://" + p.plain + "/healthz"); err == nil {
+	if _, err := http.Get("http://" + p.Plain + "/healthz"); err == nil {
 		t.Error("a connection is accepted after the end")
 	}
 }

@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
+
+	"transom/e2e/process"
 )
 
 // clusterManager answers two methods of Google Kubernetes Engine's API.
@@ -63,18 +65,18 @@ func TestForeignAPI(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(l) })
 	t.Cleanup(func() { srv.Stop(); wg.Wait() })
-	p := startProcess(t, "", nil, 1, "serve", "--listen", "127.0.0.1:0", "--descriptors", file, "--upstream", "static:///"+l.Addr().String())
+	p := process.Start(t, 1, "serve", "--listen", "127.0.0.1:0", "--descriptors", file, "--upstream", "static:///"+l.Addr().String())
 
-	code, _, body := curl(t, "http://"+p.plain+"/v1/projects/p/locations/l/clusters")
+	code, _, body := curl(t, "http://"+p.Plain+"/v1/projects/p/locations/l/clusters")
 	if code != 200 || compact(body) != `{"clusters":[{"name":"projects/p/locations/l","currentNodeCount":3}]}` {
 		t.Errorf("list: %d %s", code, body)
 	}
 	code, _, body = curl(t, "-d", `{"resourceLabels":{"team":"edge"},"labelFingerprint":"x"}`, "-H", "Content-Type: application/json",
-		"http://"+p.plain+"/v1/projects/p/locations/l/clusters/c:setResourceLabels")
+		"http://"+p.Plain+"/v1/projects/p/locations/l/clusters/c:setResourceLabels")
 	if code != 200 || !strings.Contains(body, `"detail":"edge"`) || !strings.Contains(body, `"status":"RUNNING"`) {
 		t.Errorf("set labels: %d %s", code, body)
 	}
-	code, _, body = curl(t, "http://"+p.plain+"/v1/projects/p/locations/l/operations/o")
+	code, _, body = curl(t, "http://"+p.Plain+"/v1/projects/p/locations/l/operations/o")
 	if code != 501 || !strings.Contains(body, `"code":12`) {
 		t.Errorf("a method that the backend lacks: %d %s", code, body)
 	}

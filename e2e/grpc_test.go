@@ -29,9 +29,9 @@ import (
 // dial connects a grpc-go client to the proxy.
 func dial(t *testing.T, p *proxy, secure bool) *grpc.ClientConn {
 	t.Helper()
-	addr, creds := p.plain, insecure.NewCredentials()
+	addr, creds := p.Plain, insecure.NewCredentials()
 	if secure {
-		addr, creds = p.secure, credentials.NewClientTLSFromCert(p.pool, "")
+		addr, creds = p.Secure, credentials.NewClientTLSFromCert(p.pool, "")
 	}
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(creds))
 	if err != nil {
@@ -246,7 +246,7 @@ func TestBackendGone(t *testing.T) {
 	if err := <-slow; status.Code(err) != codes.Unavailable {
 		t.Errorf("the unary call ends with %v", err)
 	}
-	code, _, body := curl(t, "http://"+p.plain+"/v1/customers/3/accounts/1")
+	code, _, body := curl(t, "http://"+p.Plain+"/v1/customers/3/accounts/1")
 	if code != 503 || strings.Contains(body, b.addr) || !strings.Contains(body, `"code":14`) {
 		t.Errorf("REST: %d %s", code, body)
 	}
@@ -264,7 +264,7 @@ func TestGHZ(t *testing.T) {
 		{"bank.v1.Accounts/Get", `{"name":"customers/3/accounts/1"}`},
 		{"bank.v1.Diagnostics/Generate", `{"count":20,"size_bytes":100}`},
 	} {
-		for name, addr := range map[string]string{"direct": b.addr, "through transom": p.plain} {
+		for name, addr := range map[string]string{"direct": b.addr, "through transom": p.Plain} {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			cmd := exec.CommandContext(ctx, ghz, "--insecure", "--call", tc.call, "-d", tc.data, "-n", "2000", "-c", "20", "-O", "json", addr)
 			var stderr bytes.Buffer

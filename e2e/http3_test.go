@@ -21,10 +21,10 @@ func client(t *testing.T, p *proxy, version string) (*http.Client, string) {
 	if version == "h3" {
 		tr := &http3.Transport{TLSClientConfig: tc}
 		t.Cleanup(func() { tr.Close() })
-		return &http.Client{Transport: tr}, "https://" + p.secure
+		return &http.Client{Transport: tr}, "https://" + p.Secure
 	}
 	tr := &http.Transport{TLSClientConfig: tc, Protocols: new(http.Protocols)}
-	base := "http://" + p.plain
+	base := "http://" + p.Plain
 	switch version {
 	case "h1":
 		tr.Protocols.SetHTTP1(true)
@@ -32,7 +32,7 @@ func client(t *testing.T, p *proxy, version string) (*http.Client, string) {
 		tr.Protocols.SetUnencryptedHTTP2(true)
 	case "h2":
 		tr.Protocols.SetHTTP2(true)
-		base = "https://" + p.secure
+		base = "https://" + p.Secure
 	}
 	t.Cleanup(tr.CloseIdleConnections)
 	return &http.Client{Transport: tr}, base

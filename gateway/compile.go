@@ -19,6 +19,7 @@ import (
 	"transom/listeners"
 	"transom/policy/access"
 	"transom/policy/identity"
+	"transom/policy/traffic"
 	configv1 "transom/proto/transom/config/v1"
 	"transom/rpc"
 	"transom/transcoder"
@@ -173,6 +174,7 @@ type builder struct {
 	// dry says that nothing will be served, so that nothing need be written or sent.
 	dry       bool
 	overload  *overload
+	mirrors   *traffic.Mirrors
 	accessLog *observe.AccessLog
 	traces    *observe.Traces
 	faults    []Fault
@@ -350,7 +352,7 @@ func (b *builder) snapshot() *Snapshot {
 		s.effective[m.ID] = eff
 		inner, own := local[m.FullPath]
 		if !own {
-			inner = b.cluster(eff)
+			inner = b.destination(eff)
 		}
 		s.routes[m.ID] = listeners.Route{
 			Handler: inner, Plan: plans.Method(m), Edge: edge,
@@ -379,15 +381,17 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 	}
 	return rpc.Chain(inner,
 		b.shed(),
+		b.deprecated(eff),
 		b.authenticate(eff),
 		b.authorize(m, eff),
 		b.limits(m, eff),
 		b.validate(m, eff),
 		b.caching(m, eff),
+		b.faulty(eff),
 	)
 }
 
-// cluster is the innermost handler: the cluster that the policy names, or the only one there is.
+// cluster takes calls to the cluster that the policy names, or to the only one there is.
 func (b *builder) cluster(eff Effective) rpc.Handler {
 	name := eff.Policy.GetCluster()
 	if name == "" && len(b.clusters) == 1 {

@@ -25,6 +25,7 @@ import (
 
 	"transom/descriptors"
 	"transom/gateway/observe"
+	"transom/policy/traffic"
 	configv1 "transom/proto/transom/config/v1"
 )
 
@@ -46,6 +47,8 @@ type Gateway struct {
 	loads  loads
 	// overload is measured over all Snapshots.
 	overload overload
+	// mirrors are the copies of calls, of all Snapshots.
+	mirrors *traffic.Mirrors
 	// metrics are collected while somebody can read them.
 	metrics *observe.Metrics
 	began   time.Time
@@ -86,6 +89,7 @@ func New(ctx context.Context, cfg *configv1.Config, log *slog.Logger) (*Gateway,
 func newGateway(log *slog.Logger) *Gateway {
 	g := &Gateway{
 		log: log, began: time.Now(), metrics: observe.NewMetrics(), health: health.NewServer(), broken: make(chan error, 1), leave: make(chan struct{}), wake: make(chan struct{}, 1),
+		mirrors: traffic.NewMirrors(),
 	}
 	g.metrics.Register(newState(g))
 	return g
@@ -236,6 +240,7 @@ func (g *Gateway) close(ctx context.Context) {
 	if g.admin != nil {
 		g.admin.close()
 	}
+	g.mirrors.Close()
 	if s := g.current.p.Load(); s != nil {
 		s.Release()
 	}

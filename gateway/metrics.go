@@ -36,6 +36,7 @@ type state struct {
 	clusterInFlight, clusterQueued, endpoints              *prometheus.Desc
 	endpointHealthy, endpointInFlight, endpointUtilization *prometheus.Desc
 	memoryUsed, memoryLimit, shed, refused                 *prometheus.Desc
+	mirrored, mirrorsInFlight                              *prometheus.Desc
 }
 
 var _ prometheus.Collector = (*state)(nil)
@@ -64,6 +65,8 @@ func newState(g *Gateway) *state {
 		memoryUsed:          d("transom_memory_used_bytes", "Memory that counts towards the limit."),
 		shed:                d("transom_calls_shed_total", "Calls turned away because of overload.", "reason"),
 		refused:             d("transom_connections_refused_total", "TCP connections closed because there were too many.", "listener"),
+		mirrored:            d("transom_mirrored_calls_total", "Copies of calls by the cluster that they went to: sent and ended well (ok) or not (failed), or never sent because there were too many at a time (dropped).", "transom_cluster", "result"),
+		mirrorsInFlight:     d("transom_mirrored_calls_in_flight", "Copies of calls under way.", "transom_cluster"),
 		memoryLimit:         d("transom_memory_limit_bytes", "The limit (GOMEMLIMIT), 0 for none."),
 	}
 }
@@ -110,6 +113,12 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 			at, subject := l.certs.notAfter()
 			gauge(s.notAfter, float64(at.Unix()), name, subject)
 		}
+	}
+	for _, c := range s.g.mirrors.Counts() {
+		for result, n := range map[string]int64{"ok": c.OK, "failed": c.Failed, "dropped": c.Dropped} {
+			out <- prometheus.MustNewConstMetric(s.mirrored, prometheus.CounterValue, float64(n), c.Cluster, result)
+		}
+		gauge(s.mirrorsInFlight, float64(c.InFlight), c.Cluster)
 	}
 	s.g.Snapshot(func(snap *Snapshot) {
 		for _, c := range snap.sortedClusters() {

@@ -160,7 +160,7 @@ func credentialHeaders(cfg *configv1.Config) []string {
 func (b *builder) edge() listeners.EdgeConfig {
 	sec := b.cfg.GetSecurity()
 	cfg := listeners.EdgeConfig{
-		Forward:        slices.Concat(credentialHeaders(b.cfg), b.cfg.GetMetadata().GetRequestHeaders()),
+		Forward:        slices.Concat(credentialHeaders(b.cfg), trafficHeaders(b.cfg), b.cfg.GetMetadata().GetRequestHeaders()),
 		TrustedProxies: b.networks("security.trusted_proxies", sec.GetTrustedProxies()),
 		TrustedOrigins: sec.GetTrustedOrigins(),
 		ResponseHeader: sec.GetResponseHeaders(),

@@ -156,8 +156,35 @@ func (p *policySet) effective(method string) (Effective, []Fault) {
 			return true
 		})
 	}
+	faults = append(faults, settle(&eff, ranks, method)...)
 	eff.Policy, _ = proto.Clone(eff.Policy).(*configv1.Policy)
 	return eff, faults
+}
+
+// settle leaves one answer to where calls go: of cluster and split the more specific counts, and routes that are less specific
+// than it do not. ranks are those of the fields. Cluster and split of equal rank are a fault.
+func settle(e *Effective, ranks map[protoreflect.Name]int, method string) []Fault {
+	drop := func(name protoreflect.Name) {
+		m := e.Policy.ProtoReflect()
+		m.Clear(m.Descriptor().Fields().ByName(name))
+		delete(e.From, name)
+	}
+	cluster, named := ranks["cluster"]
+	split, shared := ranks["split"]
+	if named && shared {
+		switch {
+		case cluster == split:
+			return []Fault{{e.path("split"), fmt.Sprintf("cluster and split exclude each other, and both are set for %s with the same precedence", method)}}
+		case cluster > split:
+			drop("split")
+		default:
+			drop("cluster")
+		}
+	}
+	if routes, ok := ranks["routes"]; ok && routes < max(cluster, split) {
+		drop("routes")
+	}
+	return nil
 }
 
 // Fault is one thing wrong with a configuration.

@@ -11,7 +11,9 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/metadata"
@@ -106,6 +108,28 @@ type Principal struct {
 	Plan string
 	// Expires is when the credential ends; zero if it does not. Long streams are ended then.
 	Expires time.Time
+}
+
+// ClaimText is the text of a claim by its path, "org.id"; "" if there is none. The Principal may be nil.
+func (p *Principal) ClaimText(path string) string {
+	if p == nil {
+		return ""
+	}
+	var v any = p.Claims
+	for name := range strings.SplitSeq(path, ".") {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return ""
+		}
+		v = m[name]
+	}
+	switch v := v.(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	}
+	return fmt.Sprint(v)
 }
 
 // Source says whose fault an error is.

@@ -47,7 +47,7 @@ func TestDocumentedCalls(t *testing.T) {
 		}
 		examples++
 		t.Run(heading, func(t *testing.T) {
-			p := start(t, config)
+			p := start(t, withBanks(t, config))
 			for _, line := range block {
 				header, want, ok := strings.Cut(line, "|")
 				if !ok {
@@ -67,7 +67,15 @@ func TestDocumentedCalls(t *testing.T) {
 					if code == codes.OK {
 						status = http.StatusOK
 					}
-					call(t, p, md).want(t, line, code, status, reason)
+					o := call(t, p, md)
+					if from, said := strings.CutPrefix(reason, "from "); said {
+						o.wantOK(t, line)
+						if o.server != from {
+							t.Errorf("%s: answered by %q", line, o.server)
+						}
+						return
+					}
+					o.want(t, line, code, status, reason)
 				})
 			}
 		})

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -41,7 +42,13 @@ const patience = 20 * time.Second
 // startBank runs a bank until the test ends, and returns its address.
 func startBank(t testing.TB) string {
 	t.Helper()
-	b := bank.New(bank.Config{})
+	return startNamed(t, "")
+}
+
+// startNamed is startBank for a bank that says its name.
+func startNamed(t testing.TB, name string) string {
+	t.Helper()
+	b := bank.New(bank.Config{Name: name})
 	srv := grpc.NewServer(b.ServerOptions()...)
 	b.Register(srv)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -135,7 +142,21 @@ func (p *proxy) whole(text string) []byte {
 	if !strings.Contains(text, "\nlisteners:") {
 		text += "\nlisteners: [{address: \"127.0.0.1:0\"}]\n"
 	}
-	return fmt.Appendf(nil, "%s\ndescriptors: [{file: %s}]\nclusters: {bank: {target: \"static:///%s\"}%s}\n", text, p.set, p.bank, p.clusters)
+	if !strings.Contains(text, "\nclusters:") && !strings.HasPrefix(text, "clusters:") {
+		text += fmt.Sprintf("\nclusters: {bank: {target: \"static:///%s\"}%s}\n", p.bank, p.clusters)
+	}
+	return fmt.Appendf(nil, "%s\ndescriptors: [{file: %s}]\n", text, p.set)
+}
+
+// bankTarget is how examples name a bank.
+var bankTarget = regexp.MustCompile(`"dns:///([a-z-]+):50051"`)
+
+// withBanks puts a running bank of that name in the place of each that an example names.
+func withBanks(t testing.TB, text string) string {
+	t.Helper()
+	return bankTarget.ReplaceAllStringFunc(text, func(target string) string {
+		return `"static:///` + startNamed(t, bankTarget.FindStringSubmatch(target)[1]) + `"`
+	})
 }
 
 // reload puts other policies in force.
@@ -174,8 +195,9 @@ type outcome struct {
 	details []any
 	// header is what came with a refusal, in lower case.
 	header metadata.MD
-	// seen is the metadata that the bank got.
-	seen map[string][]string
+	// seen is the metadata that the bank got, server its name.
+	seen   map[string][]string
+	server string
 }
 
 // protocols are the ways to call Diagnostics.Metadata.
@@ -222,7 +244,7 @@ func ofHTTP(t *testing.T, resp *http.Response) outcome {
 		o.header[strings.ToLower(k)] = v
 	}
 	if resp.StatusCode == http.StatusOK {
-		o.seen = seenOf(t, body)
+		o.seen, o.server = seenOf(t, body)
 		return o
 	}
 	var st struct {
@@ -243,19 +265,20 @@ func ofHTTP(t *testing.T, resp *http.Response) outcome {
 	return o
 }
 
-func seenOf(t *testing.T, body []byte) map[string][]string {
+func seenOf(t *testing.T, body []byte) (seen map[string][]string, server string) {
 	t.Helper()
 	var answer struct {
 		Metadata map[string]struct{ Values []string }
+		Server   string
 	}
 	if err := json.Unmarshal(body, &answer); err != nil {
 		t.Fatalf("%s: %v", body, err)
 	}
-	seen := map[string][]string{}
+	seen = map[string][]string{}
 	for k, v := range answer.Metadata {
 		seen[k] = v.Values
 	}
-	return seen
+	return seen, answer.Server
 }
 
 func callGRPC(t *testing.T, p *proxy, header map[string]string) outcome {
@@ -279,6 +302,7 @@ func callGRPC(t *testing.T, p *proxy, header map[string]string) outcome {
 	for k, v := range resp.GetMetadata() {
 		o.seen[k] = v.GetValues()
 	}
+	o.server = resp.GetServer()
 	return o
 }
 
@@ -311,7 +335,9 @@ func callWebSocket(t *testing.T, p *proxy, header map[string]string) outcome {
 		}
 		return outcome{code: codes.Code(ce.Code - 4000), message: ce.Reason}
 	}
-	return outcome{http: http.StatusOK, seen: seenOf(t, bytes.TrimSpace(b))}
+	o := outcome{http: http.StatusOK}
+	o.seen, o.server = seenOf(t, bytes.TrimSpace(b))
+	return o
 }
 
 // want checks an outcome: the code, and for REST and WebSocket the HTTP status that goes with it.

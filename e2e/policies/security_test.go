@@ -290,7 +290,9 @@ listeners: [{address: "127.0.0.1:0", tls: {certificate: DIR/edge.crt, key: DIR/e
 			if err != nil {
 				t.Fatal(err)
 			}
-			check("WebSocket", outcome{http: 200, seen: seenOf(t, b)})
+			o := outcome{http: 200}
+			o.seen, o.server = seenOf(t, b)
+			check("WebSocket", o)
 			c.CloseNow()
 		}
 		h.CloseIdleConnections()

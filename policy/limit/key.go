@@ -66,7 +66,7 @@ func (l *Limiter) key(dst []byte, call *rpc.Call) []byte {
 				dst = appendText(dst, v)
 			}
 		case perClaim:
-			dst = appendText(dst, claim(call.Principal, p.name))
+			dst = appendText(dst, call.Principal.ClaimText(p.name))
 		}
 	}
 	return dst
@@ -85,26 +85,4 @@ func appendAddr(dst []byte, a netip.Addr) []byte {
 	}
 	b := a.As16()
 	return append(append(dst, 6), b[:8]...)
-}
-
-// claim is the text of a claim by its path, "org.id"; "" if there is none.
-func claim(p *rpc.Principal, path string) string {
-	if p == nil {
-		return ""
-	}
-	var v any = p.Claims
-	for name := range strings.SplitSeq(path, ".") {
-		m, ok := v.(map[string]any)
-		if !ok {
-			return ""
-		}
-		v = m[name]
-	}
-	switch v := v.(type) {
-	case nil:
-		return ""
-	case string:
-		return v
-	}
-	return fmt.Sprint(v)
 }

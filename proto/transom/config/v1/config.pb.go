@@ -1103,7 +1103,18 @@ type Policy struct {
 	Cache *Cache `protobuf:"bytes,32,opt,name=cache,proto3" json:"cache,omitempty"`
 	// Refuse messages that break the rules (buf.validate) of their descriptors; of a stream, each message is checked.
 	// Default false.
-	Validate      *bool `protobuf:"varint,40,opt,name=validate,proto3,oneof" json:"validate,omitempty"`
+	Validate *bool `protobuf:"varint,40,opt,name=validate,proto3,oneof" json:"validate,omitempty"`
+	// Where calls go by what they carry; the first route that takes a call has it. A more specific cluster or split takes the
+	// place of routes.
+	Routes []*Route `protobuf:"bytes,50,rep,name=routes,proto3" json:"routes,omitempty"`
+	// Share calls between clusters. Of cluster and split the more specific counts; one block has one of them only.
+	Split *Split `protobuf:"bytes,51,opt,name=split,proto3" json:"split,omitempty"`
+	// Send copies of calls to another cluster.
+	Mirror *Mirror `protobuf:"bytes,52,opt,name=mirror,proto3" json:"mirror,omitempty"`
+	// Make calls late, or fail, for tests.
+	Faults []*Fault `protobuf:"bytes,53,rep,name=faults,proto3" json:"faults,omitempty"`
+	// Tell clients that the methods will go.
+	Deprecated    *Deprecated `protobuf:"bytes,54,opt,name=deprecated,proto3" json:"deprecated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1243,6 +1254,476 @@ func (x *Policy) GetValidate() bool {
 	return false
 }
 
+func (x *Policy) GetRoutes() []*Route {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *Policy) GetSplit() *Split {
+	if x != nil {
+		return x.Split
+	}
+	return nil
+}
+
+func (x *Policy) GetMirror() *Mirror {
+	if x != nil {
+		return x.Mirror
+	}
+	return nil
+}
+
+func (x *Policy) GetFaults() []*Fault {
+	if x != nil {
+		return x.Faults
+	}
+	return nil
+}
+
+func (x *Policy) GetDeprecated() *Deprecated {
+	if x != nil {
+		return x.Deprecated
+	}
+	return nil
+}
+
+// Condition is something that a call's metadata must have. REST and WebSocket clients send it as the header of that name.
+type Condition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The metadata name, in lower case. Required.
+	Header string `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	// Types that are valid to be assigned to Match:
+	//
+	//	*Condition_Exact
+	//	*Condition_Prefix
+	//	*Condition_Present
+	Match         isCondition_Match `protobuf_oneof:"match"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Condition) Reset() {
+	*x = Condition{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Condition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Condition) ProtoMessage() {}
+
+func (x *Condition) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Condition.ProtoReflect.Descriptor instead.
+func (*Condition) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Condition) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *Condition) GetMatch() isCondition_Match {
+	if x != nil {
+		return x.Match
+	}
+	return nil
+}
+
+func (x *Condition) GetExact() string {
+	if x != nil {
+		if x, ok := x.Match.(*Condition_Exact); ok {
+			return x.Exact
+		}
+	}
+	return ""
+}
+
+func (x *Condition) GetPrefix() string {
+	if x != nil {
+		if x, ok := x.Match.(*Condition_Prefix); ok {
+			return x.Prefix
+		}
+	}
+	return ""
+}
+
+func (x *Condition) GetPresent() bool {
+	if x != nil {
+		if x, ok := x.Match.(*Condition_Present); ok {
+			return x.Present
+		}
+	}
+	return false
+}
+
+type isCondition_Match interface {
+	isCondition_Match()
+}
+
+type Condition_Exact struct {
+	// A value is this.
+	Exact string `protobuf:"bytes,2,opt,name=exact,proto3,oneof"`
+}
+
+type Condition_Prefix struct {
+	// A value begins with this.
+	Prefix string `protobuf:"bytes,3,opt,name=prefix,proto3,oneof"`
+}
+
+type Condition_Present struct {
+	// There is a value at all; or there is none, if false.
+	Present bool `protobuf:"varint,4,opt,name=present,proto3,oneof"`
+}
+
+func (*Condition_Exact) isCondition_Match() {}
+
+func (*Condition_Prefix) isCondition_Match() {}
+
+func (*Condition_Present) isCondition_Match() {}
+
+// Route sends calls that meet all conditions to a cluster.
+type Route struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	When []*Condition `protobuf:"bytes,1,rep,name=when,proto3" json:"when,omitempty"`
+	// Required.
+	Cluster       string `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Route) GetWhen() []*Condition {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+func (x *Route) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+// Split shares calls between clusters.
+type Split struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The clusters, each with its weight, 0 … 1000000: {stable: 95, canary: 5}. Required.
+	Clusters map[string]uint32 `protobuf:"bytes,1,rep,name=clusters,proto3" json:"clusters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	// What calls of one caller have in common, so that they stay with one cluster: "consumer", "ip" (of IPv6 the /64),
+	// "header:NAME", "cookie:NAME" or "claim:PATH". Of several the first that a call has. A heavier weight only moves callers
+	// to its cluster, a lighter one only away from it. Default: calls are spread at random.
+	Sticky        []string `protobuf:"bytes,2,rep,name=sticky,proto3" json:"sticky,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Split) Reset() {
+	*x = Split{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Split) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Split) ProtoMessage() {}
+
+func (x *Split) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Split.ProtoReflect.Descriptor instead.
+func (*Split) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *Split) GetClusters() map[string]uint32 {
+	if x != nil {
+		return x.Clusters
+	}
+	return nil
+}
+
+func (x *Split) GetSticky() []string {
+	if x != nil {
+		return x.Sticky
+	}
+	return nil
+}
+
+// Mirror sends copies of calls to another cluster, whose answers are dropped. Calls neither wait for their copy nor fail with
+// it. Backends see the metadata "x-transom-mirrored: true" in copies.
+type Mirror struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the copies go. Required.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// The share of calls that are copied, 0 … 1, at random. Default 1.
+	Share *float64 `protobuf:"fixed64,2,opt,name=share,proto3,oneof" json:"share,omitempty"`
+	// Copies under way to the cluster at a time; of further calls none is made. Default 100, at most 100000.
+	MaxConcurrent uint32 `protobuf:"varint,3,opt,name=max_concurrent,json=maxConcurrent,proto3" json:"max_concurrent,omitempty"`
+	// How long a copy may take, of a stream too. Default 15s, 1ms … 24h.
+	Timeout       *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mirror) Reset() {
+	*x = Mirror{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mirror) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mirror) ProtoMessage() {}
+
+func (x *Mirror) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
+func (*Mirror) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Mirror) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Mirror) GetShare() float64 {
+	if x != nil && x.Share != nil {
+		return *x.Share
+	}
+	return 0
+}
+
+func (x *Mirror) GetMaxConcurrent() uint32 {
+	if x != nil {
+		return x.MaxConcurrent
+	}
+	return 0
+}
+
+func (x *Mirror) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+// Fault makes some calls late, or fail, for tests.
+type Fault struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the calls must have. Default: all calls.
+	When []*Condition `protobuf:"bytes,1,rep,name=when,proto3" json:"when,omitempty"`
+	// The share of them, 0 … 1, at random. Default 1.
+	Share *float64 `protobuf:"fixed64,2,opt,name=share,proto3,oneof" json:"share,omitempty"`
+	// How long a call waits before it goes on, or fails. Default 0s, at most 1h.
+	Delay *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
+	// The code that the call ends with, rather than go on.
+	Abort         string `protobuf:"bytes,4,opt,name=abort,proto3" json:"abort,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fault) Reset() {
+	*x = Fault{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fault) ProtoMessage() {}
+
+func (x *Fault) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fault.ProtoReflect.Descriptor instead.
+func (*Fault) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Fault) GetWhen() []*Condition {
+	if x != nil {
+		return x.When
+	}
+	return nil
+}
+
+func (x *Fault) GetShare() float64 {
+	if x != nil && x.Share != nil {
+		return *x.Share
+	}
+	return 0
+}
+
+func (x *Fault) GetDelay() *durationpb.Duration {
+	if x != nil {
+		return x.Delay
+	}
+	return nil
+}
+
+func (x *Fault) GetAbort() string {
+	if x != nil {
+		return x.Abort
+	}
+	return ""
+}
+
+// Deprecated says that methods will go: in the headers Deprecation (RFC 9745), Sunset (RFC 8594) and Link of every answer,
+// which clients of gRPC get as metadata. A date is "2027-06-30", its first moment in UTC, or "2027-06-30T12:00:00Z".
+type Deprecated struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the methods became deprecated, or will.
+	Since string `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
+	// When they will stop, not before since.
+	Sunset string `protobuf:"bytes,2,opt,name=sunset,proto3" json:"sunset,omitempty"`
+	// The URL of a page about it.
+	Link          string `protobuf:"bytes,3,opt,name=link,proto3" json:"link,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Deprecated) Reset() {
+	*x = Deprecated{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Deprecated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Deprecated) ProtoMessage() {}
+
+func (x *Deprecated) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Deprecated.ProtoReflect.Descriptor instead.
+func (*Deprecated) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Deprecated) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *Deprecated) GetSunset() string {
+	if x != nil {
+		return x.Sunset
+	}
+	return ""
+}
+
+func (x *Deprecated) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
 // Auth says who must show who they are.
 type Auth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1257,7 +1738,7 @@ type Auth struct {
 
 func (x *Auth) Reset() {
 	*x = Auth{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1750,7 @@ func (x *Auth) String() string {
 func (*Auth) ProtoMessage() {}
 
 func (x *Auth) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[10]
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1763,7 @@ func (x *Auth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Auth.ProtoReflect.Descriptor instead.
 func (*Auth) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Auth) GetRequire() []string {
@@ -1319,7 +1800,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1812,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[11]
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1825,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Access) GetScopes() []string {
@@ -1409,7 +1890,7 @@ type Security struct {
 
 func (x *Security) Reset() {
 	*x = Security{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1421,7 +1902,7 @@ func (x *Security) String() string {
 func (*Security) ProtoMessage() {}
 
 func (x *Security) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[12]
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1434,7 +1915,7 @@ func (x *Security) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Security.ProtoReflect.Descriptor instead.
 func (*Security) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Security) GetDefaultDeny() bool {
@@ -1490,7 +1971,7 @@ type RequestId struct {
 
 func (x *RequestId) Reset() {
 	*x = RequestId{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1983,7 @@ func (x *RequestId) String() string {
 func (*RequestId) ProtoMessage() {}
 
 func (x *RequestId) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[13]
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1996,7 @@ func (x *RequestId) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestId.ProtoReflect.Descriptor instead.
 func (*RequestId) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RequestId) GetHeader() string {
@@ -1545,7 +2026,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +2038,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[14]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +2051,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Cache) GetTtl() *durationpb.Duration {
@@ -1639,7 +2120,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +2132,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[15]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +2145,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Limit) GetName() string {
@@ -1802,7 +2283,7 @@ type Redis struct {
 
 func (x *Redis) Reset() {
 	*x = Redis{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1814,7 +2295,7 @@ func (x *Redis) String() string {
 func (*Redis) ProtoMessage() {}
 
 func (x *Redis) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1827,7 +2308,7 @@ func (x *Redis) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redis.ProtoReflect.Descriptor instead.
 func (*Redis) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Redis) GetAddresses() []string {
@@ -1906,7 +2387,7 @@ type RedisTLS struct {
 
 func (x *RedisTLS) Reset() {
 	*x = RedisTLS{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1918,7 +2399,7 @@ func (x *RedisTLS) String() string {
 func (*RedisTLS) ProtoMessage() {}
 
 func (x *RedisTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1931,7 +2412,7 @@ func (x *RedisTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedisTLS.ProtoReflect.Descriptor instead.
 func (*RedisTLS) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RedisTLS) GetCa() string {
@@ -1961,7 +2442,7 @@ type Consumers struct {
 
 func (x *Consumers) Reset() {
 	*x = Consumers{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1973,7 +2454,7 @@ func (x *Consumers) String() string {
 func (*Consumers) ProtoMessage() {}
 
 func (x *Consumers) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1986,7 +2467,7 @@ func (x *Consumers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumers.ProtoReflect.Descriptor instead.
 func (*Consumers) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Consumers) GetProviders() map[string]*Provider {
@@ -2023,7 +2504,7 @@ type Provider struct {
 
 func (x *Provider) Reset() {
 	*x = Provider{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2516,7 @@ func (x *Provider) String() string {
 func (*Provider) ProtoMessage() {}
 
 func (x *Provider) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2529,7 @@ func (x *Provider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Provider.ProtoReflect.Descriptor instead.
 func (*Provider) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Provider) GetKind() isProvider_Kind {
@@ -2176,7 +2657,7 @@ type ApiKey struct {
 
 func (x *ApiKey) Reset() {
 	*x = ApiKey{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2188,7 +2669,7 @@ func (x *ApiKey) String() string {
 func (*ApiKey) ProtoMessage() {}
 
 func (x *ApiKey) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2201,7 +2682,7 @@ func (x *ApiKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKey.ProtoReflect.Descriptor instead.
 func (*ApiKey) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ApiKey) GetHeader() string {
@@ -2241,7 +2722,7 @@ type Jwt struct {
 
 func (x *Jwt) Reset() {
 	*x = Jwt{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2253,7 +2734,7 @@ func (x *Jwt) String() string {
 func (*Jwt) ProtoMessage() {}
 
 func (x *Jwt) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2266,7 +2747,7 @@ func (x *Jwt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Jwt.ProtoReflect.Descriptor instead.
 func (*Jwt) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Jwt) GetIssuer() string {
@@ -2367,7 +2848,7 @@ type Introspection struct {
 
 func (x *Introspection) Reset() {
 	*x = Introspection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2379,7 +2860,7 @@ func (x *Introspection) String() string {
 func (*Introspection) ProtoMessage() {}
 
 func (x *Introspection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2392,7 +2873,7 @@ func (x *Introspection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Introspection.ProtoReflect.Descriptor instead.
 func (*Introspection) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Introspection) GetUrl() string {
@@ -2469,7 +2950,7 @@ type ClientCertificate struct {
 
 func (x *ClientCertificate) Reset() {
 	*x = ClientCertificate{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2481,7 +2962,7 @@ func (x *ClientCertificate) String() string {
 func (*ClientCertificate) ProtoMessage() {}
 
 func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2494,7 +2975,7 @@ func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCertificate.ProtoReflect.Descriptor instead.
 func (*ClientCertificate) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 // Basic takes name and password from "authorization: Basic …". The name is that of a known consumer with a password.
@@ -2506,7 +2987,7 @@ type Basic struct {
 
 func (x *Basic) Reset() {
 	*x = Basic{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2518,7 +2999,7 @@ func (x *Basic) String() string {
 func (*Basic) ProtoMessage() {}
 
 func (x *Basic) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2531,7 +3012,7 @@ func (x *Basic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Basic.ProtoReflect.Descriptor instead.
 func (*Basic) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 // External lets a gRPC server decide. It is asked for every call, after the providers before it found no credential, and
@@ -2552,7 +3033,7 @@ type External struct {
 
 func (x *External) Reset() {
 	*x = External{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2564,7 +3045,7 @@ func (x *External) String() string {
 func (*External) ProtoMessage() {}
 
 func (x *External) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2577,7 +3058,7 @@ func (x *External) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use External.ProtoReflect.Descriptor instead.
 func (*External) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *External) GetCluster() string {
@@ -2615,7 +3096,7 @@ type Outbound struct {
 
 func (x *Outbound) Reset() {
 	*x = Outbound{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +3108,7 @@ func (x *Outbound) String() string {
 func (*Outbound) ProtoMessage() {}
 
 func (x *Outbound) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +3121,7 @@ func (x *Outbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outbound.ProtoReflect.Descriptor instead.
 func (*Outbound) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Outbound) GetPrivate() bool {
@@ -2681,7 +3162,7 @@ type Consumer struct {
 
 func (x *Consumer) Reset() {
 	*x = Consumer{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2693,7 +3174,7 @@ func (x *Consumer) String() string {
 func (*Consumer) ProtoMessage() {}
 
 func (x *Consumer) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +3187,7 @@ func (x *Consumer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
 func (*Consumer) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Consumer) GetApiKeys() []string {
@@ -2775,7 +3256,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +3268,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +3281,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Metadata) GetRequestHeaders() []string {
@@ -2850,7 +3331,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2862,7 +3343,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2875,7 +3356,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Limits) GetHeaderTimeout() *durationpb.Duration {
@@ -2976,7 +3457,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2988,7 +3469,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +3482,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Drain) GetDelay() *durationpb.Duration {
@@ -3029,7 +3510,7 @@ type UnknownMethods struct {
 
 func (x *UnknownMethods) Reset() {
 	*x = UnknownMethods{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[31]
+	mi := &file_transom_config_v1_config_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3041,7 +3522,7 @@ func (x *UnknownMethods) String() string {
 func (*UnknownMethods) ProtoMessage() {}
 
 func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[31]
+	mi := &file_transom_config_v1_config_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3054,7 +3535,7 @@ func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnknownMethods.ProtoReflect.Descriptor instead.
 func (*UnknownMethods) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{31}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UnknownMethods) GetCluster() string {
@@ -3091,7 +3572,7 @@ type Json struct {
 
 func (x *Json) Reset() {
 	*x = Json{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[32]
+	mi := &file_transom_config_v1_config_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3103,7 +3584,7 @@ func (x *Json) String() string {
 func (*Json) ProtoMessage() {}
 
 func (x *Json) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[32]
+	mi := &file_transom_config_v1_config_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3116,7 +3597,7 @@ func (x *Json) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Json.ProtoReflect.Descriptor instead.
 func (*Json) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Json) GetEmitDefaults() bool {
@@ -3195,7 +3676,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[33]
+	mi := &file_transom_config_v1_config_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3207,7 +3688,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[33]
+	mi := &file_transom_config_v1_config_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3220,7 +3701,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Health) GetPath() string {
@@ -3251,7 +3732,7 @@ type HttpRules struct {
 
 func (x *HttpRules) Reset() {
 	*x = HttpRules{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[34]
+	mi := &file_transom_config_v1_config_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3744,7 @@ func (x *HttpRules) String() string {
 func (*HttpRules) ProtoMessage() {}
 
 func (x *HttpRules) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[34]
+	mi := &file_transom_config_v1_config_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3757,7 @@ func (x *HttpRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpRules.ProtoReflect.Descriptor instead.
 func (*HttpRules) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{34}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *HttpRules) GetServiceConfig() string {
@@ -3306,7 +3787,7 @@ type DescriptorSource_ProtoFiles struct {
 
 func (x *DescriptorSource_ProtoFiles) Reset() {
 	*x = DescriptorSource_ProtoFiles{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[36]
+	mi := &file_transom_config_v1_config_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3318,7 +3799,7 @@ func (x *DescriptorSource_ProtoFiles) String() string {
 func (*DescriptorSource_ProtoFiles) ProtoMessage() {}
 
 func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[36]
+	mi := &file_transom_config_v1_config_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +3840,7 @@ type DescriptorSource_Reflection struct {
 
 func (x *DescriptorSource_Reflection) Reset() {
 	*x = DescriptorSource_Reflection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[37]
+	mi := &file_transom_config_v1_config_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3852,7 @@ func (x *DescriptorSource_Reflection) String() string {
 func (*DescriptorSource_Reflection) ProtoMessage() {}
 
 func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[37]
+	mi := &file_transom_config_v1_config_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3407,7 +3888,7 @@ type Cluster_RetryBudget struct {
 
 func (x *Cluster_RetryBudget) Reset() {
 	*x = Cluster_RetryBudget{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[38]
+	mi := &file_transom_config_v1_config_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3900,7 @@ func (x *Cluster_RetryBudget) String() string {
 func (*Cluster_RetryBudget) ProtoMessage() {}
 
 func (x *Cluster_RetryBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[38]
+	mi := &file_transom_config_v1_config_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3466,7 +3947,7 @@ type Cluster_Concurrency struct {
 
 func (x *Cluster_Concurrency) Reset() {
 	*x = Cluster_Concurrency{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[39]
+	mi := &file_transom_config_v1_config_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3478,7 +3959,7 @@ func (x *Cluster_Concurrency) String() string {
 func (*Cluster_Concurrency) ProtoMessage() {}
 
 func (x *Cluster_Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[39]
+	mi := &file_transom_config_v1_config_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3537,7 +4018,7 @@ type Cluster_Kubernetes struct {
 
 func (x *Cluster_Kubernetes) Reset() {
 	*x = Cluster_Kubernetes{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[40]
+	mi := &file_transom_config_v1_config_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3549,7 +4030,7 @@ func (x *Cluster_Kubernetes) String() string {
 func (*Cluster_Kubernetes) ProtoMessage() {}
 
 func (x *Cluster_Kubernetes) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[40]
+	mi := &file_transom_config_v1_config_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3721,7 +4202,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\x12;\n" +
 	"\ahash_on\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^(|ip|header:[a-z0-9_.-]+)$R\x06hashOn\x12\x12\n" +
-	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xd6\x05\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xdc\a\n" +
 	"\x06Policy\x12$\n" +
 	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\x12\x1a\n" +
 	"\boptional\x18\x02 \x01(\bR\boptional\x12\x18\n" +
@@ -3738,8 +4219,53 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06limits\x18\x1e \x03(\v2\x18.transom.config.v1.LimitR\x06limits\x12\x1d\n" +
 	"\x04cost\x18\x1f \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x04cost\x12.\n" +
 	"\x05cache\x18  \x01(\v2\x18.transom.config.v1.CacheR\x05cache\x12\x1f\n" +
-	"\bvalidate\x18( \x01(\bH\x00R\bvalidate\x88\x01\x01B\v\n" +
-	"\t_validate\"\xb0\x01\n" +
+	"\bvalidate\x18( \x01(\bH\x00R\bvalidate\x88\x01\x01\x120\n" +
+	"\x06routes\x182 \x03(\v2\x18.transom.config.v1.RouteR\x06routes\x12.\n" +
+	"\x05split\x183 \x01(\v2\x18.transom.config.v1.SplitR\x05split\x121\n" +
+	"\x06mirror\x184 \x01(\v2\x19.transom.config.v1.MirrorR\x06mirror\x120\n" +
+	"\x06faults\x185 \x03(\v2\x18.transom.config.v1.FaultR\x06faults\x12=\n" +
+	"\n" +
+	"deprecated\x186 \x01(\v2\x1d.transom.config.v1.DeprecatedR\n" +
+	"deprecatedB\v\n" +
+	"\t_validate\"\xa9\x01\n" +
+	"\tCondition\x125\n" +
+	"\x06header\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z0-9][a-z0-9_.-]*$R\x06header\x12\x16\n" +
+	"\x05exact\x18\x02 \x01(\tH\x00R\x05exact\x12!\n" +
+	"\x06prefix\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x10\x01H\x00R\x06prefix\x12\x1a\n" +
+	"\apresent\x18\x04 \x01(\bH\x00R\apresentB\x0e\n" +
+	"\x05match\x12\x05\xbaH\x02\b\x01\"f\n" +
+	"\x05Route\x12:\n" +
+	"\x04when\x18\x01 \x03(\v2\x1c.transom.config.v1.ConditionB\b\xbaH\x05\x92\x01\x02\b\x01R\x04when\x12!\n" +
+	"\acluster\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\acluster\"\xc3\x02\n" +
+	"\x05Split\x12T\n" +
+	"\bclusters\x18\x01 \x03(\v2&.transom.config.v1.Split.ClustersEntryB\x10\xbaH\r\x9a\x01\n" +
+	"\b\x01*\x06*\x04\x18\xc0\x84=R\bclusters\x12\x16\n" +
+	"\x06sticky\x18\x02 \x03(\tR\x06sticky\x1a;\n" +
+	"\rClustersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01:\x8e\x01\xbaH\x8a\x01\x1a\x87\x01\n" +
+	"\rsplit.weights\x12*one of the clusters needs a weight above 0\x1aJsize(this.clusters) == 0 || this.clusters.exists(c, this.clusters[c] > 0u)\"\xe4\x01\n" +
+	"\x06Mirror\x12!\n" +
+	"\acluster\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\acluster\x122\n" +
+	"\x05share\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x00R\x05share\x88\x01\x01\x120\n" +
+	"\x0emax_concurrent\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06R\rmaxConcurrent\x12G\n" +
+	"\atimeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x04\b\x80\xa3\x052\x04\x10\xc0\x84=R\atimeoutB\b\n" +
+	"\x06_share\"\xa4\x04\n" +
+	"\x05Fault\x120\n" +
+	"\x04when\x18\x01 \x03(\v2\x1c.transom.config.v1.ConditionR\x04when\x122\n" +
+	"\x05share\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x00R\x05share\x88\x01\x01\x12>\n" +
+	"\x05delay\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x05delay\x12\x8a\x02\n" +
+	"\x05abort\x18\x04 \x01(\tB\xf3\x01\xbaH\xef\x01\xd8\x01\x01r\xe9\x01R\tCANCELLEDR\aUNKNOWNR\x10INVALID_ARGUMENTR\x11DEADLINE_EXCEEDEDR\tNOT_FOUNDR\x0eALREADY_EXISTSR\x11PERMISSION_DENIEDR\x12RESOURCE_EXHAUSTEDR\x13FAILED_PRECONDITIONR\aABORTEDR\fOUT_OF_RANGER\rUNIMPLEMENTEDR\bINTERNALR\vUNAVAILABLER\tDATA_LOSSR\x0fUNAUTHENTICATEDR\x05abort:^\xbaH[\x1aY\n" +
+	"\n" +
+	"fault.kind\x12&a fault has a delay, or abort, or both\x1a#has(this.delay) || this.abort != ''B\b\n" +
+	"\x06_share\"\xd2\x01\n" +
+	"\n" +
+	"Deprecated\x12\x14\n" +
+	"\x05since\x18\x01 \x01(\tR\x05since\x12\x16\n" +
+	"\x06sunset\x18\x02 \x01(\tR\x06sunset\x124\n" +
+	"\x04link\x18\x03 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^https?://[!#-;=?-~]+$R\x04link:`\xbaH]\x1a[\n" +
+	"\x10deprecated.empty\x12 deprecated needs since or sunset\x1a%this.since != '' || this.sunset != ''\"\xb0\x01\n" +
 	"\x04Auth\x12\x18\n" +
 	"\arequire\x18\x01 \x03(\tR\arequire\x12\x1c\n" +
 	"\tanonymous\x18\x02 \x01(\bR\tanonymous:p\xbaHm\x1ak\n" +
@@ -3943,7 +4469,7 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
 	(*Config)(nil),                      // 1: transom.config.v1.Config
@@ -3956,137 +4482,154 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*UpstreamTLS)(nil),                 // 8: transom.config.v1.UpstreamTLS
 	(*LoadBalancing)(nil),               // 9: transom.config.v1.LoadBalancing
 	(*Policy)(nil),                      // 10: transom.config.v1.Policy
-	(*Auth)(nil),                        // 11: transom.config.v1.Auth
-	(*Access)(nil),                      // 12: transom.config.v1.Access
-	(*Security)(nil),                    // 13: transom.config.v1.Security
-	(*RequestId)(nil),                   // 14: transom.config.v1.RequestId
-	(*Cache)(nil),                       // 15: transom.config.v1.Cache
-	(*Limit)(nil),                       // 16: transom.config.v1.Limit
-	(*Redis)(nil),                       // 17: transom.config.v1.Redis
-	(*RedisTLS)(nil),                    // 18: transom.config.v1.RedisTLS
-	(*Consumers)(nil),                   // 19: transom.config.v1.Consumers
-	(*Provider)(nil),                    // 20: transom.config.v1.Provider
-	(*ApiKey)(nil),                      // 21: transom.config.v1.ApiKey
-	(*Jwt)(nil),                         // 22: transom.config.v1.Jwt
-	(*Introspection)(nil),               // 23: transom.config.v1.Introspection
-	(*ClientCertificate)(nil),           // 24: transom.config.v1.ClientCertificate
-	(*Basic)(nil),                       // 25: transom.config.v1.Basic
-	(*External)(nil),                    // 26: transom.config.v1.External
-	(*Outbound)(nil),                    // 27: transom.config.v1.Outbound
-	(*Consumer)(nil),                    // 28: transom.config.v1.Consumer
-	(*Metadata)(nil),                    // 29: transom.config.v1.Metadata
-	(*Limits)(nil),                      // 30: transom.config.v1.Limits
-	(*Drain)(nil),                       // 31: transom.config.v1.Drain
-	(*UnknownMethods)(nil),              // 32: transom.config.v1.UnknownMethods
-	(*Json)(nil),                        // 33: transom.config.v1.Json
-	(*Health)(nil),                      // 34: transom.config.v1.Health
-	(*HttpRules)(nil),                   // 35: transom.config.v1.HttpRules
-	nil,                                 // 36: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 37: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 38: transom.config.v1.DescriptorSource.Reflection
-	(*Cluster_RetryBudget)(nil),         // 39: transom.config.v1.Cluster.RetryBudget
-	(*Cluster_Concurrency)(nil),         // 40: transom.config.v1.Cluster.Concurrency
-	(*Cluster_Kubernetes)(nil),          // 41: transom.config.v1.Cluster.Kubernetes
-	nil,                                 // 42: transom.config.v1.Security.ResponseHeadersEntry
-	nil,                                 // 43: transom.config.v1.Limit.PlansEntry
-	nil,                                 // 44: transom.config.v1.Consumers.ProvidersEntry
-	nil,                                 // 45: transom.config.v1.Consumers.KnownEntry
-	nil,                                 // 46: transom.config.v1.Jwt.MetadataEntry
-	nil,                                 // 47: transom.config.v1.Introspection.MetadataEntry
-	(*Reload)(nil),                      // 48: transom.config.v1.Reload
-	(*Admin)(nil),                       // 49: transom.config.v1.Admin
-	(*AccessLog)(nil),                   // 50: transom.config.v1.AccessLog
-	(*Tracing)(nil),                     // 51: transom.config.v1.Tracing
-	(*Overload)(nil),                    // 52: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),               // 53: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 54: google.protobuf.Duration
-	(*structpb.Struct)(nil),             // 55: google.protobuf.Struct
+	(*Condition)(nil),                   // 11: transom.config.v1.Condition
+	(*Route)(nil),                       // 12: transom.config.v1.Route
+	(*Split)(nil),                       // 13: transom.config.v1.Split
+	(*Mirror)(nil),                      // 14: transom.config.v1.Mirror
+	(*Fault)(nil),                       // 15: transom.config.v1.Fault
+	(*Deprecated)(nil),                  // 16: transom.config.v1.Deprecated
+	(*Auth)(nil),                        // 17: transom.config.v1.Auth
+	(*Access)(nil),                      // 18: transom.config.v1.Access
+	(*Security)(nil),                    // 19: transom.config.v1.Security
+	(*RequestId)(nil),                   // 20: transom.config.v1.RequestId
+	(*Cache)(nil),                       // 21: transom.config.v1.Cache
+	(*Limit)(nil),                       // 22: transom.config.v1.Limit
+	(*Redis)(nil),                       // 23: transom.config.v1.Redis
+	(*RedisTLS)(nil),                    // 24: transom.config.v1.RedisTLS
+	(*Consumers)(nil),                   // 25: transom.config.v1.Consumers
+	(*Provider)(nil),                    // 26: transom.config.v1.Provider
+	(*ApiKey)(nil),                      // 27: transom.config.v1.ApiKey
+	(*Jwt)(nil),                         // 28: transom.config.v1.Jwt
+	(*Introspection)(nil),               // 29: transom.config.v1.Introspection
+	(*ClientCertificate)(nil),           // 30: transom.config.v1.ClientCertificate
+	(*Basic)(nil),                       // 31: transom.config.v1.Basic
+	(*External)(nil),                    // 32: transom.config.v1.External
+	(*Outbound)(nil),                    // 33: transom.config.v1.Outbound
+	(*Consumer)(nil),                    // 34: transom.config.v1.Consumer
+	(*Metadata)(nil),                    // 35: transom.config.v1.Metadata
+	(*Limits)(nil),                      // 36: transom.config.v1.Limits
+	(*Drain)(nil),                       // 37: transom.config.v1.Drain
+	(*UnknownMethods)(nil),              // 38: transom.config.v1.UnknownMethods
+	(*Json)(nil),                        // 39: transom.config.v1.Json
+	(*Health)(nil),                      // 40: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 41: transom.config.v1.HttpRules
+	nil,                                 // 42: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 43: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 44: transom.config.v1.DescriptorSource.Reflection
+	(*Cluster_RetryBudget)(nil),         // 45: transom.config.v1.Cluster.RetryBudget
+	(*Cluster_Concurrency)(nil),         // 46: transom.config.v1.Cluster.Concurrency
+	(*Cluster_Kubernetes)(nil),          // 47: transom.config.v1.Cluster.Kubernetes
+	nil,                                 // 48: transom.config.v1.Split.ClustersEntry
+	nil,                                 // 49: transom.config.v1.Security.ResponseHeadersEntry
+	nil,                                 // 50: transom.config.v1.Limit.PlansEntry
+	nil,                                 // 51: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 52: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 53: transom.config.v1.Jwt.MetadataEntry
+	nil,                                 // 54: transom.config.v1.Introspection.MetadataEntry
+	(*Reload)(nil),                      // 55: transom.config.v1.Reload
+	(*Admin)(nil),                       // 56: transom.config.v1.Admin
+	(*AccessLog)(nil),                   // 57: transom.config.v1.AccessLog
+	(*Tracing)(nil),                     // 58: transom.config.v1.Tracing
+	(*Overload)(nil),                    // 59: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),               // 60: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 61: google.protobuf.Duration
+	(*structpb.Struct)(nil),             // 62: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	2,  // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
 	6,  // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	36, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	42, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
 	10, // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
-	29, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
-	30, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
-	31, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
-	32, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
-	33, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
-	34, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
-	35, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
-	19, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
-	13, // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
-	17, // 13: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
-	48, // 14: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
-	49, // 15: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
-	50, // 16: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
-	51, // 17: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
-	52, // 18: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
+	35, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
+	36, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
+	37, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
+	38, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
+	39, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
+	40, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	41, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	25, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
+	19, // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
+	23, // 13: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
+	55, // 14: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
+	56, // 15: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
+	57, // 16: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
+	58, // 17: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
+	59, // 18: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
 	3,  // 19: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	30, // 20: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	36, // 20: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
 	5,  // 21: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	53, // 22: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	60, // 22: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
 	0,  // 23: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
 	4,  // 24: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	54, // 25: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	37, // 26: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	38, // 27: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	61, // 25: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	43, // 26: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	44, // 27: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
 	8,  // 28: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
 	9,  // 29: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	54, // 30: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	54, // 31: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	39, // 32: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	40, // 33: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	54, // 34: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	41, // 35: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	54, // 36: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	54, // 37: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	54, // 38: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	54, // 39: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	11, // 40: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	12, // 41: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	16, // 42: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
-	15, // 43: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
-	42, // 44: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
-	54, // 45: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
-	14, // 46: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
-	54, // 47: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	54, // 48: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	54, // 49: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	43, // 50: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
-	18, // 51: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
-	54, // 52: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	44, // 53: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	45, // 54: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	21, // 55: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	22, // 56: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	23, // 57: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
-	24, // 58: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
-	25, // 59: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
-	26, // 60: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
-	54, // 61: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	27, // 62: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	46, // 63: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	54, // 64: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
-	27, // 65: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
-	47, // 66: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
-	54, // 67: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
-	55, // 68: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	54, // 69: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	54, // 70: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	54, // 71: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	54, // 72: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	54, // 73: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	54, // 74: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	7,  // 75: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	54, // 76: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	20, // 77: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	28, // 78: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	79, // [79:79] is the sub-list for method output_type
-	79, // [79:79] is the sub-list for method input_type
-	79, // [79:79] is the sub-list for extension type_name
-	79, // [79:79] is the sub-list for extension extendee
-	0,  // [0:79] is the sub-list for field type_name
+	61, // 30: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	61, // 31: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	45, // 32: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	46, // 33: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	61, // 34: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	47, // 35: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	61, // 36: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	61, // 37: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	61, // 38: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	61, // 39: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	17, // 40: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	18, // 41: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	22, // 42: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
+	21, // 43: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
+	12, // 44: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
+	13, // 45: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
+	14, // 46: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
+	15, // 47: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
+	16, // 48: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
+	11, // 49: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
+	48, // 50: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
+	61, // 51: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
+	11, // 52: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
+	61, // 53: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
+	49, // 54: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	61, // 55: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	20, // 56: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	61, // 57: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	61, // 58: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	61, // 59: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	50, // 60: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
+	24, // 61: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
+	61, // 62: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	51, // 63: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	52, // 64: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	27, // 65: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	28, // 66: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	29, // 67: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	30, // 68: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	31, // 69: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	32, // 70: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	61, // 71: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	33, // 72: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	53, // 73: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	61, // 74: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	33, // 75: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	54, // 76: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	61, // 77: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	62, // 78: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	61, // 79: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	61, // 80: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	61, // 81: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	61, // 82: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	61, // 83: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	61, // 84: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	7,  // 85: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	61, // 86: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	26, // 87: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	34, // 88: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	89, // [89:89] is the sub-list for method output_type
+	89, // [89:89] is the sub-list for method input_type
+	89, // [89:89] is the sub-list for extension type_name
+	89, // [89:89] is the sub-list for extension extendee
+	0,  // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -4101,12 +4644,19 @@ func file_transom_config_v1_config_proto_init() {
 		(*DescriptorSource_Reflection_)(nil),
 	}
 	file_transom_config_v1_config_proto_msgTypes[9].OneofWrappers = []any{}
-	file_transom_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{
+	file_transom_config_v1_config_proto_msgTypes[10].OneofWrappers = []any{
+		(*Condition_Exact)(nil),
+		(*Condition_Prefix)(nil),
+		(*Condition_Present)(nil),
+	}
+	file_transom_config_v1_config_proto_msgTypes[13].OneofWrappers = []any{}
+	file_transom_config_v1_config_proto_msgTypes[14].OneofWrappers = []any{}
+	file_transom_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{
 		(*Limit_Rate)(nil),
 		(*Limit_Quota)(nil),
 		(*Limit_Concurrent)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[19].OneofWrappers = []any{
+	file_transom_config_v1_config_proto_msgTypes[25].OneofWrappers = []any{
 		(*Provider_ApiKey)(nil),
 		(*Provider_Jwt)(nil),
 		(*Provider_Introspection)(nil),
@@ -4114,14 +4664,14 @@ func file_transom_config_v1_config_proto_init() {
 		(*Provider_Basic)(nil),
 		(*Provider_External)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[38].OneofWrappers = []any{}
+	file_transom_config_v1_config_proto_msgTypes[44].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   47,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

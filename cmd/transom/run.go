@@ -19,6 +19,7 @@ const memoryShare = 0.9
 func run(ctx context.Context, g *gateway.Gateway) error {
 	// GOMEMLIMIT stands if it is set. Without a container there is no limit, which is no error here.
 	_, _ = memlimit.Set(memlimit.WithRatio(memoryShare), memlimit.WithProvider(memlimit.FromCgroup))
+	keepHeapFloor()
 	ctx, stop := context.WithCancel(ctx)
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP, syscall.SIGUSR1)

@@ -290,10 +290,14 @@ func (s *swapRoot) Unmarshal(node *yaml.Node, _ proto.Message) (bool, error) {
 	return false, nil
 }
 
-// validate checks the rules that config.proto states.
+// validate checks the rules that config.proto states. The validator is not kept: what it compiles, some megabytes full of
+// pointers, would be marked in every collection of garbage for the sake of the next reload.
 func (f *File) validate() Faults {
-	err := protovalidate.Validate(f.Config)
-	if err == nil {
+	v, err := protovalidate.New()
+	if err != nil {
+		return Faults{f.fault(1, 1, err.Error())}
+	}
+	if err = v.Validate(f.Config); err == nil {
 		return nil
 	}
 	var invalid *protovalidate.ValidationError

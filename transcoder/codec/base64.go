@@ -1,10 +1,16 @@
 package codec
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/bits"
 	"unsafe"
+
+	"github.com/segmentio/asm/base64"
 )
+
+// vectorLen is from how many bytes on the processor's vector instructions are worth the call. They are segmentio/asm's.
+const vectorLen = 64
 
 const base64Std = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -45,6 +51,11 @@ func appendBase64(dst, b []byte) []byte {
 	out := dst[n : end+8]
 	out[0] = '"'
 	out = out[1:]
+	if len(b) >= vectorLen {
+		base64.StdEncoding.Encode(out, b)
+		dst[:end][end-1] = '"'
+		return dst[:end]
+	}
 	i, o := 0, 0
 	from, to := unsafe.SliceData(b), unsafe.SliceData(out)
 	for ; i+14 <= len(b); i, o = i+12, o+16 { // out has 16 characters for each 12 bytes
@@ -83,6 +94,14 @@ func appendUnbase64(dst, s []byte, breaks bool) []byte {
 	var seen uint32
 	o := 0
 	i := 0
+	if len(s) >= vectorLen {
+		// All but the end at once, if it is whole groups of the standard alphabet; anything else goes the way below.
+		whole := (len(s) - 8) &^ 3
+		k, err := base64.StdEncoding.Decode(out, s[:whole])
+		if err == nil && k == whole/4*3 && bytes.IndexAny(s[whole:], "-_") < 0 {
+			return appendUnbase64Tail(dst[:n+k], s, whole, 0, breaks)
+		}
+	}
 	from, to := unsafe.SliceData(s), unsafe.SliceData(out)
 	for ; i+8 <= len(s) && o+8 <= len(out); i, o = i+8, o+6 {
 		q := load64(from, i)

@@ -214,7 +214,7 @@ func TestUTF8(t *testing.T) {
 	for range 200_000 {
 		var b []byte
 		class := r.IntN(len(runes))
-		for range r.IntN(20) {
+		for range r.IntN(40) {
 			if r.IntN(4) == 0 {
 				class = r.IntN(len(runes))
 			}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"unicode/utf8"
 	"unsafe"
+
+	vector "github.com/segmentio/asm/utf8"
 )
 
 // text views b as a string without copying. The string must not outlive a change of b.
@@ -130,6 +132,9 @@ func appendEscape(dst []byte, c byte) []byte {
 // continuation bytes are with where the lead bytes want them. Lead bytes that need more care (E0, ED, F0 and above)
 // leave the rest to utf8.Valid.
 func validUTF8(s []byte) bool {
+	if len(s) >= 32 {
+		return vector.Valid(s)
+	}
 	var due uint64 // continuation bytes due in the next word
 	from := unsafe.SliceData(s)
 	for i := 0; i < len(s); i += 8 {

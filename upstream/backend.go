@@ -4,8 +4,10 @@ import (
 	"context"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"transom/descriptors"
 	"transom/rpc"
@@ -13,7 +15,7 @@ import (
 )
 
 // backend is the transport below a Cluster: name resolution, balancing and connections. It makes single attempts and
-// knows nothing of clients, retries or limits. Its errors carry a gRPC status.
+// knows nothing of clients, retries or limits. Its errors carry a gRPC status: a server's, or they are *fault.
 type backend interface {
 	// Unary makes one attempt at a call of one message each way. It borrows header and req. The answer's reply holds one
 	// reference if err is nil; its other fields are filled as far as the attempt came, err or not.
@@ -60,3 +62,34 @@ type backendStream interface {
 	// Endpoint is the address of the backend, "" until Header has returned.
 	Endpoint() string
 }
+
+// fault is the end of an attempt that no server sent: what went wrong on the way.
+type fault struct {
+	kind faultKind
+	code codes.Code
+	// detail is what kind says.
+	detail string
+	// unseen says that no server has seen the attempt, so that it may be made again whatever its method.
+	unseen bool
+	// cause is for the log and may name addresses.
+	cause error
+}
+
+type faultKind uint8
+
+// The kinds of fault.
+const (
+	faultAnswer       faultKind = iota // the answer is not valid gRPC
+	faultAnswerSize                    // a message of it is too large
+	faultReset                         // RST_STREAM; detail is the name of the HTTP/2 error code
+	faultHTTP                          // an HTTP status without a gRPC status; detail is its number
+	faultLost                          // the connection broke during the attempt
+	faultUnreached                     // no endpoint was reached
+	faultClosing                       // the backend is being closed
+	faultMetadata                      // the client's metadata cannot be sent; detail is the key and what is wrong
+	faultMetadataSize                  // it is more than the server takes
+)
+
+func (f *fault) Error() string              { return f.cause.Error() }
+func (f *fault) Unwrap() error              { return f.cause }
+func (f *fault) GRPCStatus() *status.Status { return status.New(f.code, f.cause.Error()) }

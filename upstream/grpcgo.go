@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	_ "google.golang.org/grpc/health" // health checks, which service config switches on
@@ -19,6 +21,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 
 	"transom/descriptors"
 	"transom/rpc"
@@ -154,6 +157,7 @@ func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header m
 	if err != nil {
 		a.reply.Release() // of a message that came before an error
 		a.reply = rpc.Message{}
+		err = grpcError(err, a.header != nil, len(a.trailer) > 0, a.endpoint != "")
 	}
 	*u = unaryAttempt{opts: u.opts}
 	b.calls.Put(u)
@@ -195,15 +199,16 @@ func (b *grpcBackend) Stream(ctx context.Context, m *descriptors.Method, header 
 	cs, err := ch.cc.NewStream(ctx, &streamDescs[kind], m.FullPath, b.opts...)
 	if err != nil {
 		ch.calls.Add(-1)
-		return nil, err
+		return nil, grpcError(err, false, false, false)
 	}
-	return &grpcStream{cs, ch, &b.names}, nil
+	return &grpcStream{cs: cs, channel: ch, names: &b.names}, nil
 }
 
 type grpcStream struct {
-	cs      grpc.ClientStream
-	channel *channel
-	names   *addrNames
+	cs       grpc.ClientStream
+	channel  *channel
+	names    *addrNames
+	answered bool
 }
 
 func (s *grpcStream) Send(m *rpc.Message) error { return s.cs.SendMsg(m) }
@@ -214,13 +219,17 @@ func (s *grpcStream) Recv(m *rpc.Message) error {
 	err := s.cs.RecvMsg(m)
 	if err != nil {
 		s.channel.calls.Add(-1)
+		if err != io.EOF {
+			err = grpcError(err, s.answered, len(s.cs.Trailer()) > 0, s.Endpoint() != "")
+		}
 	}
 	return err
 }
 
 func (s *grpcStream) Header() (metadata.MD, bool) {
 	md, err := s.cs.Header()
-	return md, err == nil && md != nil
+	s.answered = err == nil && md != nil
+	return md, s.answered
 }
 
 func (s *grpcStream) Endpoint() string {
@@ -229,6 +238,99 @@ func (s *grpcStream) Endpoint() string {
 		return ""
 	}
 	return s.names.of(p.Addr)
+}
+
+// grpcError tells what a server sent from grpc-go's own troubles, which become faults. grpc-go gives one type of error for
+// both; what tells them apart is that a server's status comes with metadata (content-type at least): in the trailer if it
+// is trailers-only, else in the header; after a header grpc-go's own errors are known by their texts, those of 1.85.
+// reached says that the attempt had an endpoint.
+func grpcError(err error, header, trailer, reached bool) error {
+	st := status.Convert(err)
+	text := st.Message()
+	if trailer || header && !ownText(text) {
+		return err
+	}
+	f := &fault{code: st.Code(), cause: err}
+	if name, ok := strings.CutPrefix(text, rstText); ok {
+		f.kind = faultReset
+		f.detail, _, _ = strings.Cut(name, ";") // "…; received prior goaway: …"
+		f.unseen = !header && f.code == codes.Unavailable && f.detail == "REFUSED_STREAM"
+		return f
+	}
+	if !header && f.code == codes.Unavailable {
+		f.unseen = !reached || text == goAwayText
+	}
+	if !header {
+		// What of the client's can make grpc-go refuse a call: its metadata.
+		if key, ok := strings.CutPrefix(text, "header key "); ok {
+			f.kind, f.detail = faultMetadata, key
+			return f
+		}
+		if strings.HasPrefix(text, "header list size to send violates") {
+			f.kind = faultMetadataSize
+			return f
+		}
+	}
+	switch {
+	case f.code == codes.DeadlineExceeded:
+	case strings.Contains(text, "larger than max"):
+		f.kind = faultAnswerSize
+	case strings.HasPrefix(text, httpText):
+		f.kind = faultHTTP
+		if f.detail, _, _ = strings.Cut(text[len(httpText):], " "); f.detail == "" {
+			f.kind = faultAnswer
+		}
+	case f.code == codes.Unavailable && reached:
+		f.kind = faultLost
+	case f.code == codes.Unavailable:
+		f.kind = faultUnreached
+	case f.code == codes.Canceled && strings.HasSuffix(text, "connection is closing"):
+		f.kind = faultClosing
+	}
+	return f
+}
+
+// goAwayText is grpc-go's for a stream that a closing connection did not take.
+const goAwayText = "the stream is rejected because server is draining the connection"
+
+// The beginnings of texts that carry something worth telling.
+const (
+	rstText  = "stream terminated by RST_STREAM with error code: "
+	httpText = "unexpected HTTP status code received from server: "
+)
+
+// ownText reports whether a status message is one that grpc-go 1.85 makes itself once response headers have come.
+func ownText(text string) bool {
+	for _, prefix := range ownTexts {
+		if strings.HasPrefix(text, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+var ownTexts = [...]string{
+	rstText,
+	httpText,
+	"error reading from server: ",
+	"closing transport due to: ",
+	"closing connection since the server is not reading",
+	"connection error: ",
+	"transport is closing",
+	"transport: ",
+	"keepalive ping ",
+	"server closed the stream without sending trailers",
+	"a HEADERS frame cannot appear in the middle of a stream",
+	"peer header list size exceeded limit",
+	"received ", // "received N-bytes data exceeding the limit M bytes", of flow control
+	"cardinality violation: ",
+	"grpc: ",
+	"malformed header: ",
+	"protocol error: ",
+	"unexpected EOF",
+	"context canceled",
+	"context deadline exceeded",
+	"io: read/write on closed pipe",
 }
 
 // addrNames remembers the text of addresses, which is asked for on every call: a connection has one net.Addr for all its

@@ -2,14 +2,13 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"math"
 	"math/rand/v2"
 	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -29,24 +28,19 @@ type outcome struct {
 }
 
 // outcomeOf judges an attempt that ended with err.
-func outcomeOf(err error, header bool, trailer metadata.MD, endpoint string) outcome {
-	o := outcome{st: status.Convert(err), pushback: -1, answered: header}
+func outcomeOf(err error, answered bool, trailer metadata.MD) outcome {
+	o := outcome{st: status.Convert(err), pushback: -1, answered: answered}
 	if vs := trailer[pushbackKey]; len(vs) > 0 {
 		ms, err := strconv.ParseInt(vs[0], 10, 64)
 		if o.stop = err != nil || ms < 0 || len(vs) > 1; !o.stop {
 			o.pushback = time.Duration(min(ms, math.MaxInt64/int64(time.Millisecond))) * time.Millisecond
 		}
 	}
-	if !header && len(trailer) == 0 {
-		text := o.st.Message()
-		o.unseen = o.st.Code() == codes.Unavailable &&
-			(endpoint == "" || text == goAwayText || strings.HasPrefix(text, rstText+"REFUSED_STREAM"))
+	if f := (*fault)(nil); errors.As(err, &f) {
+		o.unseen = f.unseen
 	}
 	return o
 }
-
-// goAwayText is grpc-go's for a stream that a closing connection did not take.
-const goAwayText = "the stream is rejected because server is draining the connection"
 
 // again decides whether an attempt, the n-th of its call (from 1), is followed by another, and after how long. It takes
 // from the budget if so.

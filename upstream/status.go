@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -45,34 +44,27 @@ func (c *Cluster) errorf(code codes.Code, cause error, format string, args ...an
 	return &Error{Cluster: c.name, Status: status.New(code, text), Cause: cause}
 }
 
-// fail turns the error of an attempt into the call's end and records whose fault it is. header and trailer say whether
-// the attempt brought any response metadata.
-//
-// grpc-go gives one type of error for what a server sent and for its own troubles, whose texts name addresses. What
-// tells them apart is that a server's status comes with metadata (content-type at least): in the trailer if it is
-// trailers-only, else in the header; after a header grpc-go's own errors are known by their texts.
-func (c *Cluster) fail(ctx context.Context, call *rpc.Call, err error, header, trailer bool) error {
-	st := status.Convert(err)
-	if trailer || header && !ownText(st.Message()) {
+// fail turns the error of an attempt into the call's end and records whose fault it is.
+func (c *Cluster) fail(ctx context.Context, call *rpc.Call, err error) error {
+	var f *fault
+	if !errors.As(err, &f) { // a server's status
 		call.Info.Fail(rpc.SourceUpstream)
 		return err
 	}
-	if ctx.Err() != nil && (st.Code() == codes.Canceled || st.Code() == codes.DeadlineExceeded) {
+	if ctx.Err() != nil && (f.code == codes.Canceled || f.code == codes.DeadlineExceeded) {
 		return c.ended(ctx, call)
 	}
-	if !header {
-		// What of the client's can make grpc-go refuse a call: its metadata.
-		if key, ok := strings.CutPrefix(st.Message(), "header key "); ok {
-			call.Info.Fail(rpc.SourceClient)
-			return status.Error(codes.InvalidArgument, "metadata key "+key)
-		}
-		if strings.HasPrefix(st.Message(), "header list size to send violates") {
-			call.Info.Fail(rpc.SourceClient)
-			return c.errorf(codes.ResourceExhausted, err, "does not take this much metadata")
-		}
+	switch f.kind {
+	case faultMetadata:
+		call.Info.Fail(rpc.SourceClient)
+		return status.Error(codes.InvalidArgument, "metadata key "+f.detail)
+	case faultMetadataSize:
+		call.Info.Fail(rpc.SourceClient)
+		return c.errorf(codes.ResourceExhausted, f, "does not take this much metadata")
+	default:
+		call.Info.Fail(rpc.SourceUpstream)
+		return c.translate(f)
 	}
-	call.Info.Fail(rpc.SourceUpstream)
-	return c.translate(err, st, call.Info.Endpoint != "")
 }
 
 // ended is the end of a call whose context has ended before the backend did.
@@ -96,73 +88,25 @@ func (c *Cluster) ended(ctx context.Context, call *rpc.Call) error {
 	return cause
 }
 
-// translate words an error of grpc-go's own for clients. reached says that the call had an endpoint.
-func (c *Cluster) translate(err error, st *status.Status, reached bool) error {
-	text := st.Message()
+// translate words what went wrong on the way for clients.
+func (c *Cluster) translate(f *fault) error {
 	switch {
-	case strings.HasPrefix(text, rstText):
-		code := strings.TrimPrefix(text, rstText)
-		if name, _, ok := strings.Cut(code, ";"); ok { // "…; received prior goaway: …"
-			code = name
-		}
-		return c.errorf(st.Code(), err, "reset the stream with HTTP/2 error %s", code)
-	case st.Code() == codes.DeadlineExceeded:
-		return c.errorf(codes.DeadlineExceeded, err, "did not answer within the call's deadline")
-	case strings.Contains(text, "larger than max"):
-		e := c.errorf(codes.ResourceExhausted, err, "sent a message larger than the limit for answers")
+	case f.kind == faultReset:
+		return c.errorf(f.code, f, "reset the stream with HTTP/2 error %s", f.detail)
+	case f.code == codes.DeadlineExceeded:
+		return c.errorf(codes.DeadlineExceeded, f, "did not answer within the call's deadline")
+	case f.kind == faultAnswerSize:
+		e := c.errorf(codes.ResourceExhausted, f, "sent a message larger than the limit for answers")
 		e.HTTP = http.StatusBadGateway // 429 would tell the client to come back
 		return e
-	case strings.HasPrefix(text, httpText):
-		var httpStatus int
-		if _, scanErr := fmt.Sscanf(text[len(httpText):], "%d", &httpStatus); scanErr == nil {
-			return c.errorf(st.Code(), err, "answered with HTTP status %d instead of gRPC", httpStatus)
-		}
-	case st.Code() == codes.Unavailable && reached:
-		return c.errorf(codes.Unavailable, err, "lost the connection to the endpoint during the call")
-	case st.Code() == codes.Unavailable:
-		return c.errorf(codes.Unavailable, err, "has no endpoint that can be reached")
-	case st.Code() == codes.Canceled && strings.HasSuffix(text, "connection is closing"):
-		return c.errorf(codes.Unavailable, err, "is being removed")
+	case f.kind == faultHTTP:
+		return c.errorf(f.code, f, "answered with HTTP status %s instead of gRPC", f.detail)
+	case f.kind == faultLost:
+		return c.errorf(codes.Unavailable, f, "lost the connection to the endpoint during the call")
+	case f.kind == faultUnreached:
+		return c.errorf(codes.Unavailable, f, "has no endpoint that can be reached")
+	case f.kind == faultClosing:
+		return c.errorf(codes.Unavailable, f, "is being removed")
 	}
-	return c.errorf(st.Code(), err, "gave an answer that is not valid gRPC")
-}
-
-// The beginnings of texts that carry something worth telling.
-const (
-	rstText  = "stream terminated by RST_STREAM with error code: "
-	httpText = "unexpected HTTP status code received from server: "
-)
-
-// ownText reports whether a status message is one that grpc-go 1.85 makes itself once response headers have come.
-func ownText(text string) bool {
-	for _, prefix := range ownTexts {
-		if strings.HasPrefix(text, prefix) {
-			return true
-		}
-	}
-	return false
-}
-
-var ownTexts = [...]string{
-	rstText,
-	httpText,
-	"error reading from server: ",
-	"closing transport due to: ",
-	"closing connection since the server is not reading",
-	"connection error: ",
-	"transport is closing",
-	"transport: ",
-	"keepalive ping ",
-	"server closed the stream without sending trailers",
-	"a HEADERS frame cannot appear in the middle of a stream",
-	"peer header list size exceeded limit",
-	"received ", // "received N-bytes data exceeding the limit M bytes", of flow control
-	"cardinality violation: ",
-	"grpc: ",
-	"malformed header: ",
-	"protocol error: ",
-	"unexpected EOF",
-	"context canceled",
-	"context deadline exceeded",
-	"io: read/write on closed pipe",
+	return c.errorf(f.code, f, "gave an answer that is not valid gRPC")
 }

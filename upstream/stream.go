@@ -89,13 +89,13 @@ func (c *Cluster) attempts(o *outbox, call *rpc.Call, p *retryPolicy) error {
 			return c.ended(o.ctx, call)
 		}
 		if us == nil || !answered && o.replayable() {
-			wait, ok := c.again(o.ctx, call, p, at.n, outcomeOf(err, answered, trailer, call.Info.Endpoint))
+			wait, ok := c.again(o.ctx, call, p, at.n, outcomeOf(err, answered, trailer))
 			if ok && pause(o.ctx, wait) {
 				call.Info.Endpoint = ""
 				continue
 			}
 		}
-		err = c.fail(o.ctx, call, err, answered, len(trailer) > 0)
+		err = c.fail(o.ctx, call, err)
 		call.Stream.SetTrailer(stripResponse(trailer))
 		return err
 	}

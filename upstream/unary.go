@@ -67,7 +67,7 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 		return err
 	}
 	if err != nil {
-		err = c.fail(ctx, call, err, a.header != nil, len(a.trailer) > 0)
+		err = c.fail(ctx, call, err)
 		// Nothing is committed: the answer is trailers-only, which carries both kinds of metadata.
 		call.Stream.SetTrailer(join(stripResponse(a.header), stripResponse(a.trailer)))
 		return err
@@ -103,7 +103,7 @@ func (c *Cluster) retried(ctx context.Context, call *rpc.Call, p *retryPolicy, r
 		if err == nil {
 			return a, false, nil
 		}
-		wait, ok := c.again(ctx, call, p, at.n, outcomeOf(err, a.header != nil, a.trailer, a.endpoint))
+		wait, ok := c.again(ctx, call, p, at.n, outcomeOf(err, a.header != nil, a.trailer))
 		if !ok || !pause(ctx, wait) {
 			return a, false, err
 		}
@@ -180,7 +180,7 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 				send()
 				continue
 			}
-			o := outcomeOf(r.err, r.header != nil, r.trailer, r.endpoint)
+			o := outcomeOf(r.err, r.header != nil, r.trailer)
 			nonFatal := p.nonFatal.has(o.st.Code()) || o.unseen
 			if t := c.policies.throttles; t != nil && (nonFatal || o.stop) && !t.failure() || o.stop {
 				most = sent

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"transom/descriptors"
 	"transom/rpc"
@@ -211,5 +212,22 @@ func TestInfo(t *testing.T) {
 	c.SetHeader("k", "a", "b")
 	if len(c.Header["k"]) != 2 {
 		t.Errorf("%v", c.Header)
+	}
+}
+
+func TestDecode(t *testing.T) {
+	md := (&structpb.Struct{}).ProtoReflect().Descriptor()
+	for in, ok := range map[string]bool{
+		"":                      true,
+		"\n\x05\n\x01a\x12\x00": true,
+		"\n\x05\n\x01a":         false,
+		"\n\x05\n\x01a\x08\x00": false, // over which dynamicpb panics
+		"\x0b\x0c":              true,  // an unknown group
+		"\x0b":                  false,
+	} {
+		msg, err := rpc.Decode(md, []byte(in))
+		if (err == nil) != ok || (msg != nil) != ok {
+			t.Errorf("%q: %v, %v", in, msg, err)
+		}
 	}
 }

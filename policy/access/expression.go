@@ -196,8 +196,8 @@ func (g *guarded) Recv(ctx context.Context) (rpc.Message, error) {
 }
 
 func (e *Expression) judgeMessage(call *rpc.Call, m rpc.Message) error {
-	request := dynamicpb.NewMessage(e.input)
-	if err := proto.Unmarshal(m.Bytes(), request); err != nil {
+	request, err := rpc.Decode(e.input, m.Bytes())
+	if err != nil {
 		return denied(call, reasonRule, "the request cannot be read as its type, which this method's rule needs")
 	}
 	return e.judge(call, request)

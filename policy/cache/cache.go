@@ -39,7 +39,6 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/dynamicpb"
 
 	"transom/descriptors"
 	"transom/rpc"
@@ -376,8 +375,8 @@ func (h *handler) give(ctx context.Context, call *rpc.Call, e *entry, note, cach
 
 // key is what an answer is found by, and the metadata that the backend gets. It is not ok if the call cannot be cached.
 func (h *handler) key(call *rpc.Call, m rpc.Message) (header metadata.MD, key string, ok bool) {
-	msg := dynamicpb.NewMessage(h.method.Desc.Input())
-	if proto.Unmarshal(m.Bytes(), msg) != nil {
+	msg, err := rpc.Decode(h.method.Desc.Input(), m.Bytes())
+	if err != nil {
 		return nil, "", false
 	}
 	b := make([]byte, 0, 256+m.Len())
@@ -410,7 +409,7 @@ func (h *handler) key(call *rpc.Call, m rpc.Message) (header metadata.MD, key st
 			header[name] = v
 		}
 	}
-	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, msg)
+	b, err = proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, msg)
 	if err != nil || len(b) > maxKey {
 		return nil, "", false
 	}

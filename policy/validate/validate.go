@@ -148,13 +148,12 @@ func (c *checked) Recv(ctx context.Context) (rpc.Message, error) {
 
 // check returns the status of a message that breaks rules.
 func (r *rules) check(call *rpc.Call, m rpc.Message) error {
-	msg := dynamicpb.NewMessage(r.input)
-	if err := proto.Unmarshal(m.Bytes(), msg); err != nil {
+	msg, err := rpc.Decode(r.input, m.Bytes())
+	if err != nil {
 		call.Info.Fail(rpc.SourceClient)
 		return status.Errorf(codes.InvalidArgument, "the request cannot be read as a %s", r.input.FullName())
 	}
-	err := r.validator.Validate(msg)
-	if err == nil {
+	if err = r.validator.Validate(msg); err == nil {
 		return nil
 	}
 	broken, ok := errors.AsType[*protovalidate.ValidationError](err)

@@ -371,6 +371,7 @@ func (b *builder) snapshot() *Snapshot {
 		eff, _ := set.effective("")
 		s.opaque = &listeners.Route{Handler: b.chain(descriptors.Opaque("/*/*"), eff, cluster.Invoke), Edge: edge, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy)}
 	}
+	b.lostFields()
 	return s
 }
 
@@ -379,14 +380,18 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 	if b.traces != nil {
 		inner = b.traces.Upstream(inner)
 	}
+	response, redact := b.answers(m, eff)
 	return rpc.Chain(inner,
 		b.shed(),
 		b.deprecated(eff),
+		response,
 		b.authenticate(eff),
+		b.request(m, eff),
 		b.authorize(m, eff),
 		b.limits(m, eff),
 		b.validate(m, eff),
 		b.caching(m, eff),
+		redact,
 		b.faulty(eff),
 	)
 }

@@ -34,6 +34,7 @@ type shaping struct {
 	limiters map[int][]*limit.Limiter
 	redis    *limit.Redis
 	cache    *cache.Cache
+	paths    fieldPaths
 }
 
 // validate is the middleware that checks messages by the rules of their descriptors; nil if there are none.

@@ -110,26 +110,38 @@ type Principal struct {
 	Expires time.Time
 }
 
-// ClaimText is the text of a claim by its path, "org.id"; "" if there is none. The Principal may be nil.
-func (p *Principal) ClaimText(path string) string {
+// Claim is the claim at a path, "org.id"; nil if there is none, or no Principal. A claim whose own name has dots is found
+// by it, and goes before one that a path leads to.
+func (p *Principal) Claim(path string) any {
 	if p == nil {
-		return ""
+		return nil
 	}
-	var v any = p.Claims
-	for name := range strings.SplitSeq(path, ".") {
-		m, ok := v.(map[string]any)
-		if !ok {
-			return ""
+	claims := p.Claims
+	for {
+		if v, ok := claims[path]; ok {
+			return v
 		}
-		v = m[name]
+		name, rest, ok := strings.Cut(path, ".")
+		if !ok {
+			return nil
+		}
+		if claims, ok = claims[name].(map[string]any); !ok {
+			return nil
+		}
+		path = rest
 	}
-	switch v := v.(type) {
+}
+
+// ClaimText is the text of a claim by its path, as Claim has it; "" if there is none.
+func (p *Principal) ClaimText(path string) string {
+	switch v := p.Claim(path).(type) {
 	case nil:
 		return ""
 	case string:
 		return v
+	default:
+		return fmt.Sprint(v)
 	}
-	return fmt.Sprint(v)
 }
 
 // Source says whose fault an error is.

@@ -11,6 +11,7 @@ import (
 	"github.com/jhump/protoreflect/v2/protoprint"
 	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/genproto/googleapis/api/httpbody"
+	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
@@ -34,6 +35,7 @@ func export(dir string) error {
 		annotations.File_google_api_http_proto,
 		httpbody.File_google_api_httpbody_proto,
 		status.File_google_rpc_status_proto,
+		code.File_google_rpc_code_proto,
 	}
 	var p protoprint.Printer
 	return p.PrintProtosToFileSystem(files, dir)

@@ -139,9 +139,9 @@ func setHeader(call *rpc.Call, h *corev3.HeaderValueOption) {
 
 func valueOf(h *corev3.HeaderValueOption) string {
 	if raw := h.GetHeader().GetRawValue(); len(raw) > 0 {
-		return fieldValue(string(raw))
+		return rpc.MetadataText(string(raw))
 	}
-	return fieldValue(h.GetHeader().GetValue())
+	return rpc.MetadataText(h.GetHeader().GetValue())
 }
 
 // maxDenial is how much of a denial's body the client gets.

@@ -179,37 +179,15 @@ func union(a, b []string) []string {
 
 // headerOf is the metadata that tells backends who calls.
 func headerOf(p *rpc.Principal) []field {
-	h := []field{{"x-transom-consumer", []string{fieldValue(p.Consumer)}}, {"x-transom-provider", []string{fieldValue(p.Provider)}}}
+	h := []field{{"x-transom-consumer", []string{rpc.MetadataText(p.Consumer)}}, {"x-transom-provider", []string{rpc.MetadataText(p.Provider)}}}
 	for _, f := range []struct{ key, value string }{
 		{"x-transom-plan", p.Plan}, {"x-transom-scopes", strings.Join(p.Scopes, " ")}, {"x-transom-groups", strings.Join(p.Groups, ",")},
 	} {
 		if f.value != "" {
-			h = append(h, field{f.key, []string{fieldValue(f.value)}})
+			h = append(h, field{f.key, []string{rpc.MetadataText(f.value)}})
 		}
 	}
 	return h
-}
-
-// fieldValue is s with what metadata cannot carry percent-encoded, and "%" too.
-func fieldValue(s string) string {
-	const hex = "0123456789ABCDEF"
-	plain := func(c byte) bool { return c >= 0x20 && c <= 0x7E && c != '%' }
-	i := 0
-	for i < len(s) && plain(s[i]) {
-		i++
-	}
-	if i == len(s) {
-		return s
-	}
-	b := append(make([]byte, 0, len(s)+8), s[:i]...)
-	for ; i < len(s); i++ {
-		if c := s[i]; plain(c) {
-			b = append(b, c)
-		} else {
-			b = append(b, '%', hex[c>>4], hex[c&15])
-		}
-	}
-	return string(b)
 }
 
 // Requirement says who must show who they are.

@@ -227,7 +227,7 @@ func callerOf(provider string, claims map[string]any, subject string, groups []s
 	}
 	for key, path := range md {
 		if v := textOf(at(claims, path)); v != "" {
-			c.extra = append(c.extra, field{key, []string{fieldValue(v)}})
+			c.extra = append(c.extra, field{key, []string{rpc.MetadataText(v)}})
 		}
 	}
 	return c, nil

@@ -14,6 +14,7 @@ package configv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	code "google.golang.org/genproto/googleapis/rpc/code"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -84,6 +85,58 @@ func (x TLS_ClientAuth) Number() protoreflect.EnumNumber {
 // Deprecated: Use TLS_ClientAuth.Descriptor instead.
 func (TLS_ClientAuth) EnumDescriptor() ([]byte, []int) {
 	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{2, 0}
+}
+
+// Mode says when the field is filled in.
+type RequestField_Mode int32
+
+const (
+	RequestField_MODE_UNSPECIFIED RequestField_Mode = 0
+	// Always, in place of what the client sent. Calls for which there is no value are refused.
+	RequestField_MODE_FORCE RequestField_Mode = 1
+	// If the client left the field out (of a oneof, every member), and there is a value.
+	RequestField_MODE_DEFAULT RequestField_Mode = 2
+)
+
+// Enum value maps for RequestField_Mode.
+var (
+	RequestField_Mode_name = map[int32]string{
+		0: "MODE_UNSPECIFIED",
+		1: "MODE_FORCE",
+		2: "MODE_DEFAULT",
+	}
+	RequestField_Mode_value = map[string]int32{
+		"MODE_UNSPECIFIED": 0,
+		"MODE_FORCE":       1,
+		"MODE_DEFAULT":     2,
+	}
+)
+
+func (x RequestField_Mode) Enum() *RequestField_Mode {
+	p := new(RequestField_Mode)
+	*p = x
+	return p
+}
+
+func (x RequestField_Mode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RequestField_Mode) Descriptor() protoreflect.EnumDescriptor {
+	return file_transom_config_v1_config_proto_enumTypes[1].Descriptor()
+}
+
+func (RequestField_Mode) Type() protoreflect.EnumType {
+	return &file_transom_config_v1_config_proto_enumTypes[1]
+}
+
+func (x RequestField_Mode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RequestField_Mode.Descriptor instead.
+func (RequestField_Mode) EnumDescriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17, 0}
 }
 
 // Config is the configuration file.
@@ -1114,7 +1167,21 @@ type Policy struct {
 	// Make calls late, or fail, for tests.
 	Faults []*Fault `protobuf:"bytes,53,rep,name=faults,proto3" json:"faults,omitempty"`
 	// Tell clients that the methods will go.
-	Deprecated    *Deprecated `protobuf:"bytes,54,opt,name=deprecated,proto3" json:"deprecated,omitempty"`
+	Deprecated *Deprecated `protobuf:"bytes,54,opt,name=deprecated,proto3" json:"deprecated,omitempty"`
+	// What becomes of request metadata before access, limits, validation, cache and the backend see it. Default: nothing.
+	RequestMetadata *MetadataEdits `protobuf:"bytes,60,opt,name=request_metadata,json=requestMetadata,proto3" json:"request_metadata,omitempty"`
+	// Request fields that the gateway fills in, in each message, before access, limits, validation, cache and the backend see
+	// it. Default: none.
+	RequestFields []*RequestField `protobuf:"bytes,61,rep,name=request_fields,json=requestFields,proto3" json:"request_fields,omitempty"`
+	// What becomes of answers' metadata, which HTTP clients get as header fields. Default: nothing.
+	ResponseMetadata *MetadataEdits `protobuf:"bytes,62,opt,name=response_metadata,json=responseMetadata,proto3" json:"response_metadata,omitempty"`
+	// What becomes of answers' trailers. Default: nothing.
+	ResponseTrailers *MetadataEdits `protobuf:"bytes,63,opt,name=response_trailers,json=responseTrailers,proto3" json:"response_trailers,omitempty"`
+	// Fields that are taken out of each message of an answer. Default: none.
+	Redact []*Redaction `protobuf:"bytes,64,rep,name=redact,proto3" json:"redact,omitempty"`
+	// What clients are told of calls that fail at a backend, or for want of one. The first rule that has the code decides.
+	// Default: what the backend says.
+	Errors        []*ErrorRule `protobuf:"bytes,65,rep,name=errors,proto3" json:"errors,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1285,6 +1352,48 @@ func (x *Policy) GetFaults() []*Fault {
 func (x *Policy) GetDeprecated() *Deprecated {
 	if x != nil {
 		return x.Deprecated
+	}
+	return nil
+}
+
+func (x *Policy) GetRequestMetadata() *MetadataEdits {
+	if x != nil {
+		return x.RequestMetadata
+	}
+	return nil
+}
+
+func (x *Policy) GetRequestFields() []*RequestField {
+	if x != nil {
+		return x.RequestFields
+	}
+	return nil
+}
+
+func (x *Policy) GetResponseMetadata() *MetadataEdits {
+	if x != nil {
+		return x.ResponseMetadata
+	}
+	return nil
+}
+
+func (x *Policy) GetResponseTrailers() *MetadataEdits {
+	if x != nil {
+		return x.ResponseTrailers
+	}
+	return nil
+}
+
+func (x *Policy) GetRedact() []*Redaction {
+	if x != nil {
+		return x.Redact
+	}
+	return nil
+}
+
+func (x *Policy) GetErrors() []*ErrorRule {
+	if x != nil {
+		return x.Errors
 	}
 	return nil
 }
@@ -1724,6 +1833,316 @@ func (x *Deprecated) GetLink() string {
 	return ""
 }
 
+// MetadataEdits changes metadata: renames first, then removes, sets and adds. Values are templates: "{NAME}" in them stands
+// for consumer, subject, provider, plan, scopes (split by spaces), groups (split by commas), claims.PATH, method, service,
+// request_id, peer.address, or metadata.NAME, the request's metadata as it came; "{{" and "}}" stand for braces. A template
+// of which a part has no value has none. Names are in lower case; those that belong to HTTP, gRPC or the gateway
+// ("x-transom-…") cannot be given.
+type MetadataEdits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The values of names, in place of whatever there was. A name whose template has no value is removed. Default: none.
+	Set map[string]string `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Values that join those there are. Default: none.
+	Add map[string]string `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Names to remove. Default: none.
+	Remove []string `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	// New names by old ones; whatever had the new name is removed, even if there is nothing of the old name. Default: none.
+	Rename        map[string]string `protobuf:"bytes,4,rep,name=rename,proto3" json:"rename,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetadataEdits) Reset() {
+	*x = MetadataEdits{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetadataEdits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetadataEdits) ProtoMessage() {}
+
+func (x *MetadataEdits) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetadataEdits.ProtoReflect.Descriptor instead.
+func (*MetadataEdits) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *MetadataEdits) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *MetadataEdits) GetAdd() map[string]string {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *MetadataEdits) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+func (x *MetadataEdits) GetRename() map[string]string {
+	if x != nil {
+		return x.Rename
+	}
+	return nil
+}
+
+// RequestField is a field of request messages that the gateway fills in.
+type RequestField struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The field's path, "owner.id": singular messages, and at the end a number, bool, string, bytes or enum. Of the methods
+	// that the selector takes in, at least one must have it; for the others the rule means nothing. Required.
+	Field string `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	// Types that are valid to be assigned to Source:
+	//
+	//	*RequestField_Value
+	//	*RequestField_Claim
+	Source isRequestField_Source `protobuf_oneof:"source"`
+	// When the field is filled in. Default: force.
+	Mode          RequestField_Mode `protobuf:"varint,4,opt,name=mode,proto3,enum=transom.config.v1.RequestField_Mode" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestField) Reset() {
+	*x = RequestField{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestField) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestField) ProtoMessage() {}
+
+func (x *RequestField) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestField.ProtoReflect.Descriptor instead.
+func (*RequestField) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RequestField) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *RequestField) GetSource() isRequestField_Source {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *RequestField) GetValue() string {
+	if x != nil {
+		if x, ok := x.Source.(*RequestField_Value); ok {
+			return x.Value
+		}
+	}
+	return ""
+}
+
+func (x *RequestField) GetClaim() string {
+	if x != nil {
+		if x, ok := x.Source.(*RequestField_Claim); ok {
+			return x.Claim
+		}
+	}
+	return ""
+}
+
+func (x *RequestField) GetMode() RequestField_Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return RequestField_MODE_UNSPECIFIED
+}
+
+type isRequestField_Source interface {
+	isRequestField_Source()
+}
+
+type RequestField_Value struct {
+	// A template as in MetadataEdits, or just the value.
+	Value string `protobuf:"bytes,2,opt,name=value,proto3,oneof"`
+}
+
+type RequestField_Claim struct {
+	// A claim of the caller, by its path: "sub", "org.id".
+	Claim string `protobuf:"bytes,3,opt,name=claim,proto3,oneof"`
+}
+
+func (*RequestField_Value) isRequestField_Source() {}
+
+func (*RequestField_Claim) isRequestField_Source() {}
+
+// Redaction takes fields out of answers.
+type Redaction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Paths of fields, "accounts.balance", through lists and the values of maps. As for RequestField, one method of the selector
+	// must have the field. Required.
+	Fields []string `protobuf:"bytes,1,rep,name=fields,proto3" json:"fields,omitempty"`
+	// Leave them in for callers with this scope. Default: for nobody.
+	UnlessScope   string `protobuf:"bytes,2,opt,name=unless_scope,json=unlessScope,proto3" json:"unless_scope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redaction) Reset() {
+	*x = Redaction{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redaction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redaction) ProtoMessage() {}
+
+func (x *Redaction) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redaction.ProtoReflect.Descriptor instead.
+func (*Redaction) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Redaction) GetFields() []string {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+func (x *Redaction) GetUnlessScope() string {
+	if x != nil {
+		return x.UnlessScope
+	}
+	return ""
+}
+
+// ErrorRule is what clients are told in place of an error.
+type ErrorRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The codes it is for. Default: all.
+	Codes []code.Code `protobuf:"varint,1,rep,packed,name=codes,proto3,enum=google.rpc.Code" json:"codes,omitempty"`
+	// The code that clients get. Default: the same.
+	To code.Code `protobuf:"varint,2,opt,name=to,proto3,enum=google.rpc.Code" json:"to,omitempty"`
+	// The message that clients get, a template as in MetadataEdits. Default: the same.
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// Leave the details in. Default: clients get none.
+	KeepDetails   bool `protobuf:"varint,4,opt,name=keep_details,json=keepDetails,proto3" json:"keep_details,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ErrorRule) Reset() {
+	*x = ErrorRule{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ErrorRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ErrorRule) ProtoMessage() {}
+
+func (x *ErrorRule) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ErrorRule.ProtoReflect.Descriptor instead.
+func (*ErrorRule) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ErrorRule) GetCodes() []code.Code {
+	if x != nil {
+		return x.Codes
+	}
+	return nil
+}
+
+func (x *ErrorRule) GetTo() code.Code {
+	if x != nil {
+		return x.To
+	}
+	return code.Code(0)
+}
+
+func (x *ErrorRule) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ErrorRule) GetKeepDetails() bool {
+	if x != nil {
+		return x.KeepDetails
+	}
+	return false
+}
+
 // Auth says who must show who they are.
 type Auth struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1738,7 +2157,7 @@ type Auth struct {
 
 func (x *Auth) Reset() {
 	*x = Auth{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +2169,7 @@ func (x *Auth) String() string {
 func (*Auth) ProtoMessage() {}
 
 func (x *Auth) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[16]
+	mi := &file_transom_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +2182,7 @@ func (x *Auth) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Auth.ProtoReflect.Descriptor instead.
 func (*Auth) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Auth) GetRequire() []string {
@@ -1800,7 +2219,7 @@ type Access struct {
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2231,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[17]
+	mi := &file_transom_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2244,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Access) GetScopes() []string {
@@ -1890,7 +2309,7 @@ type Security struct {
 
 func (x *Security) Reset() {
 	*x = Security{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1902,7 +2321,7 @@ func (x *Security) String() string {
 func (*Security) ProtoMessage() {}
 
 func (x *Security) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[18]
+	mi := &file_transom_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1915,7 +2334,7 @@ func (x *Security) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Security.ProtoReflect.Descriptor instead.
 func (*Security) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Security) GetDefaultDeny() bool {
@@ -1971,7 +2390,7 @@ type RequestId struct {
 
 func (x *RequestId) Reset() {
 	*x = RequestId{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1983,7 +2402,7 @@ func (x *RequestId) String() string {
 func (*RequestId) ProtoMessage() {}
 
 func (x *RequestId) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[19]
+	mi := &file_transom_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1996,7 +2415,7 @@ func (x *RequestId) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestId.ProtoReflect.Descriptor instead.
 func (*RequestId) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RequestId) GetHeader() string {
@@ -2026,7 +2445,7 @@ type Cache struct {
 
 func (x *Cache) Reset() {
 	*x = Cache{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2457,7 @@ func (x *Cache) String() string {
 func (*Cache) ProtoMessage() {}
 
 func (x *Cache) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[20]
+	mi := &file_transom_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2470,7 @@ func (x *Cache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cache.ProtoReflect.Descriptor instead.
 func (*Cache) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Cache) GetTtl() *durationpb.Duration {
@@ -2120,7 +2539,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2551,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[21]
+	mi := &file_transom_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2564,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Limit) GetName() string {
@@ -2283,7 +2702,7 @@ type Redis struct {
 
 func (x *Redis) Reset() {
 	*x = Redis{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2295,7 +2714,7 @@ func (x *Redis) String() string {
 func (*Redis) ProtoMessage() {}
 
 func (x *Redis) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[22]
+	mi := &file_transom_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2308,7 +2727,7 @@ func (x *Redis) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redis.ProtoReflect.Descriptor instead.
 func (*Redis) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Redis) GetAddresses() []string {
@@ -2387,7 +2806,7 @@ type RedisTLS struct {
 
 func (x *RedisTLS) Reset() {
 	*x = RedisTLS{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2818,7 @@ func (x *RedisTLS) String() string {
 func (*RedisTLS) ProtoMessage() {}
 
 func (x *RedisTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[23]
+	mi := &file_transom_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2831,7 @@ func (x *RedisTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedisTLS.ProtoReflect.Descriptor instead.
 func (*RedisTLS) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RedisTLS) GetCa() string {
@@ -2442,7 +2861,7 @@ type Consumers struct {
 
 func (x *Consumers) Reset() {
 	*x = Consumers{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2454,7 +2873,7 @@ func (x *Consumers) String() string {
 func (*Consumers) ProtoMessage() {}
 
 func (x *Consumers) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[24]
+	mi := &file_transom_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2467,7 +2886,7 @@ func (x *Consumers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumers.ProtoReflect.Descriptor instead.
 func (*Consumers) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Consumers) GetProviders() map[string]*Provider {
@@ -2504,7 +2923,7 @@ type Provider struct {
 
 func (x *Provider) Reset() {
 	*x = Provider{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2935,7 @@ func (x *Provider) String() string {
 func (*Provider) ProtoMessage() {}
 
 func (x *Provider) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[25]
+	mi := &file_transom_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2948,7 @@ func (x *Provider) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Provider.ProtoReflect.Descriptor instead.
 func (*Provider) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Provider) GetKind() isProvider_Kind {
@@ -2657,7 +3076,7 @@ type ApiKey struct {
 
 func (x *ApiKey) Reset() {
 	*x = ApiKey{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +3088,7 @@ func (x *ApiKey) String() string {
 func (*ApiKey) ProtoMessage() {}
 
 func (x *ApiKey) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[26]
+	mi := &file_transom_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +3101,7 @@ func (x *ApiKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApiKey.ProtoReflect.Descriptor instead.
 func (*ApiKey) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ApiKey) GetHeader() string {
@@ -2722,7 +3141,7 @@ type Jwt struct {
 
 func (x *Jwt) Reset() {
 	*x = Jwt{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2734,7 +3153,7 @@ func (x *Jwt) String() string {
 func (*Jwt) ProtoMessage() {}
 
 func (x *Jwt) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[27]
+	mi := &file_transom_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2747,7 +3166,7 @@ func (x *Jwt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Jwt.ProtoReflect.Descriptor instead.
 func (*Jwt) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Jwt) GetIssuer() string {
@@ -2848,7 +3267,7 @@ type Introspection struct {
 
 func (x *Introspection) Reset() {
 	*x = Introspection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2860,7 +3279,7 @@ func (x *Introspection) String() string {
 func (*Introspection) ProtoMessage() {}
 
 func (x *Introspection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[28]
+	mi := &file_transom_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2873,7 +3292,7 @@ func (x *Introspection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Introspection.ProtoReflect.Descriptor instead.
 func (*Introspection) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Introspection) GetUrl() string {
@@ -2950,7 +3369,7 @@ type ClientCertificate struct {
 
 func (x *ClientCertificate) Reset() {
 	*x = ClientCertificate{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2962,7 +3381,7 @@ func (x *ClientCertificate) String() string {
 func (*ClientCertificate) ProtoMessage() {}
 
 func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[29]
+	mi := &file_transom_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2975,7 +3394,7 @@ func (x *ClientCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientCertificate.ProtoReflect.Descriptor instead.
 func (*ClientCertificate) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 // Basic takes name and password from "authorization: Basic …". The name is that of a known consumer with a password.
@@ -2987,7 +3406,7 @@ type Basic struct {
 
 func (x *Basic) Reset() {
 	*x = Basic{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2999,7 +3418,7 @@ func (x *Basic) String() string {
 func (*Basic) ProtoMessage() {}
 
 func (x *Basic) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[30]
+	mi := &file_transom_config_v1_config_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3012,7 +3431,7 @@ func (x *Basic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Basic.ProtoReflect.Descriptor instead.
 func (*Basic) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{34}
 }
 
 // External lets a gRPC server decide. It is asked for every call, after the providers before it found no credential, and
@@ -3033,7 +3452,7 @@ type External struct {
 
 func (x *External) Reset() {
 	*x = External{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[31]
+	mi := &file_transom_config_v1_config_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3045,7 +3464,7 @@ func (x *External) String() string {
 func (*External) ProtoMessage() {}
 
 func (x *External) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[31]
+	mi := &file_transom_config_v1_config_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3058,7 +3477,7 @@ func (x *External) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use External.ProtoReflect.Descriptor instead.
 func (*External) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{31}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *External) GetCluster() string {
@@ -3096,7 +3515,7 @@ type Outbound struct {
 
 func (x *Outbound) Reset() {
 	*x = Outbound{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[32]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3527,7 @@ func (x *Outbound) String() string {
 func (*Outbound) ProtoMessage() {}
 
 func (x *Outbound) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[32]
+	mi := &file_transom_config_v1_config_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3540,7 @@ func (x *Outbound) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outbound.ProtoReflect.Descriptor instead.
 func (*Outbound) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Outbound) GetPrivate() bool {
@@ -3162,7 +3581,7 @@ type Consumer struct {
 
 func (x *Consumer) Reset() {
 	*x = Consumer{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[33]
+	mi := &file_transom_config_v1_config_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3174,7 +3593,7 @@ func (x *Consumer) String() string {
 func (*Consumer) ProtoMessage() {}
 
 func (x *Consumer) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[33]
+	mi := &file_transom_config_v1_config_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +3606,7 @@ func (x *Consumer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
 func (*Consumer) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Consumer) GetApiKeys() []string {
@@ -3256,7 +3675,7 @@ type Metadata struct {
 
 func (x *Metadata) Reset() {
 	*x = Metadata{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[34]
+	mi := &file_transom_config_v1_config_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3268,7 +3687,7 @@ func (x *Metadata) String() string {
 func (*Metadata) ProtoMessage() {}
 
 func (x *Metadata) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[34]
+	mi := &file_transom_config_v1_config_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3281,7 +3700,7 @@ func (x *Metadata) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Metadata.ProtoReflect.Descriptor instead.
 func (*Metadata) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{34}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Metadata) GetRequestHeaders() []string {
@@ -3331,7 +3750,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[35]
+	mi := &file_transom_config_v1_config_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3343,7 +3762,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[35]
+	mi := &file_transom_config_v1_config_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3356,7 +3775,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{35}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Limits) GetHeaderTimeout() *durationpb.Duration {
@@ -3457,7 +3876,7 @@ type Drain struct {
 
 func (x *Drain) Reset() {
 	*x = Drain{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[36]
+	mi := &file_transom_config_v1_config_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3469,7 +3888,7 @@ func (x *Drain) String() string {
 func (*Drain) ProtoMessage() {}
 
 func (x *Drain) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[36]
+	mi := &file_transom_config_v1_config_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3482,7 +3901,7 @@ func (x *Drain) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Drain.ProtoReflect.Descriptor instead.
 func (*Drain) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{36}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Drain) GetDelay() *durationpb.Duration {
@@ -3510,7 +3929,7 @@ type UnknownMethods struct {
 
 func (x *UnknownMethods) Reset() {
 	*x = UnknownMethods{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[37]
+	mi := &file_transom_config_v1_config_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +3941,7 @@ func (x *UnknownMethods) String() string {
 func (*UnknownMethods) ProtoMessage() {}
 
 func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[37]
+	mi := &file_transom_config_v1_config_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +3954,7 @@ func (x *UnknownMethods) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnknownMethods.ProtoReflect.Descriptor instead.
 func (*UnknownMethods) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{37}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *UnknownMethods) GetCluster() string {
@@ -3572,7 +3991,7 @@ type Json struct {
 
 func (x *Json) Reset() {
 	*x = Json{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[38]
+	mi := &file_transom_config_v1_config_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3584,7 +4003,7 @@ func (x *Json) String() string {
 func (*Json) ProtoMessage() {}
 
 func (x *Json) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[38]
+	mi := &file_transom_config_v1_config_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3597,7 +4016,7 @@ func (x *Json) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Json.ProtoReflect.Descriptor instead.
 func (*Json) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{38}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Json) GetEmitDefaults() bool {
@@ -3676,7 +4095,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[39]
+	mi := &file_transom_config_v1_config_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3688,7 +4107,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[39]
+	mi := &file_transom_config_v1_config_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3701,7 +4120,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{39}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Health) GetPath() string {
@@ -3732,7 +4151,7 @@ type HttpRules struct {
 
 func (x *HttpRules) Reset() {
 	*x = HttpRules{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[40]
+	mi := &file_transom_config_v1_config_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3744,7 +4163,7 @@ func (x *HttpRules) String() string {
 func (*HttpRules) ProtoMessage() {}
 
 func (x *HttpRules) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[40]
+	mi := &file_transom_config_v1_config_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3757,7 +4176,7 @@ func (x *HttpRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpRules.ProtoReflect.Descriptor instead.
 func (*HttpRules) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{40}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *HttpRules) GetServiceConfig() string {
@@ -3787,7 +4206,7 @@ type DescriptorSource_ProtoFiles struct {
 
 func (x *DescriptorSource_ProtoFiles) Reset() {
 	*x = DescriptorSource_ProtoFiles{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[42]
+	mi := &file_transom_config_v1_config_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3799,7 +4218,7 @@ func (x *DescriptorSource_ProtoFiles) String() string {
 func (*DescriptorSource_ProtoFiles) ProtoMessage() {}
 
 func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[42]
+	mi := &file_transom_config_v1_config_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3840,7 +4259,7 @@ type DescriptorSource_Reflection struct {
 
 func (x *DescriptorSource_Reflection) Reset() {
 	*x = DescriptorSource_Reflection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[43]
+	mi := &file_transom_config_v1_config_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3852,7 +4271,7 @@ func (x *DescriptorSource_Reflection) String() string {
 func (*DescriptorSource_Reflection) ProtoMessage() {}
 
 func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[43]
+	mi := &file_transom_config_v1_config_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3888,7 +4307,7 @@ type Cluster_RetryBudget struct {
 
 func (x *Cluster_RetryBudget) Reset() {
 	*x = Cluster_RetryBudget{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[44]
+	mi := &file_transom_config_v1_config_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3900,7 +4319,7 @@ func (x *Cluster_RetryBudget) String() string {
 func (*Cluster_RetryBudget) ProtoMessage() {}
 
 func (x *Cluster_RetryBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[44]
+	mi := &file_transom_config_v1_config_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3947,7 +4366,7 @@ type Cluster_Concurrency struct {
 
 func (x *Cluster_Concurrency) Reset() {
 	*x = Cluster_Concurrency{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[45]
+	mi := &file_transom_config_v1_config_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3959,7 +4378,7 @@ func (x *Cluster_Concurrency) String() string {
 func (*Cluster_Concurrency) ProtoMessage() {}
 
 func (x *Cluster_Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[45]
+	mi := &file_transom_config_v1_config_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4018,7 +4437,7 @@ type Cluster_Kubernetes struct {
 
 func (x *Cluster_Kubernetes) Reset() {
 	*x = Cluster_Kubernetes{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[46]
+	mi := &file_transom_config_v1_config_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4030,7 +4449,7 @@ func (x *Cluster_Kubernetes) String() string {
 func (*Cluster_Kubernetes) ProtoMessage() {}
 
 func (x *Cluster_Kubernetes) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[46]
+	mi := &file_transom_config_v1_config_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4071,7 +4490,7 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\"transom/config/v1/operations.proto\"\xfe\t\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15google/rpc/code.proto\x1a\"transom/config/v1/operations.proto\"\xfe\t\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
 	"\vdescriptors\x18\x02 \x03(\v2#.transom.config.v1.DescriptorSourceR\vdescriptors\x12i\n" +
@@ -4202,7 +4621,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\x12;\n" +
 	"\ahash_on\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^(|ip|header:[a-z0-9_.-]+)$R\x06hashOn\x12\x12\n" +
-	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xdc\a\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xfb\n" +
+	"\n" +
 	"\x06Policy\x12$\n" +
 	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\x12\x1a\n" +
 	"\boptional\x18\x02 \x01(\bR\boptional\x12\x18\n" +
@@ -4226,7 +4646,13 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06faults\x185 \x03(\v2\x18.transom.config.v1.FaultR\x06faults\x12=\n" +
 	"\n" +
 	"deprecated\x186 \x01(\v2\x1d.transom.config.v1.DeprecatedR\n" +
-	"deprecatedB\v\n" +
+	"deprecated\x12K\n" +
+	"\x10request_metadata\x18< \x01(\v2 .transom.config.v1.MetadataEditsR\x0frequestMetadata\x12F\n" +
+	"\x0erequest_fields\x18= \x03(\v2\x1f.transom.config.v1.RequestFieldR\rrequestFields\x12M\n" +
+	"\x11response_metadata\x18> \x01(\v2 .transom.config.v1.MetadataEditsR\x10responseMetadata\x12M\n" +
+	"\x11response_trailers\x18? \x01(\v2 .transom.config.v1.MetadataEditsR\x10responseTrailers\x124\n" +
+	"\x06redact\x18@ \x03(\v2\x1c.transom.config.v1.RedactionR\x06redact\x124\n" +
+	"\x06errors\x18A \x03(\v2\x1c.transom.config.v1.ErrorRuleR\x06errorsB\v\n" +
 	"\t_validate\"\xa9\x01\n" +
 	"\tCondition\x125\n" +
 	"\x06header\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z0-9][a-z0-9_.-]*$R\x06header\x12\x16\n" +
@@ -4265,7 +4691,40 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x05since\x18\x01 \x01(\tR\x05since\x12\x16\n" +
 	"\x06sunset\x18\x02 \x01(\tR\x06sunset\x124\n" +
 	"\x04link\x18\x03 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^https?://[!#-;=?-~]+$R\x04link:`\xbaH]\x1a[\n" +
-	"\x10deprecated.empty\x12 deprecated needs since or sunset\x1a%this.since != '' || this.sunset != ''\"\xb0\x01\n" +
+	"\x10deprecated.empty\x12 deprecated needs since or sunset\x1a%this.since != '' || this.sunset != ''\"\x92\x03\n" +
+	"\rMetadataEdits\x12;\n" +
+	"\x03set\x18\x01 \x03(\v2).transom.config.v1.MetadataEdits.SetEntryR\x03set\x12;\n" +
+	"\x03add\x18\x02 \x03(\v2).transom.config.v1.MetadataEdits.AddEntryR\x03add\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\x12D\n" +
+	"\x06rename\x18\x04 \x03(\v2,.transom.config.v1.MetadataEdits.RenameEntryR\x06rename\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
+	"\bAddEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vRenameEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf2\x01\n" +
+	"\fRequestField\x12\x1d\n" +
+	"\x05field\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05field\x12\x16\n" +
+	"\x05value\x18\x02 \x01(\tH\x00R\x05value\x12\x16\n" +
+	"\x05claim\x18\x03 \x01(\tH\x00R\x05claim\x12B\n" +
+	"\x04mode\x18\x04 \x01(\x0e2$.transom.config.v1.RequestField.ModeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04mode\">\n" +
+	"\x04Mode\x12\x14\n" +
+	"\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"MODE_FORCE\x10\x01\x12\x10\n" +
+	"\fMODE_DEFAULT\x10\x02B\x0f\n" +
+	"\x06source\x12\x05\xbaH\x02\b\x01\"P\n" +
+	"\tRedaction\x12 \n" +
+	"\x06fields\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\x06fields\x12!\n" +
+	"\funless_scope\x18\x02 \x01(\tR\vunlessScope\"\xad\x01\n" +
+	"\tErrorRule\x127\n" +
+	"\x05codes\x18\x01 \x03(\x0e2\x10.google.rpc.CodeB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\x05codes\x12*\n" +
+	"\x02to\x18\x02 \x01(\x0e2\x10.google.rpc.CodeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x02to\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12!\n" +
+	"\fkeep_details\x18\x04 \x01(\bR\vkeepDetails\"\xb0\x01\n" +
 	"\x04Auth\x12\x18\n" +
 	"\arequire\x18\x01 \x03(\tR\arequire\x12\x1c\n" +
 	"\tanonymous\x18\x02 \x01(\bR\tanonymous:p\xbaHm\x1ak\n" +
@@ -4468,168 +4927,189 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_transom_config_v1_config_proto_rawDescData
 }
 
-var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
+var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
-	(*Config)(nil),                      // 1: transom.config.v1.Config
-	(*Listener)(nil),                    // 2: transom.config.v1.Listener
-	(*TLS)(nil),                         // 3: transom.config.v1.TLS
-	(*KeyPair)(nil),                     // 4: transom.config.v1.KeyPair
-	(*Cors)(nil),                        // 5: transom.config.v1.Cors
-	(*DescriptorSource)(nil),            // 6: transom.config.v1.DescriptorSource
-	(*Cluster)(nil),                     // 7: transom.config.v1.Cluster
-	(*UpstreamTLS)(nil),                 // 8: transom.config.v1.UpstreamTLS
-	(*LoadBalancing)(nil),               // 9: transom.config.v1.LoadBalancing
-	(*Policy)(nil),                      // 10: transom.config.v1.Policy
-	(*Condition)(nil),                   // 11: transom.config.v1.Condition
-	(*Route)(nil),                       // 12: transom.config.v1.Route
-	(*Split)(nil),                       // 13: transom.config.v1.Split
-	(*Mirror)(nil),                      // 14: transom.config.v1.Mirror
-	(*Fault)(nil),                       // 15: transom.config.v1.Fault
-	(*Deprecated)(nil),                  // 16: transom.config.v1.Deprecated
-	(*Auth)(nil),                        // 17: transom.config.v1.Auth
-	(*Access)(nil),                      // 18: transom.config.v1.Access
-	(*Security)(nil),                    // 19: transom.config.v1.Security
-	(*RequestId)(nil),                   // 20: transom.config.v1.RequestId
-	(*Cache)(nil),                       // 21: transom.config.v1.Cache
-	(*Limit)(nil),                       // 22: transom.config.v1.Limit
-	(*Redis)(nil),                       // 23: transom.config.v1.Redis
-	(*RedisTLS)(nil),                    // 24: transom.config.v1.RedisTLS
-	(*Consumers)(nil),                   // 25: transom.config.v1.Consumers
-	(*Provider)(nil),                    // 26: transom.config.v1.Provider
-	(*ApiKey)(nil),                      // 27: transom.config.v1.ApiKey
-	(*Jwt)(nil),                         // 28: transom.config.v1.Jwt
-	(*Introspection)(nil),               // 29: transom.config.v1.Introspection
-	(*ClientCertificate)(nil),           // 30: transom.config.v1.ClientCertificate
-	(*Basic)(nil),                       // 31: transom.config.v1.Basic
-	(*External)(nil),                    // 32: transom.config.v1.External
-	(*Outbound)(nil),                    // 33: transom.config.v1.Outbound
-	(*Consumer)(nil),                    // 34: transom.config.v1.Consumer
-	(*Metadata)(nil),                    // 35: transom.config.v1.Metadata
-	(*Limits)(nil),                      // 36: transom.config.v1.Limits
-	(*Drain)(nil),                       // 37: transom.config.v1.Drain
-	(*UnknownMethods)(nil),              // 38: transom.config.v1.UnknownMethods
-	(*Json)(nil),                        // 39: transom.config.v1.Json
-	(*Health)(nil),                      // 40: transom.config.v1.Health
-	(*HttpRules)(nil),                   // 41: transom.config.v1.HttpRules
-	nil,                                 // 42: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 43: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 44: transom.config.v1.DescriptorSource.Reflection
-	(*Cluster_RetryBudget)(nil),         // 45: transom.config.v1.Cluster.RetryBudget
-	(*Cluster_Concurrency)(nil),         // 46: transom.config.v1.Cluster.Concurrency
-	(*Cluster_Kubernetes)(nil),          // 47: transom.config.v1.Cluster.Kubernetes
-	nil,                                 // 48: transom.config.v1.Split.ClustersEntry
-	nil,                                 // 49: transom.config.v1.Security.ResponseHeadersEntry
-	nil,                                 // 50: transom.config.v1.Limit.PlansEntry
-	nil,                                 // 51: transom.config.v1.Consumers.ProvidersEntry
-	nil,                                 // 52: transom.config.v1.Consumers.KnownEntry
-	nil,                                 // 53: transom.config.v1.Jwt.MetadataEntry
-	nil,                                 // 54: transom.config.v1.Introspection.MetadataEntry
-	(*Reload)(nil),                      // 55: transom.config.v1.Reload
-	(*Admin)(nil),                       // 56: transom.config.v1.Admin
-	(*AccessLog)(nil),                   // 57: transom.config.v1.AccessLog
-	(*Tracing)(nil),                     // 58: transom.config.v1.Tracing
-	(*Overload)(nil),                    // 59: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),               // 60: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 61: google.protobuf.Duration
-	(*structpb.Struct)(nil),             // 62: google.protobuf.Struct
+	(RequestField_Mode)(0),              // 1: transom.config.v1.RequestField.Mode
+	(*Config)(nil),                      // 2: transom.config.v1.Config
+	(*Listener)(nil),                    // 3: transom.config.v1.Listener
+	(*TLS)(nil),                         // 4: transom.config.v1.TLS
+	(*KeyPair)(nil),                     // 5: transom.config.v1.KeyPair
+	(*Cors)(nil),                        // 6: transom.config.v1.Cors
+	(*DescriptorSource)(nil),            // 7: transom.config.v1.DescriptorSource
+	(*Cluster)(nil),                     // 8: transom.config.v1.Cluster
+	(*UpstreamTLS)(nil),                 // 9: transom.config.v1.UpstreamTLS
+	(*LoadBalancing)(nil),               // 10: transom.config.v1.LoadBalancing
+	(*Policy)(nil),                      // 11: transom.config.v1.Policy
+	(*Condition)(nil),                   // 12: transom.config.v1.Condition
+	(*Route)(nil),                       // 13: transom.config.v1.Route
+	(*Split)(nil),                       // 14: transom.config.v1.Split
+	(*Mirror)(nil),                      // 15: transom.config.v1.Mirror
+	(*Fault)(nil),                       // 16: transom.config.v1.Fault
+	(*Deprecated)(nil),                  // 17: transom.config.v1.Deprecated
+	(*MetadataEdits)(nil),               // 18: transom.config.v1.MetadataEdits
+	(*RequestField)(nil),                // 19: transom.config.v1.RequestField
+	(*Redaction)(nil),                   // 20: transom.config.v1.Redaction
+	(*ErrorRule)(nil),                   // 21: transom.config.v1.ErrorRule
+	(*Auth)(nil),                        // 22: transom.config.v1.Auth
+	(*Access)(nil),                      // 23: transom.config.v1.Access
+	(*Security)(nil),                    // 24: transom.config.v1.Security
+	(*RequestId)(nil),                   // 25: transom.config.v1.RequestId
+	(*Cache)(nil),                       // 26: transom.config.v1.Cache
+	(*Limit)(nil),                       // 27: transom.config.v1.Limit
+	(*Redis)(nil),                       // 28: transom.config.v1.Redis
+	(*RedisTLS)(nil),                    // 29: transom.config.v1.RedisTLS
+	(*Consumers)(nil),                   // 30: transom.config.v1.Consumers
+	(*Provider)(nil),                    // 31: transom.config.v1.Provider
+	(*ApiKey)(nil),                      // 32: transom.config.v1.ApiKey
+	(*Jwt)(nil),                         // 33: transom.config.v1.Jwt
+	(*Introspection)(nil),               // 34: transom.config.v1.Introspection
+	(*ClientCertificate)(nil),           // 35: transom.config.v1.ClientCertificate
+	(*Basic)(nil),                       // 36: transom.config.v1.Basic
+	(*External)(nil),                    // 37: transom.config.v1.External
+	(*Outbound)(nil),                    // 38: transom.config.v1.Outbound
+	(*Consumer)(nil),                    // 39: transom.config.v1.Consumer
+	(*Metadata)(nil),                    // 40: transom.config.v1.Metadata
+	(*Limits)(nil),                      // 41: transom.config.v1.Limits
+	(*Drain)(nil),                       // 42: transom.config.v1.Drain
+	(*UnknownMethods)(nil),              // 43: transom.config.v1.UnknownMethods
+	(*Json)(nil),                        // 44: transom.config.v1.Json
+	(*Health)(nil),                      // 45: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 46: transom.config.v1.HttpRules
+	nil,                                 // 47: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 48: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 49: transom.config.v1.DescriptorSource.Reflection
+	(*Cluster_RetryBudget)(nil),         // 50: transom.config.v1.Cluster.RetryBudget
+	(*Cluster_Concurrency)(nil),         // 51: transom.config.v1.Cluster.Concurrency
+	(*Cluster_Kubernetes)(nil),          // 52: transom.config.v1.Cluster.Kubernetes
+	nil,                                 // 53: transom.config.v1.Split.ClustersEntry
+	nil,                                 // 54: transom.config.v1.MetadataEdits.SetEntry
+	nil,                                 // 55: transom.config.v1.MetadataEdits.AddEntry
+	nil,                                 // 56: transom.config.v1.MetadataEdits.RenameEntry
+	nil,                                 // 57: transom.config.v1.Security.ResponseHeadersEntry
+	nil,                                 // 58: transom.config.v1.Limit.PlansEntry
+	nil,                                 // 59: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 60: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 61: transom.config.v1.Jwt.MetadataEntry
+	nil,                                 // 62: transom.config.v1.Introspection.MetadataEntry
+	(*Reload)(nil),                      // 63: transom.config.v1.Reload
+	(*Admin)(nil),                       // 64: transom.config.v1.Admin
+	(*AccessLog)(nil),                   // 65: transom.config.v1.AccessLog
+	(*Tracing)(nil),                     // 66: transom.config.v1.Tracing
+	(*Overload)(nil),                    // 67: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),               // 68: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 69: google.protobuf.Duration
+	(code.Code)(0),                      // 70: google.rpc.Code
+	(*structpb.Struct)(nil),             // 71: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
-	2,  // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
-	6,  // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	42, // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
-	10, // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
-	35, // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
-	36, // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
-	37, // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
-	38, // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
-	39, // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
-	40, // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
-	41, // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
-	25, // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
-	19, // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
-	23, // 13: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
-	55, // 14: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
-	56, // 15: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
-	57, // 16: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
-	58, // 17: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
-	59, // 18: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
-	3,  // 19: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	36, // 20: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	5,  // 21: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	60, // 22: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
-	0,  // 23: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	4,  // 24: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	61, // 25: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	43, // 26: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	44, // 27: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	8,  // 28: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	9,  // 29: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	61, // 30: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	61, // 31: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	45, // 32: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	46, // 33: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	61, // 34: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	47, // 35: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	61, // 36: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	61, // 37: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	61, // 38: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	61, // 39: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	17, // 40: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	18, // 41: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	22, // 42: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
-	21, // 43: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
-	12, // 44: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
-	13, // 45: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
-	14, // 46: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
-	15, // 47: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
-	16, // 48: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
-	11, // 49: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
-	48, // 50: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
-	61, // 51: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
-	11, // 52: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
-	61, // 53: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
-	49, // 54: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
-	61, // 55: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
-	20, // 56: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
-	61, // 57: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	61, // 58: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	61, // 59: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	50, // 60: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
-	24, // 61: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
-	61, // 62: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	51, // 63: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	52, // 64: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	27, // 65: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	28, // 66: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	29, // 67: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
-	30, // 68: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
-	31, // 69: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
-	32, // 70: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
-	61, // 71: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	33, // 72: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	53, // 73: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	61, // 74: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
-	33, // 75: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
-	54, // 76: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
-	61, // 77: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
-	62, // 78: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	61, // 79: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	61, // 80: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	61, // 81: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	61, // 82: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	61, // 83: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	61, // 84: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	7,  // 85: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	61, // 86: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	26, // 87: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	34, // 88: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	89, // [89:89] is the sub-list for method output_type
-	89, // [89:89] is the sub-list for method input_type
-	89, // [89:89] is the sub-list for extension type_name
-	89, // [89:89] is the sub-list for extension extendee
-	0,  // [0:89] is the sub-list for field type_name
+	3,   // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
+	7,   // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
+	47,  // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	11,  // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
+	40,  // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
+	41,  // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
+	42,  // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
+	43,  // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
+	44,  // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
+	45,  // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	46,  // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	30,  // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
+	24,  // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
+	28,  // 13: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
+	63,  // 14: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
+	64,  // 15: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
+	65,  // 16: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
+	66,  // 17: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
+	67,  // 18: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
+	4,   // 19: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	41,  // 20: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	6,   // 21: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	68,  // 22: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	0,   // 23: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
+	5,   // 24: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
+	69,  // 25: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	48,  // 26: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	49,  // 27: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	9,   // 28: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	10,  // 29: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	69,  // 30: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	69,  // 31: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	50,  // 32: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	51,  // 33: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	69,  // 34: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	52,  // 35: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	69,  // 36: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	69,  // 37: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	69,  // 38: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	69,  // 39: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	22,  // 40: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	23,  // 41: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	27,  // 42: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
+	26,  // 43: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
+	13,  // 44: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
+	14,  // 45: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
+	15,  // 46: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
+	16,  // 47: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
+	17,  // 48: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
+	18,  // 49: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
+	19,  // 50: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
+	18,  // 51: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
+	18,  // 52: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
+	20,  // 53: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
+	21,  // 54: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
+	12,  // 55: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
+	53,  // 56: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
+	69,  // 57: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
+	12,  // 58: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
+	69,  // 59: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
+	54,  // 60: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
+	55,  // 61: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
+	56,  // 62: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
+	1,   // 63: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
+	70,  // 64: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
+	70,  // 65: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
+	57,  // 66: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	69,  // 67: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	25,  // 68: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	69,  // 69: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	69,  // 70: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	69,  // 71: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	58,  // 72: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
+	29,  // 73: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
+	69,  // 74: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	59,  // 75: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	60,  // 76: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	32,  // 77: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	33,  // 78: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	34,  // 79: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	35,  // 80: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	36,  // 81: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	37,  // 82: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	69,  // 83: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	38,  // 84: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	61,  // 85: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	69,  // 86: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	38,  // 87: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	62,  // 88: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	69,  // 89: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	71,  // 90: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	69,  // 91: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	69,  // 92: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	69,  // 93: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	69,  // 94: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	69,  // 95: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	69,  // 96: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	8,   // 97: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	69,  // 98: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	31,  // 99: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	39,  // 100: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	101, // [101:101] is the sub-list for method output_type
+	101, // [101:101] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	101, // [101:101] is the sub-list for extension extendee
+	0,   // [0:101] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -4651,12 +5131,16 @@ func file_transom_config_v1_config_proto_init() {
 	}
 	file_transom_config_v1_config_proto_msgTypes[13].OneofWrappers = []any{}
 	file_transom_config_v1_config_proto_msgTypes[14].OneofWrappers = []any{}
-	file_transom_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{
+	file_transom_config_v1_config_proto_msgTypes[17].OneofWrappers = []any{
+		(*RequestField_Value)(nil),
+		(*RequestField_Claim)(nil),
+	}
+	file_transom_config_v1_config_proto_msgTypes[25].OneofWrappers = []any{
 		(*Limit_Rate)(nil),
 		(*Limit_Quota)(nil),
 		(*Limit_Concurrent)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[25].OneofWrappers = []any{
+	file_transom_config_v1_config_proto_msgTypes[29].OneofWrappers = []any{
 		(*Provider_ApiKey)(nil),
 		(*Provider_Jwt)(nil),
 		(*Provider_Introspection)(nil),
@@ -4664,14 +5148,14 @@ func file_transom_config_v1_config_proto_init() {
 		(*Provider_Basic)(nil),
 		(*Provider_External)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[44].OneofWrappers = []any{}
+	file_transom_config_v1_config_proto_msgTypes[48].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   54,
+			NumEnums:      2,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

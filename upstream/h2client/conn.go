@@ -1,0 +1,578 @@
+package h2client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+)
+
+// Conn is a connection. See the package's documentation.
+type Conn struct {
+	cfg    Config
+	raw    net.Conn
+	conn   net.Conn // raw, or what secures it
+	output output   // of whoever has set writing
+
+	ready, draining, done chan struct{}
+	writers               sync.WaitGroup
+	inFlight, waiting     atomic.Int64
+	maxStreams            atomic.Uint32
+	current               atomic.Uint32 // state, for State
+
+	reader reader // of the reading goroutine
+
+	mu    sync.Mutex
+	state State
+	err   error
+
+	// The sending side.
+	out, spareOut        []byte
+	writing              bool
+	joinScore, joinSkips int
+	enc                  encoder
+	nextID               uint32
+	handed               uint32 // streams from here on have surely not been sent
+	sendWindow           int64
+	blocked              []*Stream // wait for sendWindow, or for room in out
+
+	// What the server has set.
+	initialWindow int64
+	maxFrame      int
+	maxHeaderList uint64
+
+	streams     map[uint32]*Stream
+	active      uint32    // streams, opened or granted
+	first, last *Stream   // of those that wait for MaxStreams, or for room in out
+	free        []*Stream // of unary calls
+	recvWindow  int       // what the server may still send
+	recvDebt    int       // what is to be given back
+	wakes       []*Stream // whose receivers are woken before the reader waits
+	keepalive   *time.Timer
+	pinged      bool
+	heard       atomic.Bool // something, since keepalive last looked
+	settled     bool        // the first SETTINGS have come
+	batching    bool        // the reader wakes receivers later
+}
+
+// maxFree is the number of streams kept for further calls.
+const maxFree = 256
+
+// New makes a connection of raw, which it takes over and closes if it fails. It returns when the server's SETTINGS have
+// come, or with an error when ctx ends first. Close it.
+func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
+	if cfg.UserAgent == "" {
+		cfg.UserAgent = "transom"
+	}
+	if cfg.MaxMessageBytes == 0 {
+		cfg.MaxMessageBytes = 4 << 20
+	}
+	if cfg.MaxHeaderListBytes == 0 {
+		cfg.MaxHeaderListBytes = 64 << 10
+	}
+	if cfg.StreamWindow == 0 {
+		cfg.StreamWindow = 512 << 10
+	}
+	if cfg.ConnWindow == 0 {
+		cfg.ConnWindow = 16 << 20
+	}
+	if cfg.KeepaliveTimeout == 0 {
+		cfg.KeepaliveTimeout = 20 * time.Second
+	}
+	for _, w := range [...]int{cfg.StreamWindow, cfg.ConnWindow} {
+		if w < 64<<10 || w > maxWindow {
+			raw.Close()
+			return nil, fmt.Errorf("a flow-control window of %d bytes is not from 64 KiB to 2 GiB", w)
+		}
+	}
+	c := &Conn{
+		cfg: cfg, raw: raw, conn: raw,
+		ready: make(chan struct{}), draining: make(chan struct{}), done: make(chan struct{}),
+		enc:           newEncoder(cfg.Authority, cfg.UserAgent, cfg.Handshake != nil),
+		nextID:        1,
+		sendWindow:    defaultWindow,
+		initialWindow: defaultWindow,
+		maxFrame:      16 << 10,
+		maxHeaderList: math.MaxUint64,
+		streams:       map[uint32]*Stream{},
+		recvWindow:    cfg.ConnWindow,
+	}
+	c.maxStreams.Store(math.MaxUint32)
+	c.output = output{raw: raw, conn: raw, trier: newTrier(raw)}
+	if cfg.Handshake != nil {
+		s := &sealed{Conn: raw}
+		conn, err := cfg.Handshake(ctx, s)
+		if err != nil {
+			raw.Close()
+			return nil, fmt.Errorf("handshake: %w", err)
+		}
+		s.mu.Lock()
+		s.gather = true
+		s.mu.Unlock()
+		c.conn, c.output.conn, c.output.sealed = conn, conn, s
+	}
+	c.reader = reader{c: c, buf: make([]byte, readBufLen), dec: hpack.NewDecoder(defaultMaxTable, nil)}
+	c.reader.dec.SetEmitFunc(c.reader.head.add)
+	c.reader.head.limit = cfg.MaxHeaderListBytes
+
+	c.mu.Lock()
+	c.out = append(c.out, preface...)
+	c.out = appendFrame(c.out, 18, frameSettings, 0, 0)
+	c.out = appendSetting(c.out, settingEnablePush, 0)
+	c.out = appendSetting(c.out, settingInitialWindow, uint32(cfg.StreamWindow))           //nolint:gosec // checked
+	c.out = appendSetting(c.out, settingMaxHeaderListSize, uint32(cfg.MaxHeaderListBytes)) //nolint:gosec // bytes in memory
+	if n := cfg.ConnWindow - defaultWindow; n > 0 {
+		c.out = appendWindowUpdate(c.out, 0, n)
+	}
+	go c.read()
+	c.flush(false)
+	select {
+	case <-c.ready:
+	case <-ctx.Done():
+		c.Close()
+		return nil, fmt.Errorf("waiting for the server's SETTINGS: %w", context.Cause(ctx))
+	case <-c.done:
+		return nil, c.Err()
+	}
+	if cfg.KeepaliveTime > 0 {
+		c.mu.Lock()
+		if c.state != Closed {
+			c.keepalive = time.AfterFunc(cfg.KeepaliveTime, c.checkAlive)
+		}
+		c.mu.Unlock()
+	}
+	return c, nil
+}
+
+// State is the connection's present state.
+func (c *Conn) State() State { return State(c.current.Load()) } //nolint:gosec // a State
+
+// Draining is closed when the connection takes no new calls any more: after GOAWAY, Drain, Close or a failure.
+func (c *Conn) Draining() <-chan struct{} { return c.draining }
+
+// Done is closed when the connection is gone and all that it started has ended.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Err tells why the connection is draining or gone: a *GoAwayError, ErrClosed after Close or Drain, or what failed. nil
+// while Ready.
+func (c *Conn) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// InFlight is the number of calls that the server has or is about to have, without those that wait for a place.
+func (c *Conn) InFlight() int { return int(c.inFlight.Load()) }
+
+// Waiting is the number of calls that wait because of MaxStreams, or because the server does not read.
+func (c *Conn) Waiting() int { return int(c.waiting.Load()) }
+
+// MaxStreams is how many streams the server takes at once now (SETTINGS_MAX_CONCURRENT_STREAMS), math.MaxUint32 if it
+// has set no limit. It may change at any time.
+func (c *Conn) MaxStreams() uint32 { return c.maxStreams.Load() }
+
+// LocalAddr is the socket's own address.
+func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
+
+// RemoteAddr is the address of the server.
+func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
+
+// Drain takes no new calls and closes the connection when the last has ended. It does not wait: see Done.
+func (c *Conn) Drain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drain(ErrClosed)
+}
+
+// Close ends all calls with Unavailable and waits until nothing that the connection started runs. It may be called more
+// than once.
+func (c *Conn) Close() {
+	c.mu.Lock()
+	c.fail(ErrClosed, codeNo)
+	c.mu.Unlock()
+	<-c.done
+}
+
+// ErrClosed is Conn.Err after Close or Drain.
+var ErrClosed = errors.New("the connection was closed by this side")
+
+// GoAwayError is Conn.Err after a GOAWAY.
+type GoAwayError struct {
+	Code  uint32 // the HTTP/2 error code; 0 is a graceful end, 11 ENHANCE_YOUR_CALM
+	Debug string // what the server said, clipped to 256 bytes
+}
+
+func (e *GoAwayError) Error() string {
+	return "the server sent GOAWAY with " + errCode(e.Code).String() + " " + strconv.Quote(e.Debug)
+}
+
+func errWrite(err error) error { return fmt.Errorf("writing to the server: %w", err) }
+
+// drain takes no new calls; those that wait for a place are refused. c.mu is held.
+func (c *Conn) drain(err error) {
+	if c.state != Ready {
+		return
+	}
+	c.setState(Draining, err)
+	for s := c.first; s != nil; s = s.next {
+		wake(s.sendable)
+	}
+	c.closeIfIdle()
+}
+
+// closeIfIdle closes a draining connection that has no calls. c.mu is held.
+func (c *Conn) closeIfIdle() {
+	if c.state == Draining && c.active == 0 {
+		c.fail(c.err, codeNo)
+	}
+}
+
+func (c *Conn) setState(s State, err error) {
+	if c.state == Ready {
+		c.err = err
+		close(c.draining)
+	}
+	c.state = s
+	c.current.Store(uint32(s))
+}
+
+// fail closes the connection and ends all its calls. code is told to the server. c.mu is held.
+func (c *Conn) fail(err error, code errCode) {
+	if c.state == Closed {
+		return
+	}
+	c.setState(Closed, err)
+	if code != codeNo {
+		c.err = err
+	}
+	if !c.writing && c.output.trier != nil { // for courtesy, if it costs no waiting
+		c.writing = true // and nobody writes after it
+		_, _ = c.output.try(appendGoAway(c.out, code))
+	}
+	c.raw.Close()
+	if c.keepalive != nil {
+		c.keepalive.Stop()
+	}
+	lost := &Error{Code: codes.Unavailable, Message: "the connection was lost", Origin: OriginConn, Cause: err}
+	unsent := *lost
+	unsent.Unprocessed = true
+	for id, s := range c.streams {
+		if id >= c.handed {
+			s.finish(&unsent)
+		} else {
+			s.finish(lost)
+		}
+	}
+	for s := c.first; s != nil; s = s.next {
+		wake(s.sendable)
+	}
+	c.wakeBlocked()
+	c.wakeReceivers()
+}
+
+// checkAlive is what the keepalive timer does.
+func (c *Conn) checkAlive() {
+	c.mu.Lock()
+	if c.state == Closed {
+		c.mu.Unlock()
+		return
+	}
+	switch heard := c.heard.Swap(false); {
+	case heard, c.active == 0 && !c.cfg.KeepaliveIdle:
+		c.pinged = false
+		c.keepalive.Reset(c.cfg.KeepaliveTime)
+	case c.pinged:
+		c.fail(errors.New("the server did not answer a PING in time"), codeNo)
+	default:
+		c.pinged = true
+		c.out = appendPing(c.out, 0, &[8]byte{})
+		c.keepalive.Reset(c.cfg.KeepaliveTimeout)
+	}
+	c.flush(false)
+}
+
+// wake lets go the one who waits on ch, or the next to wait. Those who wait look again at what they wait for, so that a
+// wake too many, or for an earlier call, does no harm.
+func wake(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+func (c *Conn) wakeBlocked() {
+	for i, s := range c.blocked {
+		s.blocked = false
+		wake(s.sendable)
+		c.blocked[i] = nil
+	}
+	c.blocked = c.blocked[:0]
+}
+
+func (c *Conn) wakeReceivers() {
+	for i, s := range c.wakes {
+		s.waking = false
+		wake(s.receivable)
+		c.wakes[i] = nil
+	}
+	c.wakes = c.wakes[:0]
+}
+
+// errNotReady refuses a call. c.mu is held.
+func (c *Conn) errNotReady() *Error {
+	return &Error{Code: codes.Unavailable, Message: "the connection takes no new calls", Origin: OriginConn, Unprocessed: true, Cause: c.err}
+}
+
+// contextError is the end of a call whose context has ended.
+func contextError(err error) *Error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return &Error{Code: codes.DeadlineExceeded, Message: "the call's deadline has passed", Origin: OriginContext, Cause: err}
+	}
+	return &Error{Code: codes.Canceled, Message: "the call was cancelled", Origin: OriginContext, Cause: err}
+}
+
+// open gives s a place and an ID and gathers its HEADERS. c.mu is held when it returns nil, and not with an error.
+func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.MD) error {
+	size, err := checkMetadata(md)
+	if err != nil {
+		return &Error{Code: codes.InvalidArgument, Message: err.Error(), Origin: OriginRequest}
+	}
+	if err := ctx.Err(); err != nil {
+		return contextError(err)
+	}
+	c.mu.Lock()
+	if err := c.place(ctx, s); err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	var timeout time.Duration
+	if s.deadline, s.timed = ctx.Deadline(); s.timed {
+		if timeout = time.Until(s.deadline); timeout <= 0 {
+			c.vacate()
+			c.mu.Unlock()
+			return contextError(context.DeadlineExceeded)
+		}
+	}
+	if n := c.enc.size + len(method) + size; s.timed && uint64(n+64) > c.maxHeaderList || uint64(n) > c.maxHeaderList { //nolint:gosec // sizes in memory
+		c.vacate()
+		c.mu.Unlock()
+		return &Error{Code: codes.ResourceExhausted, Message: fmt.Sprintf("metadata of %d bytes is more than the server takes", size), Origin: OriginRequest}
+	}
+	if c.nextID > maxStreamID {
+		c.vacate()
+		err := c.errNotReady()
+		c.drain(errors.New("no stream numbers are left"))
+		c.mu.Unlock()
+		return err
+	}
+	s.id = c.nextID
+	c.nextID += 2
+	s.sendWindow, s.recvWindow = c.initialWindow, c.cfg.StreamWindow
+	c.streams[s.id] = s
+
+	start := len(c.out)
+	c.out = appendFrame(c.out, 0, frameHeaders, flagEndHeaders, s.id)
+	c.out = c.enc.appendConst(c.out, method)
+	if s.timed {
+		c.out = appendTimeout(c.out, timeout)
+	}
+	c.out = appendMetadata(c.out, md)
+	c.endHeaders(start, s.id)
+	return nil
+}
+
+// endHeaders completes the HEADERS frame at start of c.out, cutting off CONTINUATION frames if it is too long.
+func (c *Conn) endHeaders(start int, id uint32) {
+	n := len(c.out) - start - frameHeaderLen
+	if n <= c.maxFrame {
+		putLength(c.out[start:], n)
+		return
+	}
+	rest := append([]byte(nil), c.out[start+frameHeaderLen+c.maxFrame:]...)
+	c.out = c.out[:start+frameHeaderLen+c.maxFrame]
+	putLength(c.out[start:], c.maxFrame)
+	c.out[start+4] = 0
+	for len(rest) > 0 {
+		k, flags := min(len(rest), c.maxFrame), byte(0)
+		if k == len(rest) {
+			flags = flagEndHeaders
+		}
+		c.out = append(appendFrame(c.out, k, frameContinuation, flags, id), rest[:k]...)
+		rest = rest[k:]
+	}
+}
+
+func putLength(frame []byte, n int) {
+	frame[0], frame[1], frame[2] = byte(n>>16), byte(n>>8), byte(n) //nolint:gosec // 24 bits
+}
+
+// hasPlace reports whether a further stream may be opened. c.mu is held.
+func (c *Conn) hasPlace() bool {
+	return c.active < c.maxStreams.Load() && len(c.out) < maxUnsent
+}
+
+// place waits for s's place among MaxStreams, in turn, and counts it. c.mu is held on entry and on return, not between.
+func (c *Conn) place(ctx context.Context, s *Stream) error {
+	if c.state != Ready {
+		return c.errNotReady()
+	}
+	if c.first == nil && c.hasPlace() {
+		c.active++
+		c.inFlight.Add(1)
+		return nil
+	}
+	s.granted = false
+	if s.prev = c.last; s.prev != nil {
+		s.prev.next = s
+	} else {
+		c.first = s
+	}
+	c.last = s
+	c.waiting.Add(1)
+	c.grant()
+	for !s.granted && c.state == Ready && ctx.Err() == nil {
+		c.flush(false)
+		select {
+		case <-s.sendable:
+		case <-ctx.Done():
+		}
+		c.mu.Lock()
+	}
+	if !s.granted {
+		c.unqueue(s)
+	}
+	err := ctx.Err()
+	switch {
+	case err == nil && c.state == Ready: // granted
+		return nil
+	case s.granted:
+		c.vacate()
+	}
+	if err != nil {
+		return contextError(err)
+	}
+	return c.errNotReady()
+}
+
+func (c *Conn) unqueue(s *Stream) {
+	if s.prev != nil {
+		s.prev.next = s.next
+	} else {
+		c.first = s.next
+	}
+	if s.next != nil {
+		s.next.prev = s.prev
+	} else {
+		c.last = s.prev
+	}
+	s.prev, s.next = nil, nil
+	c.waiting.Add(-1)
+}
+
+// grant gives free places to those who wait. c.mu is held.
+func (c *Conn) grant() {
+	for c.first != nil && c.state == Ready && c.hasPlace() {
+		s := c.first
+		c.unqueue(s)
+		s.granted = true
+		c.active++
+		c.inFlight.Add(1)
+		wake(s.sendable)
+	}
+}
+
+// vacate gives a place back. c.mu is held.
+func (c *Conn) vacate() {
+	c.active--
+	c.inFlight.Add(-1)
+	c.grant()
+	c.closeIfIdle()
+}
+
+// send gathers a message, and the half-close behind it if last. It waits for windows and for room, until the stream ends
+// or ctx does. c.mu is held on entry and on return, not between. io.EOF means that the stream has ended.
+func (c *Conn) send(ctx context.Context, s *Stream, m Message, last bool) error {
+	size := m.Data.Len()
+	if uint64(size) > math.MaxUint32 {
+		return &Error{Code: codes.ResourceExhausted, Message: "a message of 4 GiB or more cannot be sent", Origin: OriginRequest}
+	}
+	prefix := [messagePrefix]byte{0, byte(size >> 24), byte(size >> 16), byte(size >> 8), byte(size)} //nolint:gosec // checked
+	if m.Compressed {
+		prefix[0] = 1
+	}
+	left := messagePrefix + size
+	piece, next := prefix[:], 0 // what is to be copied next, and the buffer behind it
+	for left > 0 {
+		if s.end != nil {
+			return errEnded
+		}
+		n := int(min(int64(left), int64(c.maxFrame), s.sendWindow, c.sendWindow, int64(maxUnsent-len(c.out))))
+		if n <= 0 {
+			if len(c.out) >= maxUnsent && !c.writing {
+				c.flush(false)
+				c.mu.Lock()
+				continue
+			}
+			if !s.blocked {
+				s.blocked = true
+				c.blocked = append(c.blocked, s)
+			}
+			c.flush(false)
+			select {
+			case <-s.sendable:
+			case <-ctx.Done():
+				c.mu.Lock()
+				return ctx.Err()
+			}
+			c.mu.Lock()
+			continue
+		}
+		left -= n
+		s.sendWindow -= int64(n)
+		c.sendWindow -= int64(n)
+		var flags byte
+		if last && left == 0 {
+			flags, s.sendClosed = flagEndStream, true
+		}
+		c.out = appendFrame(c.out, n, frameData, flags, s.id)
+		for n > 0 {
+			for len(piece) == 0 {
+				piece = m.Data[next].ReadOnlyData()
+				next++
+			}
+			k := min(n, len(piece))
+			c.out = append(c.out, piece[:k]...)
+			piece, n = piece[k:], n-k
+		}
+	}
+	return nil
+}
+
+// remove takes a stream that has ended, for either side, off the connection. c.mu is held.
+func (c *Conn) remove(s *Stream) {
+	delete(c.streams, s.id)
+	if s.in != nil {
+		s.in.Free()
+		s.in = nil
+	}
+	c.vacate()
+}
+
+// reset ends s for this side: its receiver gets err. c.mu is held.
+func (c *Conn) reset(s *Stream, code errCode, err *Error) {
+	if s.end != nil {
+		return
+	}
+	c.out = appendReset(c.out, s.id, code)
+	s.sendClosed = true
+	s.finish(err)
+}

@@ -345,6 +345,7 @@ func (b *builder) snapshot() *Snapshot {
 	methods := b.schema.Methods()
 	edge := listeners.NewEdge(b.edge())
 	s := &Snapshot{schema: b.schema, plans: plans, edge: edge, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods))}
+	s.versions = b.versions()
 	local := builtinHandlers(b.schema, b.health)
 	for _, m := range methods {
 		eff, faults := set.effective(string(m.Name))

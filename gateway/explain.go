@@ -40,6 +40,9 @@ func Explain(ctx context.Context, cfg *configv1.Config, method string, where fun
 		fmt.Fprintf(w, "  POST %s\n", m.FullPath)
 		for _, b := range m.Bindings {
 			fmt.Fprintf(w, "  %s %s\n", b.Verb, b.Template)
+			for _, path := range s.versions.others(s.schema, b) {
+				fmt.Fprintf(w, "  %s %s  by api_versions\n", b.Verb, path)
+			}
 		}
 		if isHealth(m) {
 			_, err := fmt.Fprintln(w, "answered by the gateway itself; no policy holds for it")

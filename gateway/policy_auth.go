@@ -164,6 +164,7 @@ func (b *builder) edge() listeners.EdgeConfig {
 		TrustedProxies: b.networks("security.trusted_proxies", sec.GetTrustedProxies()),
 		TrustedOrigins: sec.GetTrustedOrigins(),
 		ResponseHeader: sec.GetResponseHeaders(),
+		VersionHeader:  b.cfg.GetApiVersions().GetHeader(),
 	}
 	if d := sec.GetHsts(); d != nil {
 		cfg.HSTS = "max-age=" + strconv.FormatInt(int64(d.AsDuration().Seconds()), 10)

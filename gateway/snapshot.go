@@ -18,6 +18,8 @@ type Snapshot struct {
 	plans  *transcoder.Plans
 	edge   *listeners.Edge
 	// routes are by Method.ID; opaque is the route of methods without a schema, nil if they are refused.
+	// versions is nil unless there are several of the HTTP API.
+	versions *versions
 	routes   []listeners.Route
 	opaque   *listeners.Route
 	clusters map[string]*upstream.Cluster
@@ -35,8 +37,12 @@ type Snapshot struct {
 var _ listeners.View = (*Snapshot)(nil)
 
 // MatchHTTP implements listeners.View.
-func (s *Snapshot) MatchHTTP(verb, escapedPath string) (descriptors.Match, error) {
-	return s.schema.MatchHTTP(verb, escapedPath)
+func (s *Snapshot) MatchHTTP(verb, escapedPath, version string) (descriptors.Match, error) {
+	m, err := s.schema.MatchHTTP(verb, escapedPath)
+	if err != nil && s.versions != nil {
+		return s.versions.match(s.schema, verb, escapedPath, version, err)
+	}
+	return m, err
 }
 
 // Method implements listeners.View.

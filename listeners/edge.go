@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 
 	"transom/rpc"
 	"transom/transcoder"
@@ -26,6 +27,9 @@ type EdgeConfig struct {
 	TrustedProxies []netip.Prefix
 	// RequestID is the header, in lower case, in which calls carry an id: the client's, or one that is made. Empty for none.
 	RequestID string
+	// VersionHeader is the request header, in lower case, that says which API version a path is of; empty for none. Responses
+	// say that they depend on it (Vary).
+	VersionHeader string
 	// ResponseHeader is set on every response; HSTS is the value of Strict-Transport-Security over TLS, empty for none.
 	ResponseHeader map[string]string
 	HSTS           string
@@ -40,6 +44,8 @@ type Edge struct {
 	proxies []netip.Prefix
 	// requestID is the metadata name, and requestIDHeader the canonical header name.
 	requestID, requestIDHeader string
+	// versionName is the metadata name, and versionHeader the canonical header name.
+	versionName, versionHeader string
 	header                     http.Header
 	hsts                       []string
 	origins                    []string
@@ -50,12 +56,16 @@ func NewEdge(cfg EdgeConfig) *Edge {
 	e := &Edge{
 		forward: map[string]bool{}, proxies: cfg.TrustedProxies, requestID: cfg.RequestID,
 		requestIDHeader: http.CanonicalHeaderKey(cfg.RequestID), header: http.Header{},
+		versionName: cfg.VersionHeader, versionHeader: http.CanonicalHeaderKey(cfg.VersionHeader),
 	}
 	for _, name := range cfg.Forward {
 		e.forward[http.CanonicalHeaderKey(name)] = true
 	}
 	for name, value := range cfg.ResponseHeader {
 		e.header.Set(name, value)
+	}
+	if cfg.VersionHeader != "" {
+		e.header.Add("Vary", e.versionHeader)
 	}
 	if cfg.HSTS != "" {
 		e.hsts = []string{cfg.HSTS}
@@ -73,6 +83,26 @@ func (e *Edge) forwards(name string) bool {
 		return true
 	}
 	return e != nil && e.forward[name]
+}
+
+// version is the API version that a request asks for by header; "" if by none.
+func (e *Edge) version(h http.Header) string {
+	if e == nil || e.versionHeader == "" {
+		return ""
+	}
+	return h.Get(e.versionHeader)
+}
+
+// versionOfFrame is version for a call that a frame opened: of the frame's metadata before that of the request which the
+// socket began with.
+func (e *Edge) versionOfFrame(md metadata.MD, h http.Header) string {
+	if e == nil || e.versionHeader == "" {
+		return ""
+	}
+	if v := md[e.versionName]; len(v) > 0 {
+		return v[0]
+	}
+	return e.version(h)
 }
 
 // peer is the client: the socket's peer, or, behind trusted proxies, what the nearest of them that is not trusted is said

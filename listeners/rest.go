@@ -96,7 +96,7 @@ func (f *Front) serveREST(w http.ResponseWriter, r *http.Request, v View) {
 	s.begin(f, w, r, rpc.ProtocolREST)
 	s.plans = v.Plans()
 	var err error
-	if s.match, err = v.MatchHTTP(r.Method, r.URL.EscapedPath()); err != nil {
+	if s.match, err = v.MatchHTTP(r.Method, r.URL.EscapedPath(), v.Edge().version(r.Header)); err != nil {
 		if fault := pathFault(r, v); fault != nil {
 			s.refuseHTTP(fault)
 			return

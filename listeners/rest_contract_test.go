@@ -57,7 +57,7 @@ func newView(t testing.TB, h rpc.Handler) *view {
 }
 
 func (v *view) Acquire() listeners.View { return v }
-func (v *view) MatchHTTP(verb, path string) (descriptors.Match, error) {
+func (v *view) MatchHTTP(verb, path, _ string) (descriptors.Match, error) {
 	return v.schema.MatchHTTP(verb, path)
 }
 func (v *view) Method(path string) (*descriptors.Method, bool) { return v.schema.Method(path) }

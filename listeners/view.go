@@ -19,8 +19,9 @@ type Source interface {
 
 // View is what a listener sees of the gateway's Snapshot: immutable, and valid until Release.
 type View interface {
-	// MatchHTTP finds the HTTP rule for a request; see descriptors.Schema.MatchHTTP for its errors.
-	MatchHTTP(verb, escapedPath string) (descriptors.Match, error)
+	// MatchHTTP finds the HTTP rule for a request; see descriptors.Schema.MatchHTTP for its errors, beside which a bad version
+	// is one. version is the API version that the request asks for in the header that the Edge has for it; "" if in none.
+	MatchHTTP(verb, escapedPath, version string) (descriptors.Match, error)
 	// Method finds a method by its gRPC path. It includes methods without a schema when they are to be passed through.
 	Method(fullPath string) (*descriptors.Method, bool)
 	// Route returns what is compiled for a method that this View gave out.

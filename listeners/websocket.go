@@ -407,7 +407,7 @@ func (s *wsStream) open(v View) (*Route, time.Duration, error) {
 	r := s.Request
 	m, ok := v.Method(r.URL.Path)
 	if !ok {
-		match, err := matchAnyVerb(v, r.URL.EscapedPath())
+		match, err := matchAnyVerb(v, r.URL.EscapedPath(), v.Edge().version(r.Header))
 		if err != nil {
 			return nil, 0, routeFault(r.Method, err)
 		}
@@ -434,10 +434,10 @@ func (s *wsStream) open(v View) (*Route, time.Duration, error) {
 
 // matchAnyVerb finds the rule of a path opened as WebSocket, whose own verb is always GET: the rule for GET, else for the
 // first verb that the path has.
-func matchAnyVerb(v View, path string) (descriptors.Match, error) {
-	m, err := v.MatchHTTP(http.MethodGet, path)
+func matchAnyVerb(v View, path, version string) (descriptors.Match, error) {
+	m, err := v.MatchHTTP(http.MethodGet, path, version)
 	if none, ok := errors.AsType[*descriptors.NoRouteError](err); ok && len(none.Allow) > 0 {
-		return v.MatchHTTP(none.Allow[0], path)
+		return v.MatchHTTP(none.Allow[0], path, version)
 	}
 	return m, err
 }

@@ -412,7 +412,7 @@ func (x *exchange) find(o *transcoder.Open, v View, requests *wsRequests, text b
 		x.call.Method = m
 	} else {
 		path, query, _ := strings.Cut(o.Path, "?")
-		match, err := v.MatchHTTP(o.Verb, path)
+		match, err := v.MatchHTTP(o.Verb, path, v.Edge().versionOfFrame(o.Metadata, x.Request.Header))
 		if err != nil {
 			return nil, routeFault(o.Verb, err)
 		}

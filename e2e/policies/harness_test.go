@@ -145,7 +145,10 @@ func (p *proxy) whole(text string) []byte {
 	if !strings.Contains(text, "\nclusters:") && !strings.HasPrefix(text, "clusters:") {
 		text += fmt.Sprintf("\nclusters: {bank: {target: \"static:///%s\"}%s}\n", p.bank, p.clusters)
 	}
-	return fmt.Appendf(nil, "%s\ndescriptors: [{file: %s}]\n", text, p.set)
+	if !strings.Contains(text, "\ndescriptors:") {
+		text += "\ndescriptors: [{file: $SET}]\n"
+	}
+	return []byte(strings.ReplaceAll(text, "$SET", p.set))
 }
 
 // bankTarget is how examples name a bank.

@@ -362,6 +362,7 @@ func FuzzRouteAndPolicy(f *testing.F) {
 		"/v1/diagnostics/metadata;x=1", "/v1/diagnostics/metadata%00", "/V1/diagnostics/metadata", "bank.v1.Diagnostics/Metadata", "//bank.v1.Diagnostics/Metadata",
 		"/bank.v1.Diagnostics/Metadata/", "/bank.v1.Diagnostics/metadata", "/bank.v1.Diagnostics%2FMetadata", "/v1/diagnostics/any/bank.v1.Diagnostics/Metadata",
 		"/v1/customers/1/accounts/1", "/v1/accounts/1", "/v1/diagnostics/any/x",
+		"/v2/diagnostics/metadata", "/diagnostics/metadata", "/v2/v1/diagnostics/metadata", "/v2//diagnostics/metadata", "/v%32/diagnostics/metadata",
 	} {
 		f.Add(path, true)
 		f.Add(path, false)
@@ -381,7 +382,7 @@ func FuzzRouteAndPolicy(f *testing.F) {
 		p.Snapshot(func(s *gateway.Snapshot) {
 			if m, ok := s.Schema().Method(u.Path); ok && !get {
 				method = m
-			} else if match, err := s.MatchHTTP(verb, u.EscapedPath()); err == nil {
+			} else if match, err := s.MatchHTTP(verb, u.EscapedPath(), ""); err == nil {
 				method = match.Binding.Method
 			}
 		})
@@ -410,6 +411,7 @@ func FuzzRouteAndPolicy(f *testing.F) {
 }
 
 const fuzzedPolicies = `
+api_versions: {versions: [v1, v2], header: api-version, default: v2}
 policies:
 - {selector: bank.v1.Diagnostics.Metadata, allow: "false"}
 `

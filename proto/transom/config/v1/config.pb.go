@@ -171,6 +171,8 @@ type Config struct {
 	Consumers *Consumers `protobuf:"bytes,20,opt,name=consumers,proto3" json:"consumers,omitempty"`
 	// What holds for every request, whatever its method. Default: the defaults of Security.
 	Security *Security `protobuf:"bytes,21,opt,name=security,proto3" json:"security,omitempty"`
+	// Several versions of one HTTP API. Default: paths are what HTTP rules say.
+	ApiVersions *ApiVersions `protobuf:"bytes,22,opt,name=api_versions,json=apiVersions,proto3" json:"api_versions,omitempty"`
 	// The memory for cached answers, in bytes. Default 64MiB, 1MiB … 1TiB.
 	CacheBytes uint64 `protobuf:"varint,31,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
 	// Where several transoms share the counts of limits. Default: each counts for itself.
@@ -306,6 +308,13 @@ func (x *Config) GetConsumers() *Consumers {
 func (x *Config) GetSecurity() *Security {
 	if x != nil {
 		return x.Security
+	}
+	return nil
+}
+
+func (x *Config) GetApiVersions() *ApiVersions {
+	if x != nil {
+		return x.ApiVersions
 	}
 	return nil
 }
@@ -1158,15 +1167,16 @@ type Policy struct {
 	// Default false.
 	Validate *bool `protobuf:"varint,40,opt,name=validate,proto3,oneof" json:"validate,omitempty"`
 	// Where calls go by what they carry; the first route that takes a call has it. A more specific cluster or split takes the
-	// place of routes.
+	// place of routes. Default: none.
 	Routes []*Route `protobuf:"bytes,50,rep,name=routes,proto3" json:"routes,omitempty"`
 	// Share calls between clusters. Of cluster and split the more specific counts; one block has one of them only.
+	// Default: calls go to cluster.
 	Split *Split `protobuf:"bytes,51,opt,name=split,proto3" json:"split,omitempty"`
-	// Send copies of calls to another cluster.
+	// Send copies of calls to another cluster. Default: none.
 	Mirror *Mirror `protobuf:"bytes,52,opt,name=mirror,proto3" json:"mirror,omitempty"`
-	// Make calls late, or fail, for tests.
+	// Make calls late, or fail, for tests. Default: none.
 	Faults []*Fault `protobuf:"bytes,53,rep,name=faults,proto3" json:"faults,omitempty"`
-	// Tell clients that the methods will go.
+	// Tell clients that the methods will go. Default: they are not told.
 	Deprecated *Deprecated `protobuf:"bytes,54,opt,name=deprecated,proto3" json:"deprecated,omitempty"`
 	// What becomes of request metadata before access, limits, validation, cache and the backend see it. Default: nothing.
 	RequestMetadata *MetadataEdits `protobuf:"bytes,60,opt,name=request_metadata,json=requestMetadata,proto3" json:"request_metadata,omitempty"`
@@ -1512,9 +1522,9 @@ func (*Condition_Present) isCondition_Match() {}
 // Route sends calls that meet all conditions to a cluster.
 type Route struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required.
+	// What the calls must have, all of it. Required.
 	When []*Condition `protobuf:"bytes,1,rep,name=when,proto3" json:"when,omitempty"`
-	// Required.
+	// Where they go. Required.
 	Cluster       string `protobuf:"bytes,2,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1704,7 +1714,7 @@ type Fault struct {
 	Share *float64 `protobuf:"fixed64,2,opt,name=share,proto3,oneof" json:"share,omitempty"`
 	// How long a call waits before it goes on, or fails. Default 0s, at most 1h.
 	Delay *durationpb.Duration `protobuf:"bytes,3,opt,name=delay,proto3" json:"delay,omitempty"`
-	// The code that the call ends with, rather than go on.
+	// The code that the call ends with, "UNAVAILABLE". Default: it goes on.
 	Abort         string `protobuf:"bytes,4,opt,name=abort,proto3" json:"abort,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1772,11 +1782,11 @@ func (x *Fault) GetAbort() string {
 // which clients of gRPC get as metadata. A date is "2027-06-30", its first moment in UTC, or "2027-06-30T12:00:00Z".
 type Deprecated struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// When the methods became deprecated, or will.
+	// When the methods became deprecated, or will. Default: nothing is said of it.
 	Since string `protobuf:"bytes,1,opt,name=since,proto3" json:"since,omitempty"`
-	// When they will stop, not before since.
+	// When they will stop, not before since. Default: nothing is said of it.
 	Sunset string `protobuf:"bytes,2,opt,name=sunset,proto3" json:"sunset,omitempty"`
-	// The URL of a page about it.
+	// The URL of a page about it. Default: none.
 	Link          string `protobuf:"bytes,3,opt,name=link,proto3" json:"link,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4082,6 +4092,72 @@ func (x *Json) GetAip193Errors() bool {
 	return false
 }
 
+// ApiVersions makes one HTTP API of several versions, each of which has HTTP rules that begin with it ("/v1/…"). A path that
+// no rule has is looked for again, so paths that rules have are never taken otherwise.
+type ApiVersions struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first segments of paths, the oldest first: [v1, v2]. A path of one version that only older ones have is theirs: with
+	// rules for "/v1/rates" and none for "/v2/rates", both are the former. Required.
+	Versions []string `protobuf:"bytes,1,rep,name=versions,proto3" json:"versions,omitempty"`
+	// The request header that says which version a path without one is of. Default: none.
+	Header string `protobuf:"bytes,2,opt,name=header,proto3" json:"header,omitempty"`
+	// The version of a path without one, if no header says it. Default: there is nothing at such a path.
+	Default       string `protobuf:"bytes,3,opt,name=default,proto3" json:"default,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApiVersions) Reset() {
+	*x = ApiVersions{}
+	mi := &file_transom_config_v1_config_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApiVersions) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApiVersions) ProtoMessage() {}
+
+func (x *ApiVersions) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_config_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApiVersions.ProtoReflect.Descriptor instead.
+func (*ApiVersions) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ApiVersions) GetVersions() []string {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *ApiVersions) GetHeader() string {
+	if x != nil {
+		return x.Header
+	}
+	return ""
+}
+
+func (x *ApiVersions) GetDefault() string {
+	if x != nil {
+		return x.Default
+	}
+	return ""
+}
+
 // Health is the health check on the data ports; grpc.health.v1 is always there.
 type Health struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4095,7 +4171,7 @@ type Health struct {
 
 func (x *Health) Reset() {
 	*x = Health{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[43]
+	mi := &file_transom_config_v1_config_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4107,7 +4183,7 @@ func (x *Health) String() string {
 func (*Health) ProtoMessage() {}
 
 func (x *Health) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[43]
+	mi := &file_transom_config_v1_config_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4120,7 +4196,7 @@ func (x *Health) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Health.ProtoReflect.Descriptor instead.
 func (*Health) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{43}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Health) GetPath() string {
@@ -4151,7 +4227,7 @@ type HttpRules struct {
 
 func (x *HttpRules) Reset() {
 	*x = HttpRules{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[44]
+	mi := &file_transom_config_v1_config_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4163,7 +4239,7 @@ func (x *HttpRules) String() string {
 func (*HttpRules) ProtoMessage() {}
 
 func (x *HttpRules) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[44]
+	mi := &file_transom_config_v1_config_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4176,7 +4252,7 @@ func (x *HttpRules) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpRules.ProtoReflect.Descriptor instead.
 func (*HttpRules) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{44}
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *HttpRules) GetServiceConfig() string {
@@ -4206,7 +4282,7 @@ type DescriptorSource_ProtoFiles struct {
 
 func (x *DescriptorSource_ProtoFiles) Reset() {
 	*x = DescriptorSource_ProtoFiles{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[46]
+	mi := &file_transom_config_v1_config_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4218,7 +4294,7 @@ func (x *DescriptorSource_ProtoFiles) String() string {
 func (*DescriptorSource_ProtoFiles) ProtoMessage() {}
 
 func (x *DescriptorSource_ProtoFiles) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[46]
+	mi := &file_transom_config_v1_config_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4259,7 +4335,7 @@ type DescriptorSource_Reflection struct {
 
 func (x *DescriptorSource_Reflection) Reset() {
 	*x = DescriptorSource_Reflection{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[47]
+	mi := &file_transom_config_v1_config_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4271,7 +4347,7 @@ func (x *DescriptorSource_Reflection) String() string {
 func (*DescriptorSource_Reflection) ProtoMessage() {}
 
 func (x *DescriptorSource_Reflection) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[47]
+	mi := &file_transom_config_v1_config_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4307,7 +4383,7 @@ type Cluster_RetryBudget struct {
 
 func (x *Cluster_RetryBudget) Reset() {
 	*x = Cluster_RetryBudget{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[48]
+	mi := &file_transom_config_v1_config_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4319,7 +4395,7 @@ func (x *Cluster_RetryBudget) String() string {
 func (*Cluster_RetryBudget) ProtoMessage() {}
 
 func (x *Cluster_RetryBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[48]
+	mi := &file_transom_config_v1_config_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4366,7 +4442,7 @@ type Cluster_Concurrency struct {
 
 func (x *Cluster_Concurrency) Reset() {
 	*x = Cluster_Concurrency{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[49]
+	mi := &file_transom_config_v1_config_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4378,7 +4454,7 @@ func (x *Cluster_Concurrency) String() string {
 func (*Cluster_Concurrency) ProtoMessage() {}
 
 func (x *Cluster_Concurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[49]
+	mi := &file_transom_config_v1_config_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4437,7 +4513,7 @@ type Cluster_Kubernetes struct {
 
 func (x *Cluster_Kubernetes) Reset() {
 	*x = Cluster_Kubernetes{}
-	mi := &file_transom_config_v1_config_proto_msgTypes[50]
+	mi := &file_transom_config_v1_config_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4449,7 +4525,7 @@ func (x *Cluster_Kubernetes) String() string {
 func (*Cluster_Kubernetes) ProtoMessage() {}
 
 func (x *Cluster_Kubernetes) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_config_proto_msgTypes[50]
+	mi := &file_transom_config_v1_config_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4490,7 +4566,8 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15google/rpc/code.proto\x1a\"transom/config/v1/operations.proto\"\xfe\t\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15google/rpc/code.proto\x1a\"transom/config/v1/operations.proto\"\xc1\n" +
+	"\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
 	"\vdescriptors\x18\x02 \x03(\v2#.transom.config.v1.DescriptorSourceR\vdescriptors\x12i\n" +
@@ -4506,7 +4583,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"http_rules\x18\f \x01(\v2\x1c.transom.config.v1.HttpRulesR\thttpRules\x12:\n" +
 	"\tconsumers\x18\x14 \x01(\v2\x1c.transom.config.v1.ConsumersR\tconsumers\x127\n" +
-	"\bsecurity\x18\x15 \x01(\v2\x1b.transom.config.v1.SecurityR\bsecurity\x124\n" +
+	"\bsecurity\x18\x15 \x01(\v2\x1b.transom.config.v1.SecurityR\bsecurity\x12A\n" +
+	"\fapi_versions\x18\x16 \x01(\v2\x1e.transom.config.v1.ApiVersionsR\vapiVersions\x124\n" +
 	"\vcache_bytes\x18\x1f \x01(\x04B\x13\xbaH\x10\xd8\x01\x012\v\x18\x80\x80\x80\x80\x80 (\x80\x80@R\n" +
 	"cacheBytes\x12.\n" +
 	"\x05redis\x18\x1e \x01(\v2\x18.transom.config.v1.RedisR\x05redis\x121\n" +
@@ -4907,7 +4985,12 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\fignore_query\x18\a \x03(\tR\vignoreQuery\x12\x1d\n" +
 	"\n" +
 	"query_maps\x18\b \x01(\bR\tqueryMaps\x12#\n" +
-	"\raip193_errors\x18\t \x01(\bR\faip193Errors\".\n" +
+	"\raip193_errors\x18\t \x01(\bR\faip193Errors\"\xa0\x02\n" +
+	"\vApiVersions\x12O\n" +
+	"\bversions\x18\x01 \x03(\tB3\xbaH0\x92\x01-\b\x01\x10d\x18\x01\"%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$R\bversions\x128\n" +
+	"\x06header\x18\x02 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\x12\x18\n" +
+	"\adefault\x18\x03 \x01(\tR\adefault:l\xbaHi\x1ag\n" +
+	"\x14api_versions.default\x12\x1adefault is one of versions\x1a3this.default == '' || this.default in this.versions\".\n" +
 	"\x06Health\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x10\n" +
 	"\x03off\x18\x02 \x01(\bR\x03off\"f\n" +
@@ -4928,7 +5011,7 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
 	(RequestField_Mode)(0),              // 1: transom.config.v1.RequestField.Mode
@@ -4975,141 +5058,143 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*Drain)(nil),                       // 42: transom.config.v1.Drain
 	(*UnknownMethods)(nil),              // 43: transom.config.v1.UnknownMethods
 	(*Json)(nil),                        // 44: transom.config.v1.Json
-	(*Health)(nil),                      // 45: transom.config.v1.Health
-	(*HttpRules)(nil),                   // 46: transom.config.v1.HttpRules
-	nil,                                 // 47: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 48: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 49: transom.config.v1.DescriptorSource.Reflection
-	(*Cluster_RetryBudget)(nil),         // 50: transom.config.v1.Cluster.RetryBudget
-	(*Cluster_Concurrency)(nil),         // 51: transom.config.v1.Cluster.Concurrency
-	(*Cluster_Kubernetes)(nil),          // 52: transom.config.v1.Cluster.Kubernetes
-	nil,                                 // 53: transom.config.v1.Split.ClustersEntry
-	nil,                                 // 54: transom.config.v1.MetadataEdits.SetEntry
-	nil,                                 // 55: transom.config.v1.MetadataEdits.AddEntry
-	nil,                                 // 56: transom.config.v1.MetadataEdits.RenameEntry
-	nil,                                 // 57: transom.config.v1.Security.ResponseHeadersEntry
-	nil,                                 // 58: transom.config.v1.Limit.PlansEntry
-	nil,                                 // 59: transom.config.v1.Consumers.ProvidersEntry
-	nil,                                 // 60: transom.config.v1.Consumers.KnownEntry
-	nil,                                 // 61: transom.config.v1.Jwt.MetadataEntry
-	nil,                                 // 62: transom.config.v1.Introspection.MetadataEntry
-	(*Reload)(nil),                      // 63: transom.config.v1.Reload
-	(*Admin)(nil),                       // 64: transom.config.v1.Admin
-	(*AccessLog)(nil),                   // 65: transom.config.v1.AccessLog
-	(*Tracing)(nil),                     // 66: transom.config.v1.Tracing
-	(*Overload)(nil),                    // 67: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),               // 68: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 69: google.protobuf.Duration
-	(code.Code)(0),                      // 70: google.rpc.Code
-	(*structpb.Struct)(nil),             // 71: google.protobuf.Struct
+	(*ApiVersions)(nil),                 // 45: transom.config.v1.ApiVersions
+	(*Health)(nil),                      // 46: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 47: transom.config.v1.HttpRules
+	nil,                                 // 48: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 49: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 50: transom.config.v1.DescriptorSource.Reflection
+	(*Cluster_RetryBudget)(nil),         // 51: transom.config.v1.Cluster.RetryBudget
+	(*Cluster_Concurrency)(nil),         // 52: transom.config.v1.Cluster.Concurrency
+	(*Cluster_Kubernetes)(nil),          // 53: transom.config.v1.Cluster.Kubernetes
+	nil,                                 // 54: transom.config.v1.Split.ClustersEntry
+	nil,                                 // 55: transom.config.v1.MetadataEdits.SetEntry
+	nil,                                 // 56: transom.config.v1.MetadataEdits.AddEntry
+	nil,                                 // 57: transom.config.v1.MetadataEdits.RenameEntry
+	nil,                                 // 58: transom.config.v1.Security.ResponseHeadersEntry
+	nil,                                 // 59: transom.config.v1.Limit.PlansEntry
+	nil,                                 // 60: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 61: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 62: transom.config.v1.Jwt.MetadataEntry
+	nil,                                 // 63: transom.config.v1.Introspection.MetadataEntry
+	(*Reload)(nil),                      // 64: transom.config.v1.Reload
+	(*Admin)(nil),                       // 65: transom.config.v1.Admin
+	(*AccessLog)(nil),                   // 66: transom.config.v1.AccessLog
+	(*Tracing)(nil),                     // 67: transom.config.v1.Tracing
+	(*Overload)(nil),                    // 68: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),               // 69: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 70: google.protobuf.Duration
+	(code.Code)(0),                      // 71: google.rpc.Code
+	(*structpb.Struct)(nil),             // 72: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	3,   // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
 	7,   // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	47,  // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	48,  // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
 	11,  // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
 	40,  // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
 	41,  // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
 	42,  // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
 	43,  // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
 	44,  // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
-	45,  // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
-	46,  // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	46,  // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	47,  // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
 	30,  // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
 	24,  // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
-	28,  // 13: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
-	63,  // 14: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
-	64,  // 15: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
-	65,  // 16: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
-	66,  // 17: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
-	67,  // 18: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
-	4,   // 19: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	41,  // 20: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	6,   // 21: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	68,  // 22: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
-	0,   // 23: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	5,   // 24: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	69,  // 25: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	48,  // 26: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	49,  // 27: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	9,   // 28: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	10,  // 29: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	69,  // 30: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	69,  // 31: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	50,  // 32: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	51,  // 33: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	69,  // 34: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	52,  // 35: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	69,  // 36: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	69,  // 37: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	69,  // 38: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	69,  // 39: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	22,  // 40: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	23,  // 41: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	27,  // 42: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
-	26,  // 43: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
-	13,  // 44: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
-	14,  // 45: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
-	15,  // 46: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
-	16,  // 47: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
-	17,  // 48: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
-	18,  // 49: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
-	19,  // 50: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
-	18,  // 51: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
-	18,  // 52: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
-	20,  // 53: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
-	21,  // 54: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
-	12,  // 55: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
-	53,  // 56: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
-	69,  // 57: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
-	12,  // 58: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
-	69,  // 59: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
-	54,  // 60: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
-	55,  // 61: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
-	56,  // 62: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
-	1,   // 63: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
-	70,  // 64: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
-	70,  // 65: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
-	57,  // 66: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
-	69,  // 67: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
-	25,  // 68: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
-	69,  // 69: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	69,  // 70: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	69,  // 71: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	58,  // 72: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
-	29,  // 73: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
-	69,  // 74: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	59,  // 75: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	60,  // 76: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	32,  // 77: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	33,  // 78: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	34,  // 79: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
-	35,  // 80: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
-	36,  // 81: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
-	37,  // 82: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
-	69,  // 83: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	38,  // 84: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	61,  // 85: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	69,  // 86: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
-	38,  // 87: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
-	62,  // 88: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
-	69,  // 89: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
-	71,  // 90: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	69,  // 91: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	69,  // 92: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	69,  // 93: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	69,  // 94: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	69,  // 95: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	69,  // 96: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	8,   // 97: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	69,  // 98: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	31,  // 99: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	39,  // 100: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	101, // [101:101] is the sub-list for method output_type
-	101, // [101:101] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	101, // [101:101] is the sub-list for extension extendee
-	0,   // [0:101] is the sub-list for field type_name
+	45,  // 13: transom.config.v1.Config.api_versions:type_name -> transom.config.v1.ApiVersions
+	28,  // 14: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
+	64,  // 15: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
+	65,  // 16: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
+	66,  // 17: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
+	67,  // 18: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
+	68,  // 19: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
+	4,   // 20: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	41,  // 21: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	6,   // 22: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	69,  // 23: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	0,   // 24: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
+	5,   // 25: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
+	70,  // 26: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	49,  // 27: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	50,  // 28: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	9,   // 29: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	10,  // 30: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	70,  // 31: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	70,  // 32: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	51,  // 33: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	52,  // 34: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	70,  // 35: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	53,  // 36: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	70,  // 37: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	70,  // 38: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	70,  // 39: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	70,  // 40: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	22,  // 41: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	23,  // 42: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	27,  // 43: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
+	26,  // 44: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
+	13,  // 45: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
+	14,  // 46: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
+	15,  // 47: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
+	16,  // 48: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
+	17,  // 49: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
+	18,  // 50: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
+	19,  // 51: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
+	18,  // 52: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
+	18,  // 53: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
+	20,  // 54: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
+	21,  // 55: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
+	12,  // 56: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
+	54,  // 57: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
+	70,  // 58: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
+	12,  // 59: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
+	70,  // 60: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
+	55,  // 61: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
+	56,  // 62: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
+	57,  // 63: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
+	1,   // 64: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
+	71,  // 65: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
+	71,  // 66: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
+	58,  // 67: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	70,  // 68: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	25,  // 69: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	70,  // 70: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	70,  // 71: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	70,  // 72: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	59,  // 73: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
+	29,  // 74: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
+	70,  // 75: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	60,  // 76: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	61,  // 77: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	32,  // 78: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	33,  // 79: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	34,  // 80: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	35,  // 81: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	36,  // 82: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	37,  // 83: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	70,  // 84: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	38,  // 85: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	62,  // 86: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	70,  // 87: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	38,  // 88: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	63,  // 89: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	70,  // 90: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	72,  // 91: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	70,  // 92: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	70,  // 93: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	70,  // 94: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	70,  // 95: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	70,  // 96: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	70,  // 97: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	8,   // 98: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	70,  // 99: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	31,  // 100: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	39,  // 101: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	102, // [102:102] is the sub-list for method output_type
+	102, // [102:102] is the sub-list for method input_type
+	102, // [102:102] is the sub-list for extension type_name
+	102, // [102:102] is the sub-list for extension extendee
+	0,   // [0:102] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -5148,14 +5233,14 @@ func file_transom_config_v1_config_proto_init() {
 		(*Provider_Basic)(nil),
 		(*Provider_External)(nil),
 	}
-	file_transom_config_v1_config_proto_msgTypes[48].OneofWrappers = []any{}
+	file_transom_config_v1_config_proto_msgTypes[49].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   61,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

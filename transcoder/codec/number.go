@@ -147,51 +147,66 @@ func scanNumber(in []byte, i int, n *decimal) int {
 	}
 	start := i
 	var d uint64
-	if i+17 <= len(in) { // up to seven digits, and as many behind a point: most numbers
+	used := 0            // digits of d
+	exp := 0             // of the last digit of d
+	frac := -1           // where the digits behind the point begin
+	if i+17 <= len(in) { // most numbers have up to seven digits before the point
 		k, v := digitRun(binary.LittleEndian.Uint64(in[i:]))
 		if k == 0 || in[i] == '0' && k > 1 {
 			return -1
 		}
 		if k < 8 {
-			i += k
-			switch c := in[i]; {
+			switch c := in[i+k]; {
 			case c == '.':
-				k, f := digitRun(binary.LittleEndian.Uint64(in[i+1:]))
-				if next := in[i+1+k]; k > 0 && k < 8 && next|0x20 != 'e' {
-					n.digits, n.exp = v*tens[k]+f, -k
-					return i + 1 + k
+				i += k + 1
+				kf, f := digitRun(binary.LittleEndian.Uint64(in[i:]))
+				if kf == 8 {
+					frac, d = i, v*1e8+f
+					i += 8
+					if used = k + 8; v == 0 {
+						used = digitCount(uint32(f))
+					}
+				} else if kf > 0 && in[i+kf]|0x20 != 'e' {
+					n.digits, n.exp = v*tens[kf]+f, -kf
+					return i + kf
+				} else {
+					i = start
 				}
 			case c|0x20 != 'e':
 				n.digits, n.whole = v, true
-				return i
+				return i + k
 			}
-			i = start
 		}
 	}
-	used := 0 // digits of d
-	d, used, i = digitsAt(in, i, 0, 0)
-	for i < len(in) && in[i]-'0' < 10 {
-		n.long = n.long || used >= 19
-		if used < 19 {
-			d = d*10 + uint64(in[i]-'0')
-			used++
+	if frac < 0 {
+		d, used, i = digitsAt(in, i, 0, 0)
+		for i < len(in) && in[i]-'0' < 10 {
+			n.long = n.long || used >= 19
+			if used < 19 {
+				d = d*10 + uint64(in[i]-'0')
+				used++
+			}
+			i++
 		}
-		i++
+		count := i - start
+		if count == 0 || in[start] == '0' && count > 1 {
+			return -1
+		}
+		if d == 0 || n.long {
+			exp = count - max(used, 1)
+		}
+		n.whole = true
+		if i < len(in) && in[i] == '.' {
+			n.whole = false
+			i++
+			frac = i
+		}
 	}
-	count := i - start
-	if count == 0 || in[start] == '0' && count > 1 {
-		return -1
-	}
-	exp := count - max(used, 1)
-	if d != 0 && !n.long {
-		exp = 0
-	}
-	n.whole = true
-	if i < len(in) && in[i] == '.' {
-		n.whole = false
-		i++
-		frac := i
+	if frac >= 0 {
 		if !n.long {
+			if d == 0 {
+				used = 0
+			}
 			d, used, i = digitsAt(in, i, d, used)
 			exp -= i - frac
 		}

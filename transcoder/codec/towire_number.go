@@ -3,6 +3,7 @@ package codec
 import (
 	"encoding/binary"
 	"math"
+	"math/bits"
 	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -59,8 +60,14 @@ func (r *reader) number(f *field, i int) (uint64, int) {
 		v = v*10 + uint64(in[i]-'0')
 		i++
 	}
+	if i-first == 19 && uint(i) < uint(len(in)) && in[i]-'0' < 10 {
+		if hi, lo := bits.Mul64(v, 10); hi == 0 && lo+uint64(in[i]-'0') >= lo {
+			v = lo + uint64(in[i]-'0')
+			i++
+		}
+	}
 	n := i - first
-	// The plain case: up to 19 digits and nothing behind them. Others go the long way.
+	// The plain case: up to 20 digits and nothing behind them. Others go the long way.
 	if n == 0 || n > 1 && in[first] == '0' || uint(i) >= uint(len(in)) || isWord(in[i]) || quoted == 1 && in[i] != '"' {
 		return r.integerText(f, start)
 	}

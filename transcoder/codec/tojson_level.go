@@ -219,6 +219,9 @@ func (w *writer) join(dst []byte, m *message, f *field, b []byte, r int32, last 
 		n := 0
 		for k := r; k >= 0; k = w.recs[k].next {
 			from, to := f.payload(b, w.recs[k], w.depth)
+			if !whole(b[from:to], w.depth) {
+				return w.malformed(b, from), last
+			}
 			n += to - from
 		}
 		w.scratch = protowire.AppendVarint(w.scratch, uint64(f.tag))

@@ -88,7 +88,7 @@ func (w *writer) entry(f *field, b []byte, i, to int) bool {
 			if next < 0 {
 				return false
 			}
-			if e.at >= 0 && !e.again(vf, b) {
+			if e.at >= 0 && !e.again(vf, b, w.depth) {
 				return false
 			}
 			switch vf.kind {
@@ -116,9 +116,12 @@ func (w *writer) entry(f *field, b []byte, i, to int) bool {
 }
 
 // again prepares e for a second value in the same entry: messages merge, others are replaced.
-func (e *entry) again(vf *field, b []byte) bool {
+func (e *entry) again(vf *field, b []byte, depth int) bool {
 	switch vf.kind {
 	case kindMessage, kindGroup:
+		if !whole(b[e.at:e.to], depth) {
+			return false
+		}
 		if e.merged == nil {
 			e.merged = append([]byte{}, b[e.at:e.to]...)
 		}

@@ -261,8 +261,11 @@ func (w *writer) value(dst []byte, m *message, b []byte) []byte {
 		}
 		if g := &m.fields[x]; f != nil && f == g && f.msg != nil {
 			from, end := span(b, j)
-			if merged == nil {
-				merged = append(merged, b[at:to]...)
+			if merged == nil && whole(b[at:to], w.depth) {
+				merged = append([]byte{}, b[at:to]...)
+			}
+			if merged == nil || !whole(b[from:end], w.depth) {
+				return w.malformed(b, from)
 			}
 			merged = append(merged, b[from:end]...)
 			continue

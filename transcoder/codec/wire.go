@@ -105,6 +105,21 @@ func skipGroup(b []byte, i int, tag uint32, depth int) (end, next int) {
 	return 0, -1
 }
 
+// whole reports whether b is a sequence of whole records. Messages are merged by joining their bytes, which must not make
+// one record of the end of one and the beginning of the next.
+func whole(b []byte, depth int) bool {
+	for i := 0; i < len(b); {
+		tag, j := tagAt(b, i)
+		if j < 0 {
+			return false
+		}
+		if i = skip(b, j, tag, depth); i < 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // check reports whether b is well-formed as a message m, down to the UTF-8 of strings that must have it. It is for
 // messages that a later one replaces, so that they are refused as a parser would refuse them.
 func check(m *message, b []byte, depth int) bool {

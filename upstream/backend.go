@@ -17,11 +17,15 @@ import (
 // backend is the transport below a Cluster: name resolution, balancing and connections. It makes single attempts and
 // knows nothing of clients, retries or limits. Its errors carry a gRPC status: a server's, or they are *fault.
 type backend interface {
+	// Prepare returns a call's metadata, which it may change, with what the backend adds to it. It is called once per call.
+	Prepare(header metadata.MD) metadata.MD
 	// Unary makes one attempt at a call of one message each way. It borrows header and req. The answer's reply holds one
 	// reference if err is nil; its other fields are filled as far as the attempt came, err or not.
 	Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message, at *attempt) (answer, error)
 	// Stream opens a stream, which ends when ctx does. It borrows header until it returns.
 	Stream(ctx context.Context, m *descriptors.Method, header metadata.MD, at *attempt) (backendStream, error)
+	// Repeats says whether Stream makes an attempt again itself that no server has seen.
+	Repeats() bool
 	// Load tells how many calls are in flight.
 	Load(calls int64)
 	// Endpoints is empty if the balancer is not package loadaware's.
@@ -39,11 +43,12 @@ type attempt struct {
 	loadaware.Attempt
 }
 
-// answer is what came back of a unary attempt. A nil header means that none came: a trailers-only answer, or no answer.
-// Both maps belong to whoever receives the answer.
+// answer is what came back of a unary attempt. answered says that a header came; else it was a trailers-only answer, or
+// none. Both maps belong to whoever receives the answer.
 type answer struct {
 	reply           rpc.Message
 	header, trailer metadata.MD
+	answered        bool
 	endpoint        string
 }
 
@@ -88,6 +93,7 @@ const (
 	faultClosing                       // the backend is being closed
 	faultMetadata                      // the client's metadata cannot be sent; detail is the key and what is wrong
 	faultMetadataSize                  // it is more than the server takes
+	faultRequestSize                   // a message of the client's is larger than the service config lets it be
 )
 
 func (f *fault) Error() string              { return f.cause.Error() }

@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"encoding/binary"
+	"log/slog"
 	"math"
 	"net"
 	"sync"
@@ -162,6 +163,17 @@ func (c *channels) close() error {
 		}
 	}
 	return err
+}
+
+// resolvers are transom's own, but for unix, which is grpc-go's.
+func (c *channels) resolvers(cfg Config, adaptive bool, log *slog.Logger) []resolver.Builder {
+	var builders []resolver.Builder
+	for _, b := range resolvers(cfg, adaptive, log) {
+		if b.Scheme() != "unix" {
+			builders = append(builders, countedBuilder{b, c})
+		}
+	}
+	return builders
 }
 
 // countedBuilder is a resolver that tells the channels of its endpoints, and the balancer of the registry.

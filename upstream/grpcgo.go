@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
@@ -90,17 +89,14 @@ func newGRPC(cfg Config, p *policies, log *slog.Logger) (*grpcBackend, error) {
 	b := &grpcBackend{attempts: p.adaptive || xds}
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(sniffing{creds, &b.channels}),
-		grpc.WithResolvers(resolvers(cfg, p.adaptive, &b.channels, log)...),
+		grpc.WithResolvers(b.channels.resolvers(cfg, p.adaptive, log)...),
 		grpc.WithDisableRetry(), // but for streams the server surely never saw, which grpc-go always retries
 		grpc.WithIdleTimeout(0), // connections are kept, so that the state of the cluster is known
 		grpc.WithNoProxy(),
 		grpc.WithUserAgent("transom"),
 		grpc.WithMaxHeaderListSize(64 << 10),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: backoff.Config{
-				BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 10 * time.Second,
-			},
-			MinConnectTimeout: orDefault(cfg.ConnectTimeout, 5*time.Second),
+			Backoff: connectBackoff(), MinConnectTimeout: orDefault(cfg.ConnectTimeout, 5*time.Second),
 		}),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{
 			Time: orDefault(cfg.Keepalive, 5*time.Minute), Timeout: 20 * time.Second,
@@ -139,6 +135,9 @@ func orDefault[T time.Duration | int | float64](v, zero T) T {
 	return v
 }
 
+func (b *grpcBackend) Prepare(header metadata.MD) metadata.MD { return header }
+
+func (b *grpcBackend) Repeats() bool                  { return true }
 func (b *grpcBackend) Conn() grpc.ClientConnInterface { return b.channels.first() }
 func (b *grpcBackend) State() connectivity.State      { return b.channels.first().GetState() }
 func (b *grpcBackend) Load(calls int64)               { b.channels.load(calls) }
@@ -153,11 +152,11 @@ func (b *grpcBackend) Unary(ctx context.Context, m *descriptors.Method, header m
 	ch := b.channels.pick()
 	err := ch.cc.Invoke(ctx, m.FullPath, &u.req, &u.reply, u.opts...)
 	ch.calls.Add(-1)
-	a := answer{reply: u.reply, header: u.header, trailer: u.trailer, endpoint: b.names.of(u.peer.Addr)}
+	a := answer{reply: u.reply, header: u.header, trailer: u.trailer, answered: u.header != nil, endpoint: b.names.of(u.peer.Addr)}
 	if err != nil {
 		a.reply.Release() // of a message that came before an error
 		a.reply = rpc.Message{}
-		err = grpcError(err, a.header != nil, len(a.trailer) > 0, a.endpoint != "")
+		err = grpcError(err, a.answered, len(a.trailer) > 0, a.endpoint != "")
 	}
 	*u = unaryAttempt{opts: u.opts}
 	b.calls.Put(u)
@@ -273,6 +272,8 @@ func grpcError(err error, header, trailer, reached bool) error {
 	}
 	switch {
 	case f.code == codes.DeadlineExceeded:
+	case strings.HasPrefix(text, "trying to send message larger than max"):
+		f.kind = faultRequestSize
 	case strings.Contains(text, "larger than max"):
 		f.kind = faultAnswerSize
 	case strings.HasPrefix(text, httpText):

@@ -108,18 +108,35 @@ func authorityOf(cfg Config, target string) string {
 	return ""
 }
 
-// resolvers are transom's own, to be given to one channel. adaptive says that its balancer understands draining.
-func resolvers(cfg Config, adaptive bool, c *channels, log *slog.Logger) []resolver.Builder {
-	builders := []resolver.Builder{
+// resolvers are transom's own. adaptive says that the balancer understands draining.
+func resolvers(cfg Config, adaptive bool, log *slog.Logger) []resolver.Builder {
+	return []resolver.Builder{
 		dnsBuilder{orDefault(cfg.DNSRefresh, 10*time.Second), log},
 		staticBuilder{},
 		fileBuilder{log, adaptive},
 		kubeBuilder{cfg.Kubernetes, log, adaptive},
+		unixBuilder{},
 	}
-	for i, b := range builders {
-		builders[i] = countedBuilder{b, c}
+}
+
+// unixBuilder resolves unix:path and unix:///path.
+type unixBuilder struct{}
+
+func (unixBuilder) Scheme() string { return "unix" }
+
+// Build hands on the path with "unix:" before it, for ownBackend's dial.
+func (unixBuilder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+	if t.URL.Host != "" {
+		return nil, fmt.Errorf("unix target: %q has a host", t.URL.String())
 	}
-	return builders
+	path := t.URL.Path
+	if path == "" {
+		path = t.URL.Opaque
+	}
+	eps := []resolver.Endpoint{{Addresses: []resolver.Address{{Addr: "unix:" + path}}}}
+	// An error here means that the balancer refused the endpoint; it tells the calls.
+	_ = cc.UpdateState(resolver.State{Endpoints: eps})
+	return staticResolver{}, nil
 }
 
 // staticBuilder resolves static:///a,b.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -74,6 +75,30 @@ type policies struct {
 	adaptive  bool      // package loadaware balances
 	// grpc is what is left to grpc-go: balancing, health checks, wait-for-ready and message limits.
 	grpc string
+	// The same for our own transport. limits is by path as methods is, nil if there are none; health is nil without health
+	// checks.
+	lb     json.RawMessage
+	limits map[string]callLimits
+	health *string
+}
+
+// callLimits is what a service config says of single attempts at a method.
+type callLimits struct {
+	wait              bool // for an endpoint that can be reached
+	request, response int  // the largest message; -1 is any
+}
+
+// limitsOf returns those of a method.
+func (p *policies) limitsOf(m *descriptors.Method) callLimits {
+	if p.limits != nil {
+		service := m.FullPath[:strings.LastIndexByte(m.FullPath, '/')+1]
+		for _, path := range [...]string{m.FullPath, service, ""} {
+			if l, ok := p.limits[path]; ok {
+				return l
+			}
+		}
+	}
+	return callLimits{request: -1, response: -1}
 }
 
 // of returns the policy of a method.
@@ -214,11 +239,8 @@ func parseServiceConfig(cfg Config) (*policies, error) {
 			fault("%s.name: must not be empty; [{}] is every method", at)
 		}
 		for j, n := range m.Name {
-			path := ""
-			switch {
-			case n.Service != "":
-				path = "/" + n.Service + "/" + n.Method
-			case n.Method != "":
+			path := n.path()
+			if n.Service == "" && n.Method != "" {
 				fault("%s.name[%d]: has a method but no service", at, j)
 			}
 			if p.methods[path] != nil {
@@ -269,8 +291,39 @@ func parseServiceConfig(cfg Config) (*policies, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.grpc = string(b)
+	p.grpc, p.lb = string(b), list
+	if c.HealthCheckConfig != nil {
+		p.health = c.HealthCheckConfig.ServiceName
+	}
+	for _, m := range c.MethodConfig {
+		p.limit(m)
+	}
 	return p, nil
+}
+
+// limit takes in what m says of single attempts.
+func (p *policies) limit(m jsonMethod) {
+	l := callLimits{wait: m.WaitForReady != nil && *m.WaitForReady, request: -1, response: -1}
+	if v := m.MaxRequestMessageBytes; v != nil {
+		l.request = int(min(*v, math.MaxInt32))
+	}
+	if v := m.MaxResponseMessageBytes; v != nil {
+		l.response = int(min(*v, math.MaxInt32))
+	}
+	for _, n := range m.Name {
+		if p.limits == nil {
+			p.limits = map[string]callLimits{}
+		}
+		p.limits[n.path()] = l
+	}
+}
+
+// path is n as policies are by.
+func (n jsonName) path() string {
+	if n.Service == "" {
+		return ""
+	}
+	return "/" + n.Service + "/" + n.Method
 }
 
 func (r *jsonRetry) compile(at string, fault func(string, ...any)) retryPolicy {

@@ -61,6 +61,9 @@ func (c *Cluster) fail(ctx context.Context, call *rpc.Call, err error) error {
 	case faultMetadataSize:
 		call.Info.Fail(rpc.SourceClient)
 		return c.errorf(codes.ResourceExhausted, f, "does not take this much metadata")
+	case faultRequestSize:
+		call.Info.Fail(rpc.SourceClient)
+		return c.errorf(codes.ResourceExhausted, f, "does not take messages as large as this")
 	default:
 		call.Info.Fail(rpc.SourceUpstream)
 		return c.translate(f)

@@ -31,7 +31,7 @@ func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
 		ctx, cancel = context.WithTimeout(ctx, p.timeout)
 		defer cancel()
 	}
-	o := outbox{src: call.Stream, keep: p.retry.codes != 0, limit: c.retryBytes}
+	o := outbox{src: call.Stream, keep: p.retry.codes != 0 || !c.backend.Repeats(), limit: c.retryBytes}
 	if !call.Method.ClientStreams {
 		req, err := rpc.RecvOne(ctx, call.Stream)
 		if err != nil {

@@ -103,7 +103,7 @@ func (c *Cluster) retried(ctx context.Context, call *rpc.Call, p *retryPolicy, r
 		if err == nil {
 			return a, false, nil
 		}
-		wait, ok := c.again(ctx, call, p, at.n, outcomeOf(err, a.header != nil, a.trailer))
+		wait, ok := c.again(ctx, call, p, at.n, outcomeOf(err, a.answered, a.trailer))
 		if !ok || !pause(ctx, wait) {
 			return a, false, err
 		}
@@ -180,7 +180,7 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 				send()
 				continue
 			}
-			o := outcomeOf(r.err, r.header != nil, r.trailer)
+			o := outcomeOf(r.err, r.answered, r.trailer)
 			nonFatal := p.nonFatal.has(o.st.Code()) || o.unseen
 			if t := c.policies.throttles; t != nil && (nonFatal || o.stop) && !t.failure() || o.stop {
 				most = sent

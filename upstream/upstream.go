@@ -38,6 +38,18 @@ import (
 // DefaultMaxMessageBytes is the limit of one answer message unless Config says otherwise.
 const DefaultMaxMessageBytes = 4 << 20
 
+// Transport is what carries a cluster's calls.
+type Transport uint8
+
+// The transports. They behave alike; where one has trouble the other is a way out.
+const (
+	TransportDefault Transport = iota // defaultTransport
+	TransportOwn                      // package h2client under package lbhost
+	TransportGRPCGo                   // grpc-go's client
+)
+
+const defaultTransport = TransportGRPCGo
+
 // Config describes one cluster. It is plain data: equal Configs make interchangeable Clusters.
 type Config struct {
 	// Name is what operators call the cluster; it appears in errors and metrics. Required.
@@ -58,6 +70,8 @@ type Config struct {
 	//
 	// Required.
 	Target string
+	// Transport carries the calls. xds targets are grpc-go's always.
+	Transport Transport
 	// Kubernetes is for kubernetes targets; nil is the cluster whose pod this is.
 	Kubernetes *Kubernetes
 	// TLS is how to speak to the endpoints; nil is plaintext HTTP/2.
@@ -210,7 +224,7 @@ func New(cfg Config, log *slog.Logger) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
 	}
-	b, err := newGRPC(cfg, p, log)
+	b, err := newBackend(cfg, p, log)
 	if err != nil {
 		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
 	}
@@ -225,6 +239,18 @@ func New(cfg Config, log *slog.Logger) (*Cluster, error) {
 		},
 		drained: make(chan struct{}),
 	}, nil
+}
+
+// newBackend makes the backend that cfg asks for.
+func newBackend(cfg Config, p *policies, log *slog.Logger) (backend, error) {
+	t := cfg.Transport
+	if t == TransportDefault {
+		t = defaultTransport
+	}
+	if t == TransportOwn && !strings.HasPrefix(cfg.Target, "xds:") {
+		return newOwn(cfg, p, log)
+	}
+	return newGRPC(cfg, p, log)
 }
 
 // Name is the Config's.
@@ -245,6 +271,7 @@ func (c *Cluster) Invoke(ctx context.Context, call *rpc.Call) error {
 	defer c.gate.leave()
 	c.backend.Load(c.gate.inside.Load())
 	stripRequest(call.Header)
+	call.Header = c.backend.Prepare(call.Header)
 	if call.Method.Unary() {
 		return c.unary(ctx, call)
 	}

@@ -9,6 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -116,10 +119,36 @@ func (b *syncBuffer) String() string {
 	return b.b.String()
 }
 
+// transportEnv makes the tests here use a transport: "own" or "grpc-go".
+const transportEnv = "TRANSOM_TEST_TRANSPORT"
+
+// transport is that of all clusters here that name none.
+func transport() upstream.Transport {
+	if os.Getenv(transportEnv) == "grpc-go" {
+		return upstream.TransportGRPCGo
+	}
+	return upstream.TransportOwn
+}
+
+// Everything that holds with our own transport holds with grpc-go's.
+func TestOverGRPCGo(t *testing.T) {
+	if os.Getenv(transportEnv) != "" {
+		return // as this test is about to be run in a process that it has started
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.timeout=5m", "-test.short="+strconv.FormatBool(testing.Short()))
+	cmd.Env = append(os.Environ(), transportEnv+"=grpc-go")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 func newCluster(t testing.TB, cfg upstream.Config) *upstream.Cluster {
 	t.Helper()
 	if cfg.Name == "" {
 		cfg.Name = "bank"
+	}
+	if cfg.Transport == upstream.TransportDefault {
+		cfg.Transport = transport()
 	}
 	c, err := upstream.New(cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -548,17 +577,22 @@ func TestClose(t *testing.T) {
 	}
 }
 
+// waiter is what both transports' Conn can do besides calls.
+type waiter interface {
+	WaitForStateChange(ctx context.Context, s connectivity.State) bool
+}
+
 func TestCloseGivesUp(t *testing.T) {
 	entered := make(chan struct{})
 	addr := newBackend(t, func(_ string, s stream) error { close(entered); <-s.Context().Done(); return nil })
-	c, err := upstream.New(upstream.Config{Name: "bank", Target: "static:///" + addr}, slog.New(slog.DiscardHandler))
+	c, err := upstream.New(upstream.Config{Name: "bank", Target: "static:///" + addr, Transport: transport()}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	call := rpctest.Start(t.Context(), c.Invoke, client, nil)
 	<-entered
-	// grpc-go lets calls through a moment before it says so.
-	for cc := c.Conn().(*grpc.ClientConn); !c.Ready(); {
+	// Calls are let through a moment before the state says so.
+	for cc := c.Conn().(waiter); !c.Ready(); {
 		if s := c.State(); s != connectivity.Ready && !cc.WaitForStateChange(t.Context(), s) {
 			t.Fatalf("state = %v with a call at the backend", s)
 		}

@@ -1,7 +1,7 @@
 // Package lbhost hosts grpc-go's resolver and balancer plugins on connections that are not grpc-go's. A [Channel] is what
 // grpc.ClientConn is to them: it resolves a target, lets a balancing policy open connections, and has each call choose one
-// by the policy's picker. How calls travel is not its business: connections come from [Config.Dial], and whoever makes a
-// call asks [Channel.Pick] and tells the end by [Pick.Done].
+// by the policy's picker. Connections come from [Config.Dial]; whoever makes a call asks [Channel.Pick], makes it on the
+// connection and tells the end by [Pick.End]. Generated clients go by [Channel.Stub].
 //
 // # What plugins find
 // All of balancer.ClientConn and balancer.SubConn, with grpc-go's semantics: serialized calls into the policy, backoff by
@@ -21,26 +21,31 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/balancer/base"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/serviceconfig"
+	"google.golang.org/grpc/status"
+
+	"transom/upstream/h2client"
 )
 
-// Conn is a connection to one endpoint, such as package h2client's.
+// Conn is a connection to one endpoint: an [*h2client.Conn], or what embeds one.
 type Conn interface {
-	// InFlight counts the calls that are open, Waiting those that are to be when the peer takes more, and MaxStreams says
-	// how many it takes at a time.
-	InFlight() int
-	Waiting() int
+	Unary(ctx context.Context, method string, md metadata.MD, req h2client.Message, reply *h2client.Reply) error
+	NewStream(ctx context.Context, method string, md metadata.MD) (*h2client.Stream, error)
+	RemoteAddr() net.Addr
+	// MaxStreams is how many calls the peer takes at a time.
 	MaxStreams() uint32
 	// Drain takes no further calls and closes the connection when the last one has ended. It does not wait.
 	Drain()
@@ -69,22 +74,17 @@ type Config struct {
 	ConnectTimeout time.Duration
 	// Backoff is the pause after a failed attempt (connection-backoff.md).
 	Backoff backoff.Config
-	// MaxConns is how many connections a SubConn may have. It gets further ones, one at a time, as its streams come near
-	// what the peer takes. At least 1.
+	// MaxConns is how many connections a SubConn may have. It gets further ones, one at a time, as its calls come near what
+	// the peer takes; calls beyond that wait for the next connection. At least 1.
 	MaxConns int
 	// HealthService names the service whose health is watched on each connection if the policy asks for it; "" is the whole
 	// server, nil is not to watch.
 	HealthService *string
-	// Stub makes calls over what open finds, for health checks and the policy's producers.
-	Stub func(open Opener) grpc.ClientConnInterface
-	Log  *slog.Logger
+	Log           *slog.Logger
 }
 
-// Opener finds the connection for one call of a method, "/service/method". Its errors carry a status.
-type Opener func(ctx context.Context, method string) (Pick, error)
-
-// ErrClosed is why a closed Channel has no connections.
-var ErrClosed = errors.New("the channel is closed")
+// ErrClosed is why a closed Channel has no connections: Unavailable.
+var ErrClosed = status.Error(codes.Unavailable, "the channel is closed")
 
 // generation is a picker and what tells those who wait that there is a newer one.
 type generation struct {

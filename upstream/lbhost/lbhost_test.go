@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"net/url"
 	"reflect"
 	"runtime"
@@ -20,7 +21,6 @@ import (
 
 	v3orcapb "github.com/cncf/xds/go/xds/data/orca/v3"
 	"go.uber.org/goleak"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/balancer/base"
@@ -39,6 +39,7 @@ import (
 	_ "google.golang.org/grpc/xds" // outlier_detection
 	"google.golang.org/protobuf/proto"
 
+	"transom/upstream/h2client"
 	_ "transom/upstream/loadaware"
 )
 
@@ -91,11 +92,9 @@ func promoted(t reflect.Type, name string) bool {
 // fakeConn is a connection without a network.
 type fakeConn struct {
 	addr           string
-	inFlight       atomic.Int64
 	limit          uint32
 	draining, done chan struct{}
 	drain, end     func()
-	streams        sync.WaitGroup
 }
 
 func newFakeConn(addr string, limit uint32) *fakeConn {
@@ -105,8 +104,16 @@ func newFakeConn(addr string, limit uint32) *fakeConn {
 	return c
 }
 
-func (c *fakeConn) InFlight() int             { return int(c.inFlight.Load()) }
-func (c *fakeConn) Waiting() int              { return 0 }
+// It makes no calls.
+func (c *fakeConn) Unary(context.Context, string, metadata.MD, h2client.Message, *h2client.Reply) error {
+	return &h2client.Error{Code: codes.Unimplemented}
+}
+
+func (c *fakeConn) NewStream(context.Context, string, metadata.MD) (*h2client.Stream, error) {
+	return nil, &h2client.Error{Code: codes.Unimplemented}
+}
+
+func (c *fakeConn) RemoteAddr() net.Addr      { return nil }
 func (c *fakeConn) MaxStreams() uint32        { return c.limit }
 func (c *fakeConn) Drain()                    { c.drain() }
 func (c *fakeConn) Close()                    { c.drain(); c.end() }
@@ -203,7 +210,6 @@ func (w *world) channel(t *testing.T, lb string, change func(*Config)) *Channel 
 		Target: resolver.Target{URL: url.URL{Scheme: "world", Path: "/w"}}, Resolver: w.resolver, Balancer: b, BalancerConfig: settings,
 		Dial: w.dial, ConnectTimeout: 5 * time.Second, MaxConns: 3,
 		Backoff: backoff.Config{BaseDelay: time.Second, Multiplier: 2, MaxDelay: 10 * time.Second},
-		Stub:    func(Opener) grpc.ClientConnInterface { return deafStub{} },
 		Log:     slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
@@ -357,7 +363,8 @@ func TestConnectionLost(t *testing.T) {
 	}
 }
 
-// A connection whose streams are half used up gets company, up to the limit.
+// A connection whose streams are half used up gets company, up to the limit. Calls that come at once wait for it rather
+// than behind others; beyond all limits they are given to the connections, which have them wait.
 func TestMoreConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld()
@@ -365,23 +372,31 @@ func TestMoreConnections(t *testing.T) {
 		c := w.channel(t, `[{"round_robin": {}}]`, nil)
 		w.resolve("a")
 		synctest.Wait()
-		var picks []Pick
-		for range 28 {
-			p, err := c.Pick(t.Context(), "/a.B/C", false)
-			if err != nil {
-				t.Fatal(err)
-			}
-			p.Conn.(*fakeConn).inFlight.Add(1)
-			picks = append(picks, p)
-			synctest.Wait()
+		picks := make(chan Pick, 100)
+		var wg sync.WaitGroup
+		for range 36 {
+			wg.Go(func() {
+				p, err := c.Pick(t.Context(), "/a.B/C", false)
+				if err != nil {
+					t.Error(err)
+				}
+				picks <- p
+			})
 		}
+		wg.Wait()
 		conns := w.to("a")
 		if len(conns) != 3 {
 			t.Fatalf("%d connections, want 3", len(conns))
 		}
+		calls := map[Conn]int{}
+		for range 36 {
+			p := <-picks
+			calls[p.Conn]++
+			picks <- p
+		}
 		for _, conn := range conns {
-			if n := conn.InFlight(); n > 10 {
-				t.Errorf("%d streams on a connection that takes 10", n)
+			if n := calls[conn]; n < 10 || n > 16 {
+				t.Errorf("%d calls on a connection, want about 12", n)
 			}
 		}
 		// Losing one of several is no change of state.
@@ -391,8 +406,20 @@ func TestMoreConnections(t *testing.T) {
 		if c.State() != connectivity.Ready || w.resolutions() != before {
 			t.Errorf("state %v, the resolver was asked %d times", c.State(), w.resolutions()-before)
 		}
-		for _, p := range picks {
+		// A connection that cannot be had is not waited for again and again.
+		w.set("a", errors.New("no more"))
+		for range 36 {
+			p := <-picks
 			p.Done(balancer.DoneInfo{})
+		}
+		n := len(w.dialed("a"))
+		for range 50 {
+			if _, err := c.Pick(t.Context(), "/a.B/C", false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := len(w.dialed("a")) - n; got != 1 {
+			t.Errorf("%d attempts for a connection that cannot be had, want 1", got)
 		}
 	})
 }
@@ -739,7 +766,7 @@ func BenchmarkPick(b *testing.B) {
 			cfg := Config{
 				Target: resolver.Target{URL: url.URL{Scheme: "world", Path: "/w"}}, Resolver: w.resolver, Dial: w.dial,
 				Balancer: base.NewBalancerBuilder("first", firstBuilder{}, base.Config{}), ConnectTimeout: time.Second, MaxConns: 3,
-				Stub: func(Opener) grpc.ClientConnInterface { return deafStub{} }, Log: slog.New(slog.DiscardHandler),
+				Log: slog.New(slog.DiscardHandler),
 			}
 			if name != "first" {
 				var settings serviceconfig.LoadBalancingConfig
@@ -765,15 +792,4 @@ func BenchmarkPick(b *testing.B) {
 			}
 		})
 	}
-}
-
-// deafStub fails all calls.
-type deafStub struct{}
-
-func (deafStub) Invoke(context.Context, string, any, any, ...grpc.CallOption) error {
-	return status.Error(codes.Unimplemented, "")
-}
-
-func (deafStub) NewStream(context.Context, *grpc.StreamDesc, string, ...grpc.CallOption) (grpc.ClientStream, error) {
-	return nil, status.Error(codes.Unimplemented, "")
 }

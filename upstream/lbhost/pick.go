@@ -16,11 +16,13 @@ type Pick struct {
 	Conn Conn
 	// Metadata is the policy's, to be sent with the attempt; usually nil.
 	Metadata metadata.MD
+	held     *held
 	done     func(balancer.DoneInfo)
 }
 
-// Done tells the policy how the attempt ended. It must be called once for each pick.
+// Done tells the policy how the attempt ended. It, or End, must be called once for each pick.
 func (p *Pick) Done(info balancer.DoneInfo) {
+	p.held.calls.Add(-1)
 	if p.done != nil {
 		p.done(info)
 	}
@@ -41,15 +43,17 @@ func (c *Channel) Pick(ctx context.Context, method string, wait bool) (Pick, err
 		if gen.picker != nil {
 			res, err := gen.picker.Pick(info)
 			if err == nil {
-				p := Pick{Metadata: res.Metadata, done: res.Done}
 				if sc, ok := res.SubConn.(*subConn); ok {
-					if p.Conn = sc.pick(); p.Conn != nil {
-						return p, nil
+					h, err := sc.pick(ctx)
+					if err == nil {
+						return Pick{Conn: h.Conn, Metadata: res.Metadata, held: h, done: res.Done}, nil
 					}
+					last = err
 				}
-				// The connection is gone, of which the policy is about to hear.
-				p.Done(balancer.DoneInfo{})
-				last = errGone
+				// The connection is gone, of which the policy is about to hear, or ctx has ended.
+				if res.Done != nil {
+					res.Done(balancer.DoneInfo{})
+				}
 			} else if err != balancer.ErrNoSubConnAvailable { //nolint:errorlint // grpc-go compares so, too
 				if st, ok := status.FromError(err); ok {
 					return Pick{}, allowed(st, err)
@@ -68,8 +72,11 @@ func (c *Channel) Pick(ctx context.Context, method string, wait bool) (Pick, err
 	}
 }
 
-// errGone is why a pick had to wait although the policy chose a connection.
-var errGone = errors.New("the connection that the policy chose is gone")
+// Why a pick had to wait although the policy chose an endpoint.
+var (
+	errGone = errors.New("the connection that the policy chose is gone")
+	errFull = errors.New("the endpoint takes no more calls on its connections, and another has not come")
+)
 
 // waited is the end of a pick whose context ended.
 func waited(ctx context.Context, last error) error {

@@ -35,7 +35,7 @@ func (cc *clientConn) NewSubConn(addrs []resolver.Address, opts balancer.NewSubC
 		state: connectivity.Idle, producers: map[balancer.ProducerBuilder]*producer{}, health: &health{},
 	}
 	sc.ctx, sc.cancel = context.WithCancel(cc.channel.ctx)
-	sc.stub = cc.channel.cfg.Stub(sc.opener)
+	sc.stub = stub{sc.opener}
 	return sc, nil
 }
 
@@ -79,14 +79,15 @@ type subConn struct {
 	stub             grpc.ClientConnInterface // for calls on this subConn
 
 	// conns are those that take streams; replaced, not changed, under mu. nil or empty: not Ready.
-	conns atomic.Pointer[[]Conn]
+	conns atomic.Pointer[[]*held]
 
 	mu      sync.Mutex
 	addrs   []resolver.Address
 	current resolver.Address // the one connected to
 	state   connectivity.State
-	failed  int  // attempts since the last that succeeded
-	growing bool // another connection is being opened
+	failed  int           // attempts since the last that succeeded
+	growing chan struct{} // closed when the other connection that is being opened is there; nil if none is
+	stunted time.Time     // when the last attempt to open another failed
 	// ctx ends when what is being opened is of no use any more: with the subConn, or as its addresses change.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -100,49 +101,83 @@ type subConn struct {
 	health   *health
 }
 
-// pick returns the connection with the fewest calls, nil if there is none. If that one is half full another is opened.
-func (sc *subConn) pick() Conn {
-	list := sc.conns.Load()
-	if list == nil {
-		return nil
-	}
-	var best Conn
-	least := math.MaxInt
-	for _, c := range *list {
-		select {
-		case <-c.Draining():
-			continue // as the policy is about to hear
-		default:
-		}
-		if len(*list) == 1 {
-			best, least = c, c.InFlight()
-		} else if n := c.InFlight() + c.Waiting(); n < least {
-			best, least = c, n
-		}
-	}
-	if best != nil && least >= int(max(best.MaxStreams()/2, 1)) && len(*list) < sc.channel.cfg.MaxConns {
-		sc.grow(len(*list))
-	}
-	return best
+// held is a connection with the calls that picks have given it.
+type held struct {
+	Conn
+	calls atomic.Int64
 }
 
-// grow opens another connection if there still are n and none is being opened.
-func (sc *subConn) grow(n int) {
+// growPause is the time after a failed attempt to open another connection in which there is no further.
+const growPause = time.Second
+
+// pick counts a call to the connection with the fewest. If it is half full another connection is opened; if it is full
+// the call waits for that one, so that it does not wait behind long calls where it need not. errGone: there is none.
+func (sc *subConn) pick(ctx context.Context) (*held, error) {
+	for {
+		list := sc.conns.Load()
+		if list == nil {
+			return nil, errGone
+		}
+		var best *held
+		var least int64
+		for _, h := range *list {
+			select {
+			case <-h.Draining():
+				continue // as the policy is about to hear
+			default:
+			}
+			if n := h.calls.Load(); best == nil || n < least {
+				best, least = h, n
+			}
+		}
+		if best == nil {
+			return nil, errGone
+		}
+		limit := int64(best.MaxStreams())
+		if n := best.calls.Add(1); n <= limit/2 || len(*list) >= sc.channel.cfg.MaxConns {
+			return best, nil
+		} else if grown := sc.grow(len(*list)); grown == nil || n <= limit {
+			return best, nil
+		} else {
+			best.calls.Add(-1)
+			select {
+			case <-grown:
+			case <-ctx.Done():
+				return nil, errFull
+			}
+		}
+	}
+}
+
+// grow opens another connection if there still are n and none is being opened. The channel is closed when one has come or
+// failed to; it is nil if that need not be waited for.
+func (sc *subConn) grow(n int) <-chan struct{} {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
-	if sc.growing || sc.state != connectivity.Ready || len(*sc.conns.Load()) != n {
-		return
+	if sc.growing != nil {
+		return sc.growing
 	}
+	if list := sc.conns.Load(); sc.state != connectivity.Ready || list == nil || len(*list) != n || time.Since(sc.stunted) < growPause {
+		return nil
+	}
+	grown := make(chan struct{})
 	ctx, addr := sc.ctx, sc.current
-	sc.growing = sc.channel.start(func() {
-		// It takes as long as a first one; if it fails the next pick tries again.
+	if !sc.channel.start(func() {
 		dial, cancel := context.WithTimeout(ctx, sc.channel.cfg.ConnectTimeout)
 		defer cancel()
-		_ = sc.open(ctx, dial, addr)
+		err := sc.open(ctx, dial, addr)
 		sc.mu.Lock()
 		defer sc.mu.Unlock()
-		sc.growing = false
-	})
+		if err != nil {
+			sc.stunted = time.Now()
+		}
+		sc.growing = nil
+		close(grown)
+	}) {
+		return nil
+	}
+	sc.growing = grown
+	return grown
 }
 
 // Connect starts to connect if the subConn is Idle.
@@ -218,15 +253,16 @@ func (sc *subConn) open(ctx, dial context.Context, addr resolver.Address) error 
 	if err != nil {
 		return err
 	}
-	if !sc.add(ctx, c, addr) {
+	h := &held{Conn: c}
+	if !sc.add(ctx, h, addr) {
 		c.Drain()
 	}
-	sc.channel.wg.Go(func() { sc.hold(c) }) // this is one of the Channel's goroutines, so it has not been waited for
+	sc.channel.wg.Go(func() { sc.hold(h) }) // this is one of the Channel's goroutines, so it has not been waited for
 	return nil
 }
 
 // hold follows a connection to its end.
-func (sc *subConn) hold(c Conn) {
+func (sc *subConn) hold(c *held) {
 	select {
 	case <-c.Draining():
 		sc.lost(c)
@@ -240,13 +276,13 @@ func (sc *subConn) hold(c Conn) {
 }
 
 // add takes a new connection in, unless ctx has ended.
-func (sc *subConn) add(ctx context.Context, c Conn, addr resolver.Address) bool {
+func (sc *subConn) add(ctx context.Context, c *held, addr resolver.Address) bool {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	if ctx.Err() != nil {
 		return false
 	}
-	var list []Conn
+	var list []*held
 	if old := sc.conns.Load(); old != nil {
 		list = append(list, *old...)
 	}
@@ -258,14 +294,14 @@ func (sc *subConn) add(ctx context.Context, c Conn, addr resolver.Address) bool 
 }
 
 // lost is called when a connection takes no further streams. If it was the last the subConn is Idle.
-func (sc *subConn) lost(c Conn) {
+func (sc *subConn) lost(c *held) {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	old := sc.conns.Load()
 	if old == nil || !slices.Contains(*old, c) {
 		return // taken out before: by Shutdown or a change of addresses
 	}
-	list := slices.DeleteFunc(slices.Clone(*old), func(o Conn) bool { return o == c })
+	list := slices.DeleteFunc(slices.Clone(*old), func(o *held) bool { return o == c })
 	sc.conns.Store(&list)
 	if len(list) == 0 && sc.ctx.Err() == nil {
 		sc.channel.resolveNow(resolver.ResolveNowOptions{})
@@ -274,14 +310,14 @@ func (sc *subConn) lost(c Conn) {
 }
 
 // take takes all connections out. mu is held; the caller drains them when it no longer is.
-func (sc *subConn) take() []Conn {
+func (sc *subConn) take() []*held {
 	if old := sc.conns.Swap(nil); old != nil {
 		return *old
 	}
 	return nil
 }
 
-func drain(conns []Conn) {
+func drain(conns []*held) {
 	for _, c := range conns {
 		c.Drain()
 	}
@@ -325,7 +361,7 @@ func (sc *subConn) UpdateAddresses(addrs []resolver.Address) {
 		return
 	}
 	sc.addrs = slices.Clone(addrs)
-	var old []Conn
+	var old []*held
 	keep := sc.state == connectivity.Ready && slices.ContainsFunc(addrs, func(a resolver.Address) bool { return same(a, sc.current) })
 	if !keep && (sc.state == connectivity.Connecting || sc.state == connectivity.Ready) {
 		sc.cancel()
@@ -342,11 +378,12 @@ func (sc *subConn) UpdateAddresses(addrs []resolver.Address) {
 }
 
 // opener is for calls on this subConn only, which no policy counts.
-func (sc *subConn) opener(context.Context, string) (Pick, error) {
-	if c := sc.pick(); c != nil {
-		return Pick{Conn: c}, nil
+func (sc *subConn) opener(ctx context.Context, _ string, _ bool) (Pick, error) {
+	h, err := sc.pick(ctx)
+	if err != nil {
+		return Pick{}, status.Error(codes.Unavailable, err.Error())
 	}
-	return Pick{}, status.Error(codes.Unavailable, "the endpoint is not connected")
+	return Pick{Conn: h.Conn, held: h}, nil
 }
 
 // producer is one with those who use it.

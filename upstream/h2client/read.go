@@ -136,6 +136,7 @@ func (r *reader) frame() error {
 	case r.blockStream != 0 && (typ != frameContinuation || id != r.blockStream):
 		return protocolError("a header block is interrupted")
 	case typ == frameData:
+		r.useful()
 		return r.data(id, flags, length)
 	}
 	if err := r.need(length); err != nil {
@@ -145,6 +146,7 @@ func (r *reader) frame() error {
 	r.r += length
 	switch typ {
 	case frameHeaders:
+		r.useful()
 		return r.headers(id, flags, p)
 	case frameContinuation:
 		return r.continuation(id, flags, p)
@@ -171,6 +173,10 @@ func unexpected(err error) error {
 	}
 	return err
 }
+
+// useful counts a frame that calls need, which others may go with: grpc-go's servers send a PING and a WINDOW_UPDATE with
+// many an answer.
+func (r *reader) useful() { r.idleFrames = max(r.idleFrames-8, 0) }
 
 // idle counts a frame of no use.
 func (r *reader) idle() error {

@@ -141,9 +141,13 @@ bench-proxy bench-idle load: export PGO := auto
 load: build ghz ## Load one server directly and through the proxy, with ghz
 	@.tools/load
 
+.PHONY: release
+release: ## Make dist/: archives, Debian packages, an OCI image, lists of materials (VERSION=v1.2.3, or as git says)
+	@go run ./.tools/release -out dist $(if $(VERSION),-version $(VERSION))
+
 .PHONY: clean
 clean: ## Remove what was built
-	@rm -rf bin build
+	@rm -rf bin build dist
 
 # The programs that tests run.
 .PHONY: deps
@@ -204,7 +208,8 @@ interop: ## Run gRPC's interop client through transom to its server
 	@cd e2e/interop && go test -mod=mod -count=1 ./...
 
 .PHONY: checkdeploy
-checkdeploy: ## Test what is in deploy/: the dashboard and the alerts against a running gateway
+checkdeploy: deps build ## Test what is in deploy/ (dashboard, alerts, units, manifests) and what make release makes of bin/transom
+	@go run ./.tools/release -prebuilt bin/transom -out build/release >/dev/null
 	@cd e2e/deploy && go test -mod=mod -count=1 ./...
 
 # Results of single runs are kept in .cache/simulate, so that a run that was cut off goes on where it stopped.

@@ -235,7 +235,7 @@ func needToken(token string, next http.Handler) http.Handler {
 }
 
 // sameSite keeps web pages out: one that has a name of its own resolve to this address is told by the Host header (DNS
-// rebinding), one that calls across origins by what browsers say of a request's origin (CSRF).
+// rebinding; an address in it is no such name), one that calls across origins by what browsers say of a request's origin (CSRF).
 func sameSite(cfg *configv1.Admin, next http.Handler) http.Handler {
 	hosts := append([]string{"localhost"}, cfg.GetHosts()...)
 	if host, _, err := net.SplitHostPort(cfg.GetAddress()); err == nil {
@@ -248,7 +248,7 @@ func sameSite(cfg *configv1.Admin, next http.Handler) http.Handler {
 			host = h
 		}
 		host = strings.Trim(host, "[]")
-		if !slices.Contains(hosts, host) && !isLoopback(host) {
+		if _, err := netip.ParseAddr(host); err != nil && !slices.Contains(hosts, host) {
 			http.Error(w, fmt.Sprintf("host %q is none of the admin listener's; add it to admin.hosts if it should be", host), http.StatusMisdirectedRequest)
 			return
 		}
@@ -434,8 +434,14 @@ func memory() (used, limit uint64) {
 	return s.used, limit
 }
 
-// Version is that of the program, "devel" if it was not built from a release.
+// version is set by the linker when a release is built: -X transom/gateway.version=v1.2.3.
+var version string
+
+// Version is that of the program: the release's, or what Go knows of the module, or "devel".
 func Version() string {
+	if version != "" {
+		return version
+	}
 	if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" && bi.Main.Version != "(devel)" {
 		return bi.Main.Version
 	}

@@ -143,6 +143,7 @@ func TestAdminStrangers(t *testing.T) {
 		"text form":           {"POST", "/v1:reload", http.Header{"Content-Type": {"text/plain"}}, 415},
 		"by name":             {"GET", "/v1/status", http.Header{"Host": {"localhost:1"}}, 200},
 		"by IPv6":             {"GET", "/v1/status", http.Header{"Host": {"[::1]:1"}}, 200},
+		"by another address":  {"GET", "/metrics", http.Header{"Host": {"10.1.2.3:9901"}}, 200},
 		"same origin":         {"GET", "/v1/status", http.Header{"Sec-Fetch-Site": {"same-origin"}}, 200},
 		"typed into the line": {"GET", "/v1/status", http.Header{"Sec-Fetch-Site": {"none"}}, 200},
 	} {

@@ -91,7 +91,7 @@ type Admin struct {
 	// answer without it. Default: none is needed.
 	TokenFile string `protobuf:"bytes,2,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
 	// Further names that clients may have in the Host header; others are refused, lest a web page reaches the listener by a
-	// name of its own (DNS rebinding). Default: none but localhost and the address.
+	// name of its own (DNS rebinding). Default: none but localhost and the address's; any IP address is let through.
 	Hosts []string `protobuf:"bytes,3,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	// Serve Go's profiles below /debug/pprof/.
 	Pprof         bool `protobuf:"varint,4,opt,name=pprof,proto3" json:"pprof,omitempty"`

@@ -59,9 +59,10 @@ type Conn struct {
 	wakes       []*Stream // whose receivers are woken before the reader waits
 	keepalive   *time.Timer
 	pinged      bool
-	heard       atomic.Bool // something, since keepalive last looked
-	settled     bool        // the first SETTINGS have come
-	batching    bool        // the reader wakes receivers later
+	pingLeft    time.Duration // for an answer
+	heard       atomic.Bool   // something, since keepalive last looked
+	settled     bool          // the first SETTINGS have come
+	batching    bool          // the reader wakes receivers later
 }
 
 // maxFree is the number of streams kept for further calls.
@@ -290,12 +291,16 @@ func (c *Conn) checkAlive() {
 	case heard, c.active == 0 && !c.cfg.KeepaliveIdle:
 		c.pinged = false
 		c.keepalive.Reset(c.cfg.KeepaliveTime)
-	case c.pinged:
-		c.fail(errors.New("the server did not answer a PING in time"), codeNo)
-	default:
-		c.pinged = true
+	case !c.pinged:
+		c.pinged, c.pingLeft = true, c.cfg.KeepaliveTimeout
 		c.out = appendPing(c.out, 0, &[8]byte{})
-		c.keepalive.Reset(c.cfg.KeepaliveTimeout)
+		c.keepalive.Reset(min(c.pingLeft, c.cfg.KeepaliveTime))
+	default:
+		if c.pingLeft -= min(c.pingLeft, c.cfg.KeepaliveTime); c.pingLeft > 0 {
+			c.keepalive.Reset(min(c.pingLeft, c.cfg.KeepaliveTime))
+		} else {
+			c.fail(errors.New("the server did not answer a PING in time"), codeNo)
+		}
 	}
 	c.flush(false)
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"sync"
@@ -31,7 +32,13 @@ import (
 	"transom/upstream/h2client"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(serverVariable) != "" {
+		serveProcess()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 type bytesCodec struct{}
 
@@ -547,4 +554,35 @@ func TestDrain(t *testing.T) {
 		t.Error(err)
 	}
 	<-c.Done()
+}
+
+func tlsConfig(pool *x509.CertPool) *tls.Config {
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+}
+
+// accept runs serve on the one connection that is made to addr, over TLS perhaps. wait waits for its end.
+func accept(tb testing.TB, cert tls.Certificate, secure bool, serve func(net.Conn)) (addr string, wait func()) {
+	tb.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		nc, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer nc.Close()
+		if secure {
+			tc := tls.Server(nc, &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS12})
+			if err := tc.Handshake(); err != nil {
+				tb.Error(err)
+				return
+			}
+			nc = tc
+		}
+		serve(nc)
+	})
+	return ln.Addr().String(), func() { ln.Close(); wg.Wait() }
 }

@@ -172,9 +172,11 @@ type builder struct {
 	// tls is by listener; nil for plain text.
 	tls []*tls.Config
 	// dry says that nothing will be served, so that nothing need be written or sent.
-	dry       bool
-	overload  *overload
-	mirrors   *traffic.Mirrors
+	dry      bool
+	overload *overload
+	mirrors  *traffic.Mirrors
+	// building is the Snapshot that policies are compiled for.
+	building  *Snapshot
 	accessLog *observe.AccessLog
 	traces    *observe.Traces
 	faults    []Fault
@@ -346,6 +348,7 @@ func (b *builder) snapshot() *Snapshot {
 	edge := listeners.NewEdge(b.edge())
 	s := &Snapshot{schema: b.schema, plans: plans, edge: edge, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods))}
 	s.versions = b.versions()
+	b.building = s
 	local := builtinHandlers(b.schema, b.health)
 	for _, m := range methods {
 		eff, faults := set.effective(string(m.Name))

@@ -78,6 +78,7 @@ func (b *builder) mirror(eff Effective) rpc.Middleware {
 	}
 	cfg := traffic.Mirror{
 		Cluster: m.GetCluster(), Share: shareOf(m.Share), MaxConcurrent: int64(m.GetMaxConcurrent()), Timeout: defaultMirrorTimeout, To: to.Invoke,
+		Acquire: b.building.acquire, Release: b.building.Release,
 	}
 	if cfg.MaxConcurrent == 0 {
 		cfg.MaxConcurrent = defaultMirrors

@@ -608,3 +608,44 @@ func TestTrafficUnderLoad(t *testing.T) {
 	}
 	load.end()
 }
+
+// TestMirrorGone takes a shadow out of the configuration while a copy hangs there: neither the reload nor a call waits for it,
+// and it comes to its end.
+func TestMirrorGone(t *testing.T) {
+	seen := make(chan copied)
+	p := startWith(t, fmt.Sprintf(mirrorText, "timeout: 1h"), fmt.Sprintf(`, shadow: {target: "static:///%s", no_health_check: true}`, startShadow(t, seen)))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	chat, err := bankv1.NewSupportClient(p.conn).Chat(ctx) // keeps the configuration that it began with
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := chat.Send(&bankv1.ChatMessage{Text: "hello"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := chat.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	callREST(t, p, nil).wantOK(t, "with a shadow that hangs")
+	p.clusters = ""
+	began := time.Now()
+	p.reload(t, "\nadmin: {address: \"127.0.0.1:0\"}\npolicies: []\n")
+	if err := chat.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = chat.Recv()
+	}
+	if err != io.EOF {
+		t.Error(err)
+	}
+	callREST(t, p, nil).wantOK(t, "without the shadow")
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("waited %v for the copies", took)
+	}
+	methods := []string{next(t, seen).method, next(t, seen).method}
+	if !slices.Contains(methods, "/bank.v1.Support/Chat") || !slices.Contains(methods, "/bank.v1.Diagnostics/Metadata") {
+		t.Errorf("the copies are of %v", methods)
+	}
+	p.mirrored(t, map[string]int{"ok": 2, "failed": 0, "dropped": 0})
+}

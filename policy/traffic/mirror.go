@@ -83,6 +83,10 @@ type Mirror struct {
 	// Timeout bounds a copy, streams included.
 	Timeout time.Duration
 	To      rpc.Handler
+	// Acquire keeps what To needs until Release, since a copy may outlive its call. It is called during the call; if it
+	// reports false no copy is made.
+	Acquire func() bool
+	Release func()
 }
 
 // Middleware copies calls as cfg says; nil if it says none. A copy has the call's messages, metadata, peer and principal,
@@ -148,7 +152,7 @@ func (c *mirroring) start() {
 	m := c.mirrors
 	c.started = true
 	m.mu.Lock()
-	if m.closed {
+	if m.closed || !c.cfg.Acquire() {
 		m.mu.Unlock()
 		c.over = true
 		c.counts.inFlight.Add(-1)
@@ -163,6 +167,7 @@ func (c *mirroring) start() {
 	c.copy.Stream = copied{c}
 	go func() {
 		defer m.wg.Done()
+		defer c.cfg.Release()
 		defer c.counts.inFlight.Add(-1)
 		defer c.cancel()
 		if c.cfg.To(ctx, &c.copy) == nil {

@@ -59,6 +59,11 @@ func primary(ctx context.Context, call *rpc.Call) error {
 	return call.Stream.Send(ctx, m)
 }
 
+// mirror is to a cluster that lives as long as the test.
+func mirror(most int64, timeout time.Duration, to rpc.Handler) Mirror {
+	return Mirror{Cluster: "shadow", Share: 1, MaxConcurrent: most, Timeout: timeout, To: to, Acquire: func() bool { return true }, Release: func() {}}
+}
+
 func message(s string) rpc.Message { return rpc.NewMessage([]byte(s)) }
 
 // as has calls come from somebody.
@@ -73,7 +78,7 @@ func as(next rpc.Handler) rpc.Handler {
 func TestMirrorUnary(t *testing.T) {
 	m := NewMirrors()
 	copies := make(chan seen, 1)
-	h := rpc.Chain(primary, as, m.Middleware(Mirror{Cluster: "shadow", Share: 1, MaxConcurrent: 1, Timeout: time.Minute, To: collect(copies)}))
+	h := rpc.Chain(primary, as, m.Middleware(mirror(1, time.Minute, collect(copies))))
 	header := metadata.MD{"x-user": {"ann"}}
 	r, err := rpc.Local(t.Context(), h, method(), header, message("hello"))
 	if err != nil || len(r.Messages) != 1 || !bytes.Equal(r.Messages[0].Bytes(), []byte("hello")) {
@@ -118,7 +123,7 @@ func TestMirrorIsBounded(t *testing.T) {
 			<-ctx.Done()
 			return rpc.CauseOf(ctx)
 		}
-		h := rpc.Chain(primary, m.Middleware(Mirror{Cluster: "shadow", Share: 1, MaxConcurrent: 1, Timeout: 5 * time.Second, To: hang}))
+		h := rpc.Chain(primary, m.Middleware(mirror(1, 5*time.Second, hang)))
 		began := time.Now()
 		for range 10 {
 			if _, err := rpc.Local(t.Context(), h, method(), metadata.MD{}, message("hello")); err != nil {
@@ -158,7 +163,7 @@ func TestMirrorStream(t *testing.T) {
 	}
 	m := NewMirrors()
 	copies := make(chan seen, 1)
-	cfg := Mirror{Cluster: "shadow", Share: 1, MaxConcurrent: 10, Timeout: time.Minute, To: collect(copies)}
+	cfg := mirror(10, time.Minute, collect(copies))
 	r, err := rpc.Local(t.Context(), rpc.Chain(echo, m.Middleware(cfg)), bidi, metadata.MD{}, message("a"), message("b"), message("c"))
 	if err != nil || len(r.Messages) != 3 {
 		t.Errorf("the call itself: %v, %v", r.Messages, err)
@@ -202,7 +207,7 @@ func TestMirrorStream(t *testing.T) {
 func BenchmarkMirror(b *testing.B) {
 	m := NewMirrors()
 	defer m.Close()
-	h := rpc.Chain(primary, m.Middleware(Mirror{Cluster: "shadow", Share: 1, MaxConcurrent: 1000, Timeout: time.Minute, To: primary}))
+	h := rpc.Chain(primary, m.Middleware(mirror(1000, time.Minute, primary)))
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := rpc.Local(b.Context(), h, method(), metadata.MD{}, message("hello")); err != nil {

@@ -2,6 +2,8 @@ package listeners
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/binary"
 	"io"
 	"net/http"
 	"strconv"
@@ -9,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
@@ -656,6 +659,7 @@ func (s *restStream) finishOK() error {
 		if s.sent == 0 {
 			return status.Error(codes.Internal, "the backend ended the call without a message")
 		}
+		s.tag(*s.out)
 		if s.unchanged() {
 			return nil
 		}
@@ -669,6 +673,7 @@ func (s *restStream) finishOK() error {
 		if err != nil {
 			return err
 		}
+		s.tag(data)
 		if s.unchanged() {
 			return nil
 		}
@@ -711,19 +716,41 @@ func (s *restStream) writeJSON(body []byte) {
 	s.writeBody(http.StatusOK, jsonType, body)
 }
 
+// tag gives the answer to a GET of a method without side effects an entity tag, if the backend or the cache gave none: a
+// hash of the body. It is weak, since the same tag stands for the body in every content coding.
+func (s *restStream) tag(body []byte) {
+	get := s.Request.Method == http.MethodGet || s.Request.Method == http.MethodHead
+	if !get || s.call.Method.Effect != descriptors.EffectNone || len(s.header["etag"]) > 0 {
+		return
+	}
+	var b [2 + 1 + 11 + 1]byte
+	t := append(b[:0], `W/"`...)
+	t = base64.RawURLEncoding.AppendEncode(t, binary.BigEndian.AppendUint64(nil, xxhash.Sum64(body)))
+	s.w.Header()["Etag"] = []string{string(append(t, '"'))}
+}
+
 // unchanged answers 304 if the client asks by GET for what it has already: if-none-match has the answer's etag, weakly
 // compared (RFC 9110 sections 8.8.3.2 and 13.1.2).
 func (s *restStream) unchanged() bool {
-	etag := s.header["etag"]
 	have := s.Request.Header["If-None-Match"]
-	if len(etag) != 1 || len(have) == 0 || s.Request.Method != http.MethodGet && s.Request.Method != http.MethodHead {
+	if len(have) == 0 || s.Request.Method != http.MethodGet && s.Request.Method != http.MethodHead {
+		return false
+	}
+	h := s.w.Header()
+	etag := s.header["etag"]
+	if len(etag) == 0 {
+		etag = h["Etag"]
+	}
+	if len(etag) != 1 {
 		return false
 	}
 	want := strings.TrimPrefix(etag[0], "W/")
 	for _, line := range have {
 		for tag := range strings.SplitSeq(line, ",") {
 			if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == want {
-				h := s.w.Header()
+				if s.out != nil && len(*s.out) >= worthCompressing {
+					h["Vary"] = append(h["Vary"], "Accept-Encoding") // as with the answer itself
+				}
 				s.committed = true
 				s.settle(true)
 				writeMetadata(h, "", s.header, false)

@@ -465,6 +465,18 @@ func headers() []Case {
 		},
 		get(104, "metadata of many values keeps their order", []string{"Grpc-Metadata-X-Many: b", "Grpc-Metadata-X-Many: a", "X-Many: b", "X-Many: a"}, Want{Code: 200, Metadata: []string{"x-many: b,a"}}),
 		{Number: 104, Rule: "Set-Cookie is not joined", Verb: "GET", Path: item, Reply: Reply{Header: []string{"Set-Cookie: a=1", "Set-Cookie: b=2"}}, Want: seen("Set-Cookie", "a=1|b=2")},
+		get(105, "a GET without side effects has a tag", nil, Want{Code: 200, Header: []string{`Etag: W/"`}}),
+		get(105, "and none is sent again to who has it", []string{`If-None-Match: *`}, Want{Code: 304, Called: true, Header: []string{`Etag: W/"`}, Body: new(string)}),
+		get(105, "another tag changes nothing", []string{`If-None-Match: "other"`}, Want{Code: 200, Header: []string{`Etag: W/"`}}),
+		{
+			Number: 105, Rule: "the backend's own tag is compared, weakly", Verb: "GET", Path: item, Header: []string{`If-None-Match: "a", W/"v7"`}, Reply: Reply{Header: []string{`Etag: "v7"`}},
+			Want: Want{Code: 304, Called: true, Header: []string{`Etag: "v7"`}, Body: new(string)},
+		},
+		{Number: 105, Rule: "a method that may have effects has no tag", Verb: "GET", Path: "/shelves/1/books/2", Header: []string{"If-None-Match: *"}, Want: Want{Code: 200, Header: []string{"Etag"}}},
+		{
+			Number: 105, Rule: "an error has no tag", Verb: "GET", Path: item, Header: []string{"If-None-Match: *"}, Reply: Reply{Status: "5", Text: "gone"},
+			Want: Want{Code: 404, Called: true, RPC: 5, Header: []string{"Etag"}},
+		},
 		{
 			Number: 106, Rule: "a large answer is packed for who takes it", Verb: "GET", Path: item, Header: []string{"Accept-Encoding: gzip"}, Reply: Reply{Messages: []string{wire(fmt.Sprintf("name: %q", strings.Repeat("x", 64<<10)))}},
 			Want: Want{Code: 200, Header: []string{"Content-Encoding: gzip", "Vary: Accept-Encoding"}},

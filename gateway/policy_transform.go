@@ -90,7 +90,13 @@ func (b *builder) request(m *descriptors.Method, eff Effective) rpc.Middleware {
 		field, err := transform.NewField(m.Desc.Input(), transform.FieldConfig{
 			Path: f.GetField(), Value: f.GetValue(), Claim: f.GetClaim(), Default: f.GetMode() == configv1.RequestField_MODE_DEFAULT,
 		})
-		if b.foundField(place, err) {
+		if fault, ok := errors.AsType[*transform.Fault](err); ok && fault.Path != "field" {
+			b.faultOf(place+"."+fault.Path, fault.Err)
+			err = nil
+		} else if ok {
+			err = fault.Err
+		}
+		if b.foundField(place+".field", err) && field != nil {
 			cfg.Fields = append(cfg.Fields, field)
 		}
 	}

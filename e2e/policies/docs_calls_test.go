@@ -75,6 +75,14 @@ func TestDocumentedCalls(t *testing.T) {
 						}
 						return
 					}
+					if md, said := strings.CutPrefix(reason, "with "); said {
+						o.wantOK(t, line)
+						name, value, _ := strings.Cut(md, ":")
+						if got := strings.Join(o.seen[name], ","); got != strings.TrimSpace(value) {
+							t.Errorf("%s: the backend sees %q", line, got)
+						}
+						return
+					}
 					o.want(t, line, code, status, reason)
 				})
 			}

@@ -36,8 +36,29 @@ type Field struct {
 	fixed []byte
 }
 
-// NewField compiles cfg for messages of type md. ErrNoField is that these have no such field.
+// NewField compiles cfg for messages of type md. An error is a *Fault of "field" or "value"; ErrNoField is that the messages
+// have no such field.
 func NewField(md protoreflect.MessageDescriptor, cfg FieldConfig) (*Field, error) {
+	f, err := newField(md, cfg)
+	if err != nil {
+		return nil, &Fault{"field", err}
+	}
+	if cfg.Claim != "" {
+		return f, nil
+	}
+	if f.template, err = NewTemplate(cfg.Value); err != nil {
+		return nil, &Fault{"value", err}
+	}
+	if s, ok := f.template.constant(); ok {
+		if f.fixed, err = f.encode(s); err != nil {
+			return nil, &Fault{"value", err}
+		}
+	}
+	return f, nil
+}
+
+// newField finds the field and checks that it can be filled in.
+func newField(md protoreflect.MessageDescriptor, cfg FieldConfig) (*Field, error) {
 	path, err := follow(md, cfg.Path, false)
 	if err != nil {
 		return nil, err
@@ -53,17 +74,6 @@ func NewField(md protoreflect.MessageDescriptor, cfg FieldConfig) (*Field, error
 	for _, fd := range path[:len(path)-1] {
 		if choice := realOneof(fd); choice != nil {
 			return nil, fmt.Errorf("%s: %s is one choice of %s, and filling in a field in it would choose for the client", cfg.Path, fd.FullName(), choice.Name())
-		}
-	}
-	if cfg.Claim != "" {
-		return f, nil
-	}
-	if f.template, err = NewTemplate(cfg.Value); err != nil {
-		return nil, err
-	}
-	if s, ok := f.template.constant(); ok {
-		if f.fixed, err = f.encode(s); err != nil {
-			return nil, err
 		}
 	}
 	return f, nil

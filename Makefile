@@ -160,6 +160,12 @@ ghz: build/tools/ghz ## Build the load generator, build/tools/ghz
 build/tools/ghz: .tools/ghz.mod .tools/ghz.sum
 	@mkdir -p build/tools && go build -modfile=.tools/ghz.mod -o $@ github.com/bojand/ghz/cmd/ghz
 
+.PHONY: h2spec
+h2spec: build/tools/h2spec ## Run the HTTP/2 suite h2spec against transom and against net/http (make e2e does too)
+	@go test -vet=off -count=1 -v ./e2e/h2spec
+build/tools/h2spec: .tools/h2spec.mod .tools/h2spec.sum
+	@mkdir -p build/tools && go build -modfile=.tools/h2spec.mod -o $@ github.com/summerwind/h2spec/cmd/h2spec
+
 # The public protos that ours import come out of Go modules.
 .PHONY: imports
 imports:

@@ -104,7 +104,7 @@ func listenerConfig(cfg *configv1.Config, l *configv1.Listener) listeners.Config
 		Name: l.GetName(), Address: l.GetAddress(), HTTP3: l.GetHttp3(), WebTransport: l.GetWebtransport(), AltSvcPort: int(l.GetAltSvcPort()),
 		Limits: listeners.Limits{
 			HeaderTimeout: lim.GetHeaderTimeout().AsDuration(), IdleTimeout: lim.GetIdleTimeout().AsDuration(),
-			MaxHeaderBytes: int(lim.GetHeaderBytes()), MaxStreams: int(lim.GetStreams()),
+			MaxHeaderBytes: int(lim.GetHeaderBytes()), MaxHeaderFields: int(lim.GetHeaderCount()), MaxStreams: int(lim.GetStreams()),
 			MaxConns: int(lim.GetConnections()), MaxConnsPerIP: int(lim.GetConnectionsPerIp()),
 		},
 		ProxyFrom: strings.Join(l.GetProxyProtocol().GetTrusted(), ","), RedirectPort: int(l.GetRedirectHttps()),

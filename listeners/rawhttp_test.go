@@ -76,6 +76,15 @@ const (
 	hidden = "POST /rpctest/unary HTTP/1.1\r\nHost: hidden\r\nContent-Length: 6\r\n\r\n" + echoBody
 )
 
+// fields are n header lines, each of another name.
+func fields(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "X-%d: y\r\n", i)
+	}
+	return b.String()
+}
+
 // TestMalformedHTTP1 sends bytes to a socket and looks at what comes back: the status codes, how often a message reached
 // the handler, and whether the connection is closed. In every case that must happen soon.
 func TestMalformedHTTP1(t *testing.T) {
@@ -97,6 +106,10 @@ func TestMalformedHTTP1(t *testing.T) {
 		{"chunked with trailers", chunked + "\r\n6\r\n" + echoBody + "\r\n0\r\nX: y\r\n\r\n", "200", 1, open},
 		{"chunk extension", chunked + "\r\n6;a=b\r\n" + echoBody + "\r\n0\r\n\r\n", "200", 1, open},
 		{"good, chunked, good", good + chunked + "\r\n6\r\n" + echoBody + "\r\n0\r\n\r\n", "200 200", 2, open},
+
+		{"100 header fields", unaryHead + "Content-Length: 6\r\n" + fields(98) + "\r\n" + echoBody, "200", 1, open},
+		{"101 header fields", unaryHead + "Content-Length: 6\r\n" + fields(99) + "\r\n" + echoBody + good, "431 200", 1, open},
+		{"101 header fields, 99 of one name", unaryHead + "Content-Length: 6\r\n" + strings.Repeat("a: b\r\n", 99) + "\r\n" + echoBody, "431", 0, open},
 
 		// Two ways to find the body's end.
 		{"CL and TE", chunked + "Content-Length: 6\r\n\r\n6\r\n" + echoBody + "\r\n0\r\n\r\n", "200", 1, closed},

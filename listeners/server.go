@@ -93,6 +93,8 @@ type Limits struct {
 	IdleTimeout time.Duration
 	// MaxHeaderBytes limits a request's header; default 16 KiB.
 	MaxHeaderBytes int
+	// MaxHeaderFields limits the fields in it, each of several values of a name counted; default 100.
+	MaxHeaderFields int
 	// MaxStreams limits the concurrent requests of one HTTP/2 or HTTP/3 connection; default 100.
 	MaxStreams int
 	// MaxConns limits the TCP connections at a time; default 50,000. MaxConnsPerIP limits those of one client address, of
@@ -109,6 +111,9 @@ func (l *Limits) setDefaults() {
 	}
 	if l.MaxHeaderBytes == 0 {
 		l.MaxHeaderBytes = 16 << 10
+	}
+	if l.MaxHeaderFields == 0 {
+		l.MaxHeaderFields = 100
 	}
 	if l.MaxStreams == 0 {
 		l.MaxStreams = 100
@@ -260,6 +265,14 @@ func altSvc(value string, next http.Handler) http.Handler {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor > 1 {
 		growStack()
+	}
+	fields := 0
+	for _, values := range r.Header {
+		fields += len(values)
+	}
+	if limit := s.cfg.Limits.MaxHeaderFields; fields > limit {
+		http.Error(w, fmt.Sprintf("the request has %d header fields, %d are the limit", fields, limit), http.StatusRequestHeaderFieldsTooLarge)
+		return
 	}
 	s.front.Load().ServeHTTP(w, r)
 }

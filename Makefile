@@ -145,6 +145,10 @@ load: build ghz ## Load one server directly and through the proxy, with ghz
 release: ## Make dist/: archives, Debian packages, an OCI image, lists of materials (VERSION=v1.2.3, or as git says)
 	@go run ./.tools/release -out dist $(if $(VERSION),-version $(VERSION))
 
+.PHONY: vuln
+vuln: ## Look for known vulnerabilities in what transom calls (asks Go's vulnerability database; not a part of make test)
+	@go tool -modfile=.tools/vuln.mod govulncheck ./...
+
 .PHONY: clean
 clean: ## Remove what was built
 	@rm -rf bin build dist

@@ -191,7 +191,7 @@ func inForce(t *testing.T, text, path string) (*configfile.File, string) {
 
 // TestCompose loads the compose file as Compose does, with its schema, and starts a gateway with its configuration.
 func TestCompose(t *testing.T) {
-	options, err := cli.NewProjectOptions([]string{"../../deploy/compose/compose.yaml"}, cli.WithEnv([]string{"UPSTREAM=host:1"}))
+	options, err := cli.NewProjectOptions([]string{"../../deploy/compose/compose.yaml"}, cli.WithEnv([]string{"UPSTREAM=host:1", "ADMIN_TOKEN=secret"}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,8 +210,8 @@ func TestCompose(t *testing.T) {
 			exists(c.File)
 		}
 	}
-	for _, s := range project.Secrets {
-		exists(s.File)
+	if s := project.Secrets["admin"]; s.Environment != "ADMIN_TOKEN" { // none is shipped
+		t.Errorf("the admin token is %+v", s)
 	}
 	b := project.Services["transom"].Build
 	exists(filepath.Join(b.Context, b.Dockerfile))

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -432,14 +433,24 @@ func (s *wsStream) open(v View) (*Route, time.Duration, error) {
 	return s.route, timeout, err
 }
 
-// matchAnyVerb finds the rule of a path opened as WebSocket, whose own verb is always GET: the rule for GET, else for the
-// first verb that the path has.
+// matchAnyVerb finds the rule of a path opened as WebSocket, whose own HTTP method is always GET: the rule for GET, else
+// for the first method that the path has. A rule that has the path's custom verb comes before one for GET that takes it
+// for a part of a variable.
 func matchAnyVerb(v View, path, version string) (descriptors.Match, error) {
 	m, err := v.MatchHTTP(http.MethodGet, path, version)
 	if none, ok := errors.AsType[*descriptors.NoRouteError](err); ok && len(none.Allow) > 0 {
 		return v.MatchHTTP(none.Allow[0], path, version)
 	}
-	return m, err
+	colon := strings.LastIndexByte(path, ':')
+	if err != nil || colon < strings.LastIndexByte(path, '/') || strings.HasSuffix(m.Binding.Template, path[colon:]) {
+		return m, err
+	}
+	for _, verb := range []string{http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+		if other, err := v.MatchHTTP(verb, path, version); err == nil && strings.HasSuffix(other.Binding.Template, path[colon:]) {
+			return other, nil
+		}
+	}
+	return m, nil
 }
 
 // isEnd implements socketCall.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/metadata"
@@ -145,7 +146,7 @@ func (p *Principal) ClaimText(path string) string {
 }
 
 // Source says whose fault an error is.
-type Source uint8
+type Source uint32
 
 // The sources of an error.
 const (
@@ -205,11 +206,10 @@ type Info struct {
 	Notes map[string]string
 }
 
-// Fail records whose fault the call's error is, unless it was recorded before.
+// Fail records whose fault the call's error is, unless it was recorded before. It may be called by both sides of a stream at
+// once: the client's, which is received from, and the one that sees the call end.
 func (i *Info) Fail(s Source) {
-	if i.ErrorSource == SourceNone {
-		i.ErrorSource = s
-	}
+	atomic.CompareAndSwapUint32((*uint32)(&i.ErrorSource), uint32(SourceNone), uint32(s))
 }
 
 // Note records a policy's decision for the access log.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -229,5 +230,19 @@ func TestDecode(t *testing.T) {
 		if (err == nil) != ok || (msg != nil) != ok {
 			t.Errorf("%q: %v, %v", in, msg, err)
 		}
+	}
+}
+
+// TestFail has both sides of a stream fail at once; the race detector looks on, and one of them is to blame.
+func TestFail(t *testing.T) {
+	var info rpc.Info
+	var wg sync.WaitGroup
+	for _, s := range []rpc.Source{rpc.SourceClient, rpc.SourceUpstream} {
+		wg.Go(func() { info.Fail(s) })
+	}
+	wg.Wait()
+	was := info.ErrorSource
+	if info.Fail(rpc.SourceGateway); info.ErrorSource != was || was != rpc.SourceClient && was != rpc.SourceUpstream {
+		t.Errorf("%v is to blame, and then %v", was, info.ErrorSource)
 	}
 }

@@ -59,6 +59,7 @@ func frontConfig(cfg *configv1.Config, l *configv1.Listener, ready func() bool) 
 	fc.Origins = l.GetCors().GetAllowOrigins()
 	lim := limitsOf(cfg, l)
 	fc.WebSocket = listeners.WebSocketConfig{MaxMessageBytes: int(lim.GetWebsocketMessageBytes()), MaxCalls: int(lim.GetStreams())}
+	fc.IdleBody = lim.GetBodyIdleTimeout().AsDuration()
 	var err error
 	fc.CORS, err = corsOf(l)
 	return fc, err
@@ -105,7 +106,7 @@ func listenerConfig(cfg *configv1.Config, l *configv1.Listener) listeners.Config
 		Limits: listeners.Limits{
 			HeaderTimeout: lim.GetHeaderTimeout().AsDuration(), IdleTimeout: lim.GetIdleTimeout().AsDuration(),
 			MaxHeaderBytes: int(lim.GetHeaderBytes()), MaxHeaderFields: int(lim.GetHeaderCount()), MaxStreams: int(lim.GetStreams()),
-			MaxConns: int(lim.GetConnections()), MaxConnsPerIP: int(lim.GetConnectionsPerIp()),
+			WriteStall: lim.GetWriteIdleTimeout().AsDuration(), MaxConns: int(lim.GetConnections()), MaxConnsPerIP: int(lim.GetConnectionsPerIp()),
 		},
 		ProxyFrom: strings.Join(l.GetProxyProtocol().GetTrusted(), ","), RedirectPort: int(l.GetRedirectHttps()),
 	}
@@ -387,6 +388,7 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 	response, redact := b.answers(m, eff)
 	return rpc.Chain(inner,
 		b.shed(),
+		b.idle(m, eff),
 		b.deprecated(eff),
 		response,
 		b.authenticate(eff),
@@ -429,6 +431,13 @@ func timeoutOf(p *configv1.Policy, unary bool) time.Duration {
 		return p.GetStreamTimeout().AsDuration()
 	}
 	return defaultStreamTimeout
+}
+
+func streamIdleOf(p *configv1.Policy) time.Duration {
+	if d := p.GetStreamIdleTimeout(); d != nil {
+		return d.AsDuration()
+	}
+	return defaultStreamIdle
 }
 
 func maxMessageOf(cfg *configv1.Config, p *configv1.Policy) int {

@@ -64,6 +64,7 @@ func (s *Snapshot) explainPolicy(m *descriptors.Method, cfg *configv1.Config, wh
 		defaults["timeout"] = timeoutOf(eff.Policy, true).String()
 	} else {
 		defaults["stream_timeout"] = timeoutOf(eff.Policy, false).String()
+		defaults["stream_idle_timeout"] = streamIdleOf(eff.Policy).String()
 	}
 	for name := range cfg.GetClusters() {
 		if len(cfg.GetClusters()) == 1 {

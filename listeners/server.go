@@ -97,6 +97,8 @@ type Limits struct {
 	MaxHeaderFields int
 	// MaxStreams limits the concurrent requests of one HTTP/2 or HTTP/3 connection; default 100.
 	MaxStreams int
+	// WriteStall is how long the client of an HTTP/2 connection may take none of what is ready for it; default 30 s.
+	WriteStall time.Duration
 	// MaxConns limits the TCP connections at a time; default 50,000. MaxConnsPerIP limits those of one client address, of
 	// IPv6 one /64, but not of load balancers in ProxyFrom; default none. Those beyond are closed unanswered.
 	MaxConns, MaxConnsPerIP int
@@ -117,6 +119,9 @@ func (l *Limits) setDefaults() {
 	}
 	if l.MaxStreams == 0 {
 		l.MaxStreams = 100
+	}
+	if l.WriteStall == 0 {
+		l.WriteStall = writeStall
 	}
 	if l.MaxConns == 0 {
 		l.MaxConns = defaultMaxConns
@@ -238,7 +243,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 			MaxReceiveBufferPerConnection: 1 << 20,
 			SendPingTimeout:               30 * time.Second,
 			PingTimeout:                   15 * time.Second,
-			WriteByteTimeout:              30 * time.Second,
+			WriteByteTimeout:              cfg.Limits.WriteStall,
 		},
 	}
 	return s, nil

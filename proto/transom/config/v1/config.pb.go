@@ -1142,7 +1142,8 @@ type Policy struct {
 	Timeout *durationpb.Duration `protobuf:"bytes,4,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// How long a streaming call may take. Default 24h, 1s … 720h.
 	StreamTimeout *durationpb.Duration `protobuf:"bytes,5,opt,name=stream_timeout,json=streamTimeout,proto3" json:"stream_timeout,omitempty"`
-	// How long a stream may be without a message either way. Default 5m, 1s … 24h.
+	// How long a stream may be without a message either way; then it ends with DEADLINE_EXCEEDED, at most a quarter of this
+	// late. Default 5m, 1s … 24h.
 	StreamIdleTimeout *durationpb.Duration `protobuf:"bytes,6,opt,name=stream_idle_timeout,json=streamIdleTimeout,proto3" json:"stream_idle_timeout,omitempty"`
 	// The largest request message, in bytes, decoded and as protobuf; the parts of an HttpBody stream count one by one.
 	// Default: Limits.message_bytes.
@@ -3732,9 +3733,11 @@ type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long a request's header may take to arrive. Default 10s, 100ms … 10m.
 	HeaderTimeout *durationpb.Duration `protobuf:"bytes,1,opt,name=header_timeout,json=headerTimeout,proto3" json:"header_timeout,omitempty"`
-	// How long a request body may stand still. Default 30s, 100ms … 1h.
+	// How long a WebTransport stream may take to open its call. How long the body of another request may stand still follows
+	// from timeout and stream_idle_timeout. Default 30s, 100ms … 1h.
 	BodyIdleTimeout *durationpb.Duration `protobuf:"bytes,2,opt,name=body_idle_timeout,json=bodyIdleTimeout,proto3" json:"body_idle_timeout,omitempty"`
-	// How long a client may read nothing of what is ready for it. Default 30s, 100ms … 1h.
+	// How long the client of an HTTP/2 connection may read nothing of what is ready for it; then the connection is closed. Of
+	// other clients the call ends by timeout or stream_idle_timeout, and then has 30s. Default 30s, 100ms … 1h.
 	WriteIdleTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=write_idle_timeout,json=writeIdleTimeout,proto3" json:"write_idle_timeout,omitempty"`
 	// How long a connection without a request is kept. Default 3m, 1s … 24h.
 	IdleTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`

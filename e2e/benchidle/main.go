@@ -1,12 +1,14 @@
-// Command benchidle compares the memory that a proxy holds for an idle WebSocket with an open backend stream: transom with
-// its default settings, and a null proxy (coder/websocket and grpc-go) that forwards the same bytes.
+// Command benchidle compares the memory that a proxy holds for what lies idle: a WebSocket with an open backend stream, and an
+// HTTP connection between two requests. It runs transom with its default settings, and null proxies (coder/websocket or
+// net/http, and grpc-go) that forward the same bytes.
 //
 // Each runs as a process of its own in front of one backend process. The driver opens all sockets, has one message
 // answered on each, lets them lie, reads the proxy's resident memory from /proc, and has another message answered on each
-// to see that all are alive. It fails if a bare socket costs more than 30 KiB. Sockets made to carry several calls
-// (transom.v1) are measured too, with one call each, which is the worst that they can do.
+// to see that all are alive. It fails if a bare socket costs more than 30 KiB, or an HTTP connection more than 1.1 times the
+// null proxy's. Sockets made to carry several calls (transom.v1) are measured too, with one call each, which is the worst that
+// they can do.
 //
-//	go run ./e2e/benchidle [-sockets N] [-settle D] -transom BINARY
+//	go run ./e2e/benchidle [-sockets N] [-connections N] [-settle D] -transom BINARY
 package main
 
 import (
@@ -14,7 +16,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -40,8 +41,11 @@ import (
 	wsv1 "transom/proto/transom/ws/v1"
 )
 
-// limit is what a bare socket may cost, in bytes.
-const limit = 30 << 10
+// limit is what a bare socket may cost, in bytes; ratio is what an HTTP connection may cost, of the null's.
+const (
+	limit = 30 << 10
+	ratio = 1.1
+)
 
 func main() {
 	if len(os.Args) > 1 {
@@ -50,13 +54,16 @@ func main() {
 			log.Fatal(runBackend())
 		case "null":
 			log.Fatal(runNull(os.Args[2]))
+		case "null-http":
+			log.Fatal(runNullHTTP(os.Args[2]))
 		}
 	}
 	sockets := flag.Int("sockets", 5000, "open sockets")
+	connections := flag.Int("connections", 10000, "idle HTTP connections")
 	settle := flag.Duration("settle", 20*time.Second, "how long they lie idle before memory is read")
 	binary := flag.String("transom", "bin/transom", "path of the transom binary")
 	flag.Parse()
-	if err := drive(*sockets, *settle, *binary); err != nil {
+	if err := drive(*sockets, *connections, *settle, *binary); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -128,6 +135,31 @@ func runNull(upstream string) error {
 	}))
 }
 
+// runNullHTTP serves a proxy of HTTP: a request's body is the message of a unary call, and the answer's.
+func runNullHTTP(upstream string) error {
+	cc, err := grpc.NewClient(upstream, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(bytesCodec{})))
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("listening address=%s\n", l.Addr())
+	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		in, err := io.ReadAll(r.Body)
+		var out []byte
+		if err == nil {
+			err = cc.Invoke(r.Context(), r.URL.Path, in, &out)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		_, _ = w.Write(out)
+	}))
+}
+
 // proc is a process under measurement.
 type proc struct {
 	cmd  *exec.Cmd
@@ -176,7 +208,7 @@ func (p *proc) rss() (int64, error) {
 	return n << 10, err
 }
 
-func drive(sockets int, settle time.Duration, transom string) error {
+func drive(sockets, connections int, settle time.Duration, transom string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -207,29 +239,44 @@ func drive(sockets int, settle time.Duration, transom string) error {
 		{"transom bare", append([]string{transom}, serve...), "", limit},
 		{"transom.v1", append([]string{transom}, serve...), "transom.v1", 0},
 	} {
-		each, err := measure(sockets, settle, c.args, c.protocol)
+		each, err := measure(sockets, settle, c.args, func(addr string) (client, error) { return dial(addr, c.protocol) })
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
 		fmt.Printf("  %-13s %5.1f KiB per socket\n", c.name, each/1024)
 		if c.bound > 0 && each > c.bound {
-			err = errors.Join(err, fmt.Errorf("%s: %.1f KiB per socket, want at most %.0f", c.name, each/1024, c.bound/1024))
+			return fmt.Errorf("%s: %.1f KiB per socket, want at most %.0f", c.name, each/1024, c.bound/1024)
 		}
-		if err != nil {
-			return err
+	}
+	fmt.Printf("%d idle HTTP/1.1 connections\n", connections)
+	var each [2]float64
+	for i, args := range [][]string{{self, "null-http", back.addr}, append([]string{transom}, serve...)} {
+		if each[i], err = measure(connections, settle, args, dialHTTP); err != nil {
+			return fmt.Errorf("%s: %w", args[0], err)
 		}
+	}
+	fmt.Printf("  null %.1f KiB, transom %.1f KiB per connection: %.2f\n", each[0]/1024, each[1]/1024, each[1]/each[0])
+	if each[1] > ratio*each[0] {
+		return fmt.Errorf("an idle HTTP connection costs %.2f of the null proxy's, want at most %.2f", each[1]/each[0], ratio)
 	}
 	return nil
 }
 
-// measure runs a proxy and returns the bytes that it holds for a socket.
-func measure(sockets int, settle time.Duration, args []string, protocol string) (float64, error) {
+// client is an open connection of the driver.
+type client interface {
+	// chat has one message answered.
+	chat() error
+	Close() error
+}
+
+// measure runs a proxy and returns the bytes that it holds for a connection.
+func measure(sockets int, settle time.Duration, args []string, dial func(addr string) (client, error)) (float64, error) {
 	p, err := start(args[0], args[1:]...)
 	if err != nil {
 		return 0, err
 	}
 	defer p.stop()
-	var open []*socket
+	var open []client
 	defer func() {
 		for _, s := range open {
 			s.Close()
@@ -237,15 +284,15 @@ func measure(sockets int, settle time.Duration, args []string, protocol string) 
 	}()
 	add := func(n int) error {
 		for range n {
-			s, err := dial(p.addr, protocol)
+			s, err := dial(p.addr)
 			if err != nil {
-				return fmt.Errorf("socket %d: %w", len(open), err)
+				return fmt.Errorf("connection %d: %w", len(open), err)
 			}
 			open = append(open, s)
 		}
 		return nil
 	}
-	if err := add(100); err != nil { // what all sockets share
+	if err := add(100); err != nil { // what all share
 		return 0, err
 	}
 	time.Sleep(settle / 4)
@@ -263,10 +310,66 @@ func measure(sockets int, settle time.Duration, args []string, protocol string) 
 	}
 	for i, s := range open {
 		if err := s.chat(); err != nil {
-			return 0, fmt.Errorf("socket %d is not alive: %w", i, err)
+			return 0, fmt.Errorf("connection %d is not alive: %w", i, err)
 		}
 	}
 	return float64(after-before) / float64(sockets), nil
+}
+
+// httpConn is an HTTP/1.1 client without goroutine or buffer.
+type httpConn struct{ net.Conn }
+
+// dialHTTP opens a connection and makes a call.
+func dialHTTP(addr string) (client, error) {
+	nc, err := net.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	_ = nc.SetDeadline(time.Now().Add(10 * time.Minute))
+	c := httpConn{nc}
+	return c, c.chat()
+}
+
+var contentLength = regexp.MustCompile(`(?i)\r\ncontent-length: (\d+)\r\n`)
+
+// chat makes a unary call, in Connect's form, and reads the answer.
+func (c httpConn) chat() error {
+	msg, err := proto.Marshal(&bankv1.GetAccountRequest{Name: "customers/3/accounts/1"})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: bench\r\nContent-Type: application/proto\r\nContent-Length: %d\r\n\r\n%s",
+		bankv1.Accounts_Get_FullMethodName, len(msg), msg)
+	if err != nil {
+		return err
+	}
+	head, err := readHead(c)
+	if err != nil {
+		return err
+	}
+	m := contentLength.FindSubmatch(head)
+	if m == nil || !bytes.HasPrefix(head, []byte("HTTP/1.1 200 ")) {
+		return fmt.Errorf("answer %q", head)
+	}
+	n, err := strconv.ParseInt(string(m[1]), 10, 64)
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyN(io.Discard, c, n)
+	return err
+}
+
+// readHead reads up to the empty line and no further.
+func readHead(r io.Reader) ([]byte, error) {
+	var head []byte
+	for !bytes.HasSuffix(head, []byte("\r\n\r\n")) {
+		var b [1]byte
+		if _, err := io.ReadFull(r, b[:]); err != nil {
+			return nil, fmt.Errorf("%w after %q", err, head)
+		}
+		head = append(head, b[0])
+	}
+	return head, nil
 }
 
 // socket is a WebSocket client without goroutine or buffer.
@@ -290,13 +393,9 @@ func dial(addr, protocol string) (*socket, error) {
 	_ = nc.SetDeadline(time.Now().Add(10 * time.Minute))
 	fmt.Fprintf(nc, "GET %s HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"+
 		"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n%s\r\n", bankv1.Support_Chat_FullMethodName, header)
-	var head []byte
-	for !bytes.HasSuffix(head, []byte("\r\n\r\n")) {
-		var b [1]byte
-		if _, err := io.ReadFull(nc, b[:]); err != nil {
-			return nil, fmt.Errorf("handshake: %w, %q", err, head)
-		}
-		head = append(head, b[0])
+	head, err := readHead(nc)
+	if err != nil {
+		return nil, fmt.Errorf("handshake: %w", err)
 	}
 	if !bytes.HasPrefix(head, []byte("HTTP/1.1 101")) {
 		return nil, fmt.Errorf("handshake: %q", head)

@@ -136,7 +136,6 @@ func (r *reader) frame() error {
 	case r.blockStream != 0 && (typ != frameContinuation || id != r.blockStream):
 		return protocolError("a header block is interrupted")
 	case typ == frameData:
-		r.useful()
 		return r.data(id, flags, length)
 	}
 	if err := r.need(length); err != nil {
@@ -146,7 +145,6 @@ func (r *reader) frame() error {
 	r.r += length
 	switch typ {
 	case frameHeaders:
-		r.useful()
 		return r.headers(id, flags, p)
 	case frameContinuation:
 		return r.continuation(id, flags, p)
@@ -174,8 +172,8 @@ func unexpected(err error) error {
 	return err
 }
 
-// useful counts a frame that calls need, which others may go with: grpc-go's servers send a PING and a WINDOW_UPDATE with
-// many an answer.
+// useful counts a frame that brings a call forward, which others may go with: grpc-go's servers send a PING and a
+// WINDOW_UPDATE with many an answer.
 func (r *reader) useful() { r.idleFrames = max(r.idleFrames-8, 0) }
 
 // idle counts a frame of no use.
@@ -228,6 +226,7 @@ func (r *reader) data(id uint32, flags byte, length int) error {
 		}
 		n -= pad
 	}
+	empty := n == 0
 	c := r.lock()
 	s, err := c.stream(id)
 	if err != nil {
@@ -276,10 +275,10 @@ func (r *reader) data(id uint32, flags byte, length int) error {
 		s.finish(errProtocol("the server ended the stream without trailers"))
 	}
 	c.mu.Unlock()
-	if length == 0 && flags&flagEndStream == 0 {
-		if err := r.idle(); err != nil {
-			return err
-		}
+	if !empty {
+		r.useful()
+	} else if err := r.idle(); err != nil {
+		return err
 	}
 	return r.skip(pad)
 }
@@ -622,6 +621,7 @@ func (h *head) apply(s *Stream, end bool, r *reader) error {
 	case s.answered && (!end || h.status != 0):
 		c.reset(s, codeProtocol, errProtocol("the server sent headers in the middle of a stream"))
 	case s.answered:
+		r.useful()
 		s.trailer = h.md
 		s.finish(h.outcome(s))
 	case h.status == 0:

@@ -156,6 +156,54 @@ func TestCanaryUnderLoad(t *testing.T) {
 	}
 }
 
+// TestSplitByIdentity has callers be told apart by what authentication says of them, or by their address.
+func TestSplitByIdentity(t *testing.T) {
+	const names = 40
+	var known strings.Builder
+	for i := range names {
+		fmt.Fprintf(&known, "    c%d: {api_keys: [%q], claims: {org: {id: %d}}}\n", i, sha(fmt.Sprint("key", i)), i%4)
+	}
+	policy := func(sticky string) string {
+		return "\nconsumers:\n  providers: {keys: {api_key: {}}}\n  known:\n" + known.String() +
+			"security: {trusted_proxies: [127.0.0.0/8]}\npolicies:\n- {selector: bank.v1.*, auth: {require: keys}, split: {clusters: {stable: 1, canary: 1}, sticky: " + sticky + "}}\n"
+	}
+	p := startWith(t, policy("consumer"), banks(t))
+	for _, tc := range []struct {
+		sticky string
+		groups int // of callers that have the key in common
+		group  func(i int) int
+		header func(i int) map[string]string
+	}{
+		{"consumer", names, func(i int) int { return i }, func(i int) map[string]string { return map[string]string{"x-api-key": fmt.Sprint("key", i)} }},
+		{"claim:org.id", 4, func(i int) int { return i % 4 }, func(i int) map[string]string { return map[string]string{"x-api-key": fmt.Sprint("key", i)} }},
+		{"ip", names / 2, func(i int) int { return i / 2 }, func(i int) map[string]string {
+			return map[string]string{"x-api-key": fmt.Sprint("key", i), "x-forwarded-for": fmt.Sprintf("2001:db8:0:%x::%d", i/2, i)}
+		}},
+	} {
+		t.Run(tc.sticky, func(t *testing.T) {
+			p.reload(t, policy(tc.sticky))
+			where := map[int]string{}
+			everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+				for i := range names {
+					o := call(t, p, tc.header(i))
+					o.wantOK(t, fmt.Sprint(i))
+					if was, known := where[tc.group(i)]; known && was != o.server {
+						t.Errorf("group %d is on %s, and was on %s", tc.group(i), o.server, was)
+					}
+					where[tc.group(i)] = o.server
+				}
+			})
+			count := map[string]int{}
+			for _, w := range where {
+				count[w]++
+			}
+			if len(where) != tc.groups || count["stable"]+count["canary"] != tc.groups || tc.groups > 4 && (count["stable"] < tc.groups/4 || count["canary"] < tc.groups/4) {
+				t.Errorf("%d groups are on %v", len(where), count)
+			}
+		})
+	}
+}
+
 type caller = func(t *testing.T, p *proxy, header map[string]string) outcome
 
 // load is calls over and over again.

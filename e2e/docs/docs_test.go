@@ -184,7 +184,7 @@ func demonstration(t *testing.T) (replace *strings.Replacer, admin string) {
 var (
 	statusNote = regexp.MustCompile(`\s# ([1-5][0-9][0-9])\b`)
 	made       = regexp.MustCompile(`^make [a-z-]+`)
-	listens    = regexp.MustCompile(`(--listen(?:-tls)?) \S+`)
+	listens    = regexp.MustCompile(`(--(?:admin-)?listen(?:-tls)?) \S+`)
 	variable   = regexp.MustCompile(`\$\{([A-Z_]+)\}`)
 )
 
@@ -243,7 +243,7 @@ func TestCommands(t *testing.T) {
 			}
 		})
 	}
-	if ran < 14 {
+	if ran < 30 {
 		t.Errorf("%d commands, want more", ran)
 	}
 }

@@ -58,7 +58,11 @@ func frontConfig(cfg *configv1.Config, l *configv1.Listener, ready func() bool) 
 	}
 	fc.Origins = l.GetCors().GetAllowOrigins()
 	lim := limitsOf(cfg, l)
-	fc.WebSocket = listeners.WebSocketConfig{MaxMessageBytes: int(lim.GetWebsocketMessageBytes()), MaxCalls: int(lim.GetStreams())}
+	fc.WebSocket = listeners.WebSocketConfig{
+		MaxMessageBytes: int(lim.GetWebsocketMessageBytes()), MaxCalls: int(lim.GetStreams()), IdleTimeout: lim.GetWebsocketIdleTimeout().AsDuration(),
+		PingInterval: lim.GetWebsocketPingInterval().AsDuration(), PongTimeout: lim.GetWebsocketPongTimeout().AsDuration(),
+		Compression: l.GetWebsocketCompression(),
+	}
 	fc.IdleBody = lim.GetBodyIdleTimeout().AsDuration()
 	var err error
 	fc.CORS, err = corsOf(l)

@@ -547,16 +547,19 @@ type wsRequests struct {
 	rawQuery string
 	// immediate: path and query are the whole request, no message is waited for.
 	immediate bool
-	n         int
-	over      bool
+	// whole: the rule has no body and the method takes several requests, so that each frame is all of one.
+	whole bool
+	n     int
+	over  bool
 }
 
 // newRequests is for a call by the HTTP rule that matched.
 func newRequests(v View, match descriptors.Match, rawQuery string) wsRequests {
 	m := match.Binding.Method
+	bodyless := match.Binding.Body == descriptors.BodyNone
 	return wsRequests{
 		plan: v.Route(m).Plan, match: match, rawQuery: rawQuery,
-		immediate: match.Binding.Body == descriptors.BodyNone && !m.ClientStreams,
+		immediate: bodyless && !m.ClientStreams, whole: bodyless && m.ClientStreams,
 	}
 }
 
@@ -574,7 +577,7 @@ func (q *wsRequests) message(m wsMessage) (rpc.Message, error) {
 	switch {
 	case m.op == opBinary:
 		wire = append(wire, m.data...)
-	case q.match.Binding != nil:
+	case q.match.Binding != nil && !q.whole:
 		wire, err = q.plan.AppendBody(nil, q.match.Binding, "", m.data)
 	default:
 		wire, err = q.plan.AppendMessage(nil, m.data)

@@ -24,7 +24,8 @@ type WebSocketConfig struct {
 	// then gives none for PongTimeout, default 15 s, is gone. So a dead one is found within twice PingInterval and
 	// PongTimeout.
 	PingInterval, PongTimeout time.Duration
-	// IdleTimeout closes a socket on which no message has gone either way for so long; default 1 h, negative for never.
+	// IdleTimeout closes a socket on which no message has gone either way for so long; default 1 h, negative for never. It is
+	// late by PingInterval at most, which is no longer than it.
 	IdleTimeout time.Duration
 	// Compression lets clients that ask for it compress messages (permessage-deflate, without context takeover). It costs
 	// CPU, and lets a page that can put text of its own beside a secret guess the secret from the sizes.
@@ -46,6 +47,9 @@ func (c *WebSocketConfig) setDefaults() {
 	}
 	if c.IdleTimeout == 0 {
 		c.IdleTimeout = time.Hour
+	}
+	if c.IdleTimeout > 0 { // both are looked after at once
+		c.PingInterval = min(c.PingInterval, c.IdleTimeout)
 	}
 }
 

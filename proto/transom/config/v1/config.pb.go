@@ -389,6 +389,9 @@ type Listener struct {
 	Cors *Cors `protobuf:"bytes,7,opt,name=cors,proto3" json:"cors,omitempty"`
 	// Take clients' addresses from the load balancers in front. Default: the socket's peer is the client.
 	ProxyProtocol *ProxyProtocol `protobuf:"bytes,40,opt,name=proxy_protocol,json=proxyProtocol,proto3" json:"proxy_protocol,omitempty"`
+	// Let WebSocket clients that ask for it compress messages (permessage-deflate, without context takeover). It costs processor
+	// time, and lets a page that can put text of its own beside a secret guess the secret from the sizes. Default: no compression.
+	WebsocketCompression bool `protobuf:"varint,42,opt,name=websocket_compression,json=websocketCompression,proto3" json:"websocket_compression,omitempty"`
 	// Answer every request with a redirect to the same URL on https, at this port, and serve nothing else. 1 … 65535; 443 is
 	// left out of the URL. Not with tls. Default: requests are served.
 	RedirectHttps uint32 `protobuf:"varint,41,opt,name=redirect_https,json=redirectHttps,proto3" json:"redirect_https,omitempty"`
@@ -487,6 +490,13 @@ func (x *Listener) GetProxyProtocol() *ProxyProtocol {
 		return x.ProxyProtocol
 	}
 	return nil
+}
+
+func (x *Listener) GetWebsocketCompression() bool {
+	if x != nil {
+		return x.WebsocketCompression
+	}
+	return false
 }
 
 func (x *Listener) GetRedirectHttps() uint32 {
@@ -3751,7 +3761,14 @@ type Limits struct {
 	Depth uint32 `protobuf:"varint,9,opt,name=depth,proto3" json:"depth,omitempty"`
 	// One WebSocket message, in bytes. Default 1MiB, at most 2GiB - 1.
 	WebsocketMessageBytes uint32 `protobuf:"varint,10,opt,name=websocket_message_bytes,json=websocketMessageBytes,proto3" json:"websocket_message_bytes,omitempty"`
-	// Concurrent requests of one HTTP/2 or HTTP/3 connection. Default 100, at most 100000.
+	// How long a WebSocket may go without a message either way; then it is closed. Default 1h, 1s … 168h.
+	WebsocketIdleTimeout *durationpb.Duration `protobuf:"bytes,12,opt,name=websocket_idle_timeout,json=websocketIdleTimeout,proto3" json:"websocket_idle_timeout,omitempty"`
+	// How long the client of a WebSocket may be silent before it is pinged. Default 30s, 1s … 1h.
+	WebsocketPingInterval *durationpb.Duration `protobuf:"bytes,13,opt,name=websocket_ping_interval,json=websocketPingInterval,proto3" json:"websocket_ping_interval,omitempty"`
+	// How long the client of a WebSocket may take to answer a ping; then it is gone. Default 15s, 1s … 1h.
+	WebsocketPongTimeout *durationpb.Duration `protobuf:"bytes,14,opt,name=websocket_pong_timeout,json=websocketPongTimeout,proto3" json:"websocket_pong_timeout,omitempty"`
+	// Concurrent requests of one HTTP/2 or HTTP/3 connection, and calls of one WebSocket that carries several. Default 100, at
+	// most 100000.
 	Streams uint32 `protobuf:"varint,11,opt,name=streams,proto3" json:"streams,omitempty"`
 	// TCP connections at a time, of the listener; those beyond are closed unanswered. Default 50000.
 	Connections uint32 `protobuf:"varint,40,opt,name=connections,proto3" json:"connections,omitempty"`
@@ -3852,6 +3869,27 @@ func (x *Limits) GetWebsocketMessageBytes() uint32 {
 		return x.WebsocketMessageBytes
 	}
 	return 0
+}
+
+func (x *Limits) GetWebsocketIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.WebsocketIdleTimeout
+	}
+	return nil
+}
+
+func (x *Limits) GetWebsocketPingInterval() *durationpb.Duration {
+	if x != nil {
+		return x.WebsocketPingInterval
+	}
+	return nil
+}
+
+func (x *Limits) GetWebsocketPongTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.WebsocketPongTimeout
+	}
+	return nil
 }
 
 func (x *Limits) GetStreams() uint32 {
@@ -4599,7 +4637,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\boverload\x18, \x01(\v2\x1b.transom.config.v1.OverloadR\boverload\x1aW\n" +
 	"\rClustersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
-	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xbf\x05\n" +
+	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xf4\x05\n" +
 	"\bListener\x12!\n" +
 	"\aaddress\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aaddress\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12(\n" +
@@ -4610,7 +4648,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"altSvcPort\x121\n" +
 	"\x06limits\x18\x06 \x01(\v2\x19.transom.config.v1.LimitsR\x06limits\x12+\n" +
 	"\x04cors\x18\a \x01(\v2\x17.transom.config.v1.CorsR\x04cors\x12G\n" +
-	"\x0eproxy_protocol\x18( \x01(\v2 .transom.config.v1.ProxyProtocolR\rproxyProtocol\x120\n" +
+	"\x0eproxy_protocol\x18( \x01(\v2 .transom.config.v1.ProxyProtocolR\rproxyProtocol\x123\n" +
+	"\x15websocket_compression\x18* \x01(\bR\x14websocketCompression\x120\n" +
 	"\x0eredirect_https\x18) \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03R\rredirectHttps:\x8f\x02\xbaH\x8b\x02\x1as\n" +
 	"\x17listener.redirect_https\x12+redirect_https is for listeners without tls\x1a+this.redirect_https == 0u || !has(this.tls)\x1a?\n" +
 	"\x0elistener.http3\x12\x0fhttp3 needs tls\x1a\x1c!this.http3 || has(this.tls)\x1aS\n" +
@@ -4951,7 +4990,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06claims\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x06claims\"\xae\x01\n" +
 	"\bMetadata\x12O\n" +
 	"\x0frequest_headers\x18\x01 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0erequestHeaders\x12Q\n" +
-	"\x10response_headers\x18\x02 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0fresponseHeaders\"\xdd\x05\n" +
+	"\x10response_headers\x18\x02 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0fresponseHeaders\"\x86\b\n" +
 	"\x06Limits\x12T\n" +
 	"\x0eheader_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\xd8\x042\x05\x10\x80\xc2\xd7/R\rheaderTimeout\x12Y\n" +
 	"\x11body_idle_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\x0fbodyIdleTimeout\x12[\n" +
@@ -4967,7 +5006,11 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\xd8\x01\x01*\x05\x18\x90N(\n" +
 	"R\x05depth\x12C\n" +
 	"\x17websocket_message_bytes\x18\n" +
-	" \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\xff\xff\aR\x15websocketMessageBytes\x12#\n" +
+	" \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\xff\xff\aR\x15websocketMessageBytes\x12a\n" +
+	"\x16websocket_idle_timeout\x18\f \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xf5$2\x02\b\x01R\x14websocketIdleTimeout\x12b\n" +
+	"\x17websocket_ping_interval\x18\r \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x15websocketPingInterval\x12`\n" +
+	"\x16websocket_pong_timeout\x18\x0e \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\x14websocketPongTimeout\x12#\n" +
 	"\astreams\x18\v \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06R\astreams\x12 \n" +
 	"\vconnections\x18( \x01(\rR\vconnections\x12,\n" +
 	"\x12connections_per_ip\x18) \x01(\rR\x10connectionsPerIp\"\x8c\x01\n" +
@@ -5187,17 +5230,20 @@ var file_transom_config_v1_config_proto_depIdxs = []int32{
 	70,  // 93: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
 	70,  // 94: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
 	70,  // 95: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	70,  // 96: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	70,  // 97: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	8,   // 98: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	70,  // 99: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	31,  // 100: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	39,  // 101: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	102, // [102:102] is the sub-list for method output_type
-	102, // [102:102] is the sub-list for method input_type
-	102, // [102:102] is the sub-list for extension type_name
-	102, // [102:102] is the sub-list for extension extendee
-	0,   // [0:102] is the sub-list for field type_name
+	70,  // 96: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
+	70,  // 97: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
+	70,  // 98: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
+	70,  // 99: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	70,  // 100: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	8,   // 101: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	70,  // 102: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	31,  // 103: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	39,  // 104: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	105, // [105:105] is the sub-list for method output_type
+	105, // [105:105] is the sub-list for method input_type
+	105, // [105:105] is the sub-list for extension type_name
+	105, // [105:105] is the sub-list for extension extendee
+	0,   // [0:105] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }

@@ -32,7 +32,7 @@ type Edits struct {
 	rename   [][2]string
 	set, add []entry
 	// gone are the plain forms (see plain) of the names to be taken out.
-	gone map[string]bool
+	gone []string
 }
 
 // entry is a name with its value.
@@ -52,13 +52,13 @@ func NewEdits(cfg EditsConfig) (*Edits, error) {
 			errs = append(errs, &Fault{fmt.Sprintf(path, args...), err})
 		}
 	}
-	e := &Edits{gone: map[string]bool{}}
+	e := &Edits{}
 	given := map[string]string{}
 	target := func(name string) error {
 		if err := cfg.check(name, true); err != nil {
 			return err
 		}
-		e.gone[plain(name)] = true
+		e.gone = append(e.gone, plain(name))
 		if other, ok := given[plain(name)]; ok {
 			return fmt.Errorf("%s is given twice, the other time as %s", name, other)
 		}
@@ -72,7 +72,7 @@ func NewEdits(cfg EditsConfig) (*Edits, error) {
 	}
 	for i, name := range cfg.Remove {
 		fault(cfg.check(name, false), "remove[%d]", i)
-		e.gone[plain(name)] = true
+		e.gone = append(e.gone, plain(name))
 	}
 	for _, name := range slices.Sorted(maps.Keys(cfg.Set)) {
 		fault(target(name), "set[%s]", name)
@@ -148,17 +148,22 @@ func plain(name string) string {
 
 // isGone reports whether a name is to be taken out.
 func (e *Edits) isGone(name string) bool {
-	if strings.IndexByte(name, '_') < 0 && strings.IndexByte(name, '.') < 0 {
-		return e.gone[name]
-	}
-	var buf [64]byte
-	b := append(buf[:0], name...)
-	for i, c := range b {
-		if c == '_' || c == '.' {
-			b[i] = '-'
+	for _, g := range e.gone {
+		if len(g) == len(name) && alike(g, name) {
+			return true
 		}
 	}
-	return e.gone[string(b)]
+	return false
+}
+
+// alike reports whether name, which is as long, is an alias of one in its plain form.
+func alike(plain, name string) bool {
+	for i := range len(plain) {
+		if c := name[i]; c != plain[i] && (plain[i] != '-' || c != '_' && c != '.') {
+			return false
+		}
+	}
+	return true
 }
 
 // apply changes md, which may be nil, for a call, and returns it.

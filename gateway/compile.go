@@ -351,7 +351,7 @@ func (b *builder) snapshot() *Snapshot {
 	}
 	methods := b.schema.Methods()
 	edge := listeners.NewEdge(b.edge())
-	s := &Snapshot{schema: b.schema, plans: plans, edge: edge, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods))}
+	s := &Snapshot{schema: b.schema, plans: plans, edge: edge, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods)), chains: make([][]string, len(methods))}
 	s.versions = b.versions()
 	b.building = s
 	local := builtinHandlers(b.schema, b.health)
@@ -368,7 +368,12 @@ func (b *builder) snapshot() *Snapshot {
 			Timeout: timeoutOf(eff.Policy, m.Unary()), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy),
 		}
 		if !isHealth(m) {
-			s.routes[m.ID].Handler = b.chain(m, eff, inner)
+			handler, names := b.chain(m, eff, inner)
+			target := "the cluster"
+			if own {
+				target = "the gateway itself"
+			}
+			s.routes[m.ID].Handler, s.chains[m.ID] = handler, append(names, target)
 		}
 	}
 	if u := b.cfg.GetUnknownMethods(); u != nil {
@@ -378,32 +383,45 @@ func (b *builder) snapshot() *Snapshot {
 			return nil
 		}
 		eff, _ := set.effective("")
-		s.opaque = &listeners.Route{Handler: b.chain(descriptors.Opaque("/*/*"), eff, cluster.Invoke), Edge: edge, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy)}
+		handler, _ := b.chain(descriptors.Opaque("/*/*"), eff, cluster.Invoke)
+		s.opaque = &listeners.Route{Handler: handler, Edge: edge, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy)}
 	}
 	b.lostFields()
 	return s
 }
 
-// chain writes out the handler chain of one method, outermost first. What a policy does not ask for is not in it.
-func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler) rpc.Handler {
+// chain writes out the handler chain of one method, outermost first, and the names of what is in it. What a policy does not
+// ask for is not in it.
+func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler) (rpc.Handler, []string) {
 	if b.traces != nil {
 		inner = b.traces.Upstream(inner)
 	}
 	response, redact := b.answers(m, eff)
-	return rpc.Chain(inner,
-		b.shed(),
-		b.idle(m, eff),
-		b.deprecated(eff),
-		response,
-		b.authenticate(eff),
-		b.request(m, eff),
-		b.authorize(m, eff),
-		b.limits(m, eff),
-		b.validate(m, eff),
-		b.caching(m, eff),
-		redact,
-		b.faulty(eff),
-	)
+	links := []struct {
+		name string
+		mw   rpc.Middleware
+	}{
+		{"overload", b.shed()},
+		{"idle", b.idle(m, eff)},
+		{"deprecated", b.deprecated(eff)},
+		{"answers", response},
+		{"auth", b.authenticate(eff)},
+		{"requests", b.request(m, eff)},
+		{"access", b.authorize(m, eff)},
+		{"limits", b.limits(m, eff)},
+		{"validate", b.validate(m, eff)},
+		{"cache", b.caching(m, eff)},
+		{"redact", redact},
+		{"faults", b.faulty(eff)},
+	}
+	var names []string
+	var mws []rpc.Middleware
+	for _, l := range links {
+		if l.mw != nil {
+			names, mws = append(names, l.name), append(mws, l.mw)
+		}
+	}
+	return rpc.Chain(inner, mws...), names
 }
 
 // cluster takes calls to the cluster that the policy names, or to the only one there is.

@@ -18,9 +18,9 @@ import (
 )
 
 // Explain writes what is in force for one method, given by full name ("bank.v1.Accounts.Get") or gRPC path: its HTTP rules,
-// and each field of its policy with its value, the selector that set it and where that was written, or "default". where
-// gives the place of a field by its path in the configuration ("policies[2].auth"). A method that there is none of is an
-// error with a suggestion.
+// each field of its policy with its value, the selector that set it and where that was written, or "default", and what its
+// calls go through, in order. where gives the place of a field by its path in the configuration ("policies[2].auth"). A
+// method that there is none of is an error with a suggestion.
 func Explain(ctx context.Context, cfg *configv1.Config, method string, where func(path string) string, w io.Writer, log *slog.Logger) error {
 	return offline(ctx, cfg, log, func(s *Snapshot) error {
 		name := strings.ReplaceAll(strings.TrimPrefix(method, "/"), "/", ".")
@@ -82,7 +82,11 @@ func (s *Snapshot) explainPolicy(m *descriptors.Method, cfg *configv1.Config, wh
 			fmt.Fprintf(tw, "%s\t%s\t\tdefault\n", fd.Name(), value)
 		}
 	}
-	return tw.Flush()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "\na call goes through %s\n", strings.Join(s.chains[m.ID], ", "))
+	return err
 }
 
 // fieldText is the value of one field as JSON on one line.

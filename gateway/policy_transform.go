@@ -155,9 +155,9 @@ func (b *builder) answers(m *descriptors.Method, eff Effective) (response, redac
 		}
 	}
 	for i, e := range p.GetErrors() {
-		ec := transform.ErrorConfig{To: codes.Code(e.GetTo()), Message: e.GetMessage(), KeepDetails: e.GetKeepDetails()} //nolint:gosec // defined codes only
+		ec := transform.ErrorConfig{To: codes.Code(e.GetTo()), Message: e.GetMessage(), KeepDetails: e.GetKeepDetails()}
 		for _, c := range e.GetCodes() {
-			ec.Codes = append(ec.Codes, codes.Code(c)) //nolint:gosec // defined codes only
+			ec.Codes = append(ec.Codes, codes.Code(c))
 		}
 		rule, err := transform.NewErrorRule(ec)
 		if err != nil {

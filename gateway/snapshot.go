@@ -27,6 +27,8 @@ type Snapshot struct {
 	accessLog *observe.AccessLog
 	// effective are the policies in force, by Method.ID.
 	effective []Effective
+	// chains name what is in the handler chains, outermost first, by Method.ID.
+	chains [][]string
 	// cache is nil if no method has one.
 	cache *cache.Cache
 	// refs counts the calls that hold the Snapshot, and one more while it is in force. At 0 drop runs, once.

@@ -333,6 +333,8 @@ timeout        "2s"                bank.v1.Accounts.Transfer  transom.yaml:5:12
 message_bytes  4194304                                        default
 auth           {"anonymous":true}  *                          transom.yaml:2:39
 allow          "consumer != \"\""  bank.v1.Accounts.Transfer  transom.yaml:4:10
+
+a call goes through overload, access, the cluster
 `
 	got := strings.ReplaceAll(out.String(), `"anonymous": true`, `"anonymous":true`) // protojson's spacing is random
 	if squeeze(got) != squeeze(want) {

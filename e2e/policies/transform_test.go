@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -472,9 +473,51 @@ func TestTransformExplain(t *testing.T) {
 		`request_metadata {"set":{"x-a":"b"}} bank.v1.Diagnostics.Metadata 4:21`,
 		`redact [{"fields":["server"]}] bank.v1.* 2:33`,
 		`errors [{"codes":["NOT_FOUND"],"to":"INTERNAL"}] bank.v1.Diagnostics.Metadata 5:11`,
+		"a call goes through overload, answers, requests, redact, the cluster",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("explain says\n%s\nwant\n%s", got, want)
 		}
 	}
+}
+
+// TestUndecodable has a message over which protobuf panics when it decodes without a Go type: a map entry whose key comes
+// again as another type. It is refused, or passed on, like any other.
+func TestUndecodable(t *testing.T) {
+	const odd = "\n\x05\n\x01a\x08\x00" // MetadataRequest.header
+	for what, policy := range map[string]string{
+		"allow": `allow: 'size(request.header) < 100'`,
+		"cache": `cache: {ttl: 1m}`,
+	} {
+		p := start(t, "policies: [{selector: bank.v1.Diagnostics.Metadata, "+policy+"}]\n")
+		want := map[string]codes.Code{"allow": codes.PermissionDenied, "cache": codes.OK}[what] // the backend can read it
+		for range 2 {
+			var raw []byte
+			if err := p.conn.Invoke(t.Context(), "/bank.v1.Diagnostics/Metadata", []byte(odd), &raw, grpc.ForceCodec(asIs{})); status.Code(err) != want {
+				t.Errorf("%s over gRPC: %v, want %v", what, err, want)
+			}
+			c, _, err := websocket.Dial(t.Context(), "ws://"+p.addr+"/bank.v1.Diagnostics/Metadata", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Write(t.Context(), websocket.MessageBinary, []byte(odd)); err != nil {
+				t.Fatal(err)
+			}
+			_, _, err = c.Read(t.Context())
+			if got := websocket.CloseStatus(err); want != codes.OK && got != 4000+websocket.StatusCode(want) || want == codes.OK && err != nil {
+				t.Errorf("%s over WebSocket: %v, want %v", what, err, want)
+			}
+			c.CloseNow()
+		}
+	}
+}
+
+// asIs sends bytes, and takes them.
+type asIs struct{}
+
+func (asIs) Name() string                  { return "proto" }
+func (asIs) Marshal(v any) ([]byte, error) { return v.([]byte), nil }
+func (asIs) Unmarshal(b []byte, v any) error {
+	*v.(*[]byte) = slices.Clone(b)
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -294,15 +295,14 @@ func checkFields(fields []*Field) error {
 	var errs []error
 	seen := map[string]string{}
 	for _, f := range fields {
-		key := ""
-		for _, fd := range f.path[:len(f.path)-1] {
-			key += string(fd.Name()) + "."
+		var names []string
+		for _, fd := range f.path {
+			names = append(names, string(fd.Name()))
 		}
 		if choice := realOneof(f.leaf()); choice != nil {
-			key += "oneof " + string(choice.Name())
-		} else {
-			key += string(f.leaf().Name())
+			names[len(names)-1] = "oneof " + string(choice.Name())
 		}
+		key := strings.Join(names, ".")
 		if other, ok := seen[key]; ok {
 			errs = append(errs, fmt.Errorf("%s is filled in twice, the other time by %s", f.name, other))
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
@@ -16,8 +17,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/wrapperspb"
-
-	"github.com/google/go-cmp/cmp"
 
 	"transom/descriptors"
 	"transom/policy/transform"
@@ -67,16 +66,30 @@ func TestFields(t *testing.T) {
 			Data: []byte("raw"), Flag: true, Int32: -1, Sint32: -2, Sfixed32: -3, Uint32: 4, Fixed32: 5, Int64: -6, Sint64: -7, Sfixed64: -8,
 			Uint64: math.MaxUint64, Fixed64: 9, Float: 0.5, Double: -1.5, Kind: bankv1.Account_KIND_SAVINGS,
 		}, []fc{
-			{Path: "data", Value: "raw"}, {Path: "flag", Value: "true"}, {Path: "int32", Value: "-1"}, {Path: "sint32", Value: "-2"}, {Path: "sfixed32", Value: "-3"},
-			{Path: "uint32", Value: "4"}, {Path: "fixed32", Value: "5"}, {Path: "int64", Value: "-6"}, {Path: "sint64", Value: "-7"}, {Path: "sfixed64", Value: "-8"},
-			{Path: "uint64", Value: "18446744073709551615"}, {Path: "fixed64", Value: "9"}, {Path: "float", Value: "0.5"}, {Path: "double", Value: "-1.5"}, {Path: "kind", Value: "KIND_SAVINGS"},
+			{Path: "data", Value: "raw"},
+			{Path: "flag", Value: "true"},
+			{Path: "int32", Value: "-1"},
+			{Path: "sint32", Value: "-2"},
+			{Path: "sfixed32", Value: "-3"},
+			{Path: "uint32", Value: "4"},
+			{Path: "fixed32", Value: "5"},
+			{Path: "int64", Value: "-6"},
+			{Path: "sint64", Value: "-7"},
+			{Path: "sfixed64", Value: "-8"},
+			{Path: "uint64", Value: "18446744073709551615"},
+			{Path: "fixed64", Value: "9"},
+			{Path: "float", Value: "0.5"},
+			{Path: "double", Value: "-1.5"},
+			{Path: "kind", Value: "KIND_SAVINGS"},
 		}},
 		{"enums by number, and from a claim", &ev{}, &ev{Kind: 3, Nested: &ev{Kind: 2}}, []fc{{Path: "kind", Value: "3"}, {Path: "nested.kind", Claim: "kind"}}},
 		{"numbers from claims", &ev{}, &ev{Int32: 42, Int64: 1e15, Double: 0.5, Flag: true, Text: "42"}, []fc{
 			{Path: "int32", Claim: "age"}, {Path: "int64", Claim: "big"}, {Path: "double", Claim: "half"}, {Path: "flag", Claim: "ok"}, {Path: "text", Claim: "age"},
 		}},
-		{"nested, merged", &ev{Nested: &ev{Text: "victim", Int32: 1, Nested: &ev{Text: "inner", Flag: true}}}, &ev{Nested: &ev{Text: "alice", Int32: 1, Nested: &ev{Text: "7", Flag: true}}},
-			[]fc{{Path: "nested.text", Claim: "sub"}, {Path: "nested.nested.text", Claim: "org.id"}}},
+		{
+			"nested, merged", &ev{Nested: &ev{Text: "victim", Int32: 1, Nested: &ev{Text: "inner", Flag: true}}}, &ev{Nested: &ev{Text: "alice", Int32: 1, Nested: &ev{Text: "7", Flag: true}}},
+			[]fc{{Path: "nested.text", Claim: "sub"}, {Path: "nested.nested.text", Claim: "org.id"}},
+		},
 		{"nested, made", &ev{Text: "x"}, &ev{Text: "x", Nested: &ev{Nested: &ev{Text: "alice"}}}, []fc{{Path: "nested.nested.text", Claim: "sub"}}},
 		{"by JSON name", &ev{}, &ev{Renamed: "v"}, []fc{{Path: "otherName", Value: "v"}}},
 		{"optional", &ev{OptionalText: proto.String("x")}, &ev{OptionalText: proto.String("")}, []fc{{Path: "optional_text"}}},

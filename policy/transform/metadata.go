@@ -99,7 +99,7 @@ func NewEdits(cfg EditsConfig) (*Edits, error) {
 func (c *EditsConfig) check(name string, target bool) error {
 	switch {
 	case !isName(name):
-		return fmt.Errorf("%q is no name of metadata: want lower-case letters, digits and -_.", name)
+		return fmt.Errorf("%q is no name of metadata, which has lower-case letters, digits, dots, - and _", name)
 	case c.Reserved(name):
 		return fmt.Errorf("%s belongs to HTTP or gRPC themselves and cannot be changed", name)
 	case target && c.Identity(name):

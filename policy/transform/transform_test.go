@@ -232,11 +232,11 @@ func TestEditFaults(t *testing.T) {
 		`add[content-type]: content-type belongs to HTTP or gRPC themselves and cannot be changed`,
 		`add[x-transom-plan]: x-transom-plan is one of the names in which only authentication says who calls`,
 		`remove[1]: te belongs to HTTP or gRPC themselves and cannot be changed`,
-		`remove[2]: "" is no name of metadata: want lower-case letters, digits and -_.`,
-		`rename[:path]: ":path" is no name of metadata: want lower-case letters, digits and -_.`,
+		`remove[2]: "" is no name of metadata, which has lower-case letters, digits, dots, - and _`,
+		`rename[:path]: ":path" is no name of metadata, which has lower-case letters, digits, dots, - and _`,
 		`rename[x-d]: x-transom-groups is one of the names in which only authentication says who calls`,
 		`rename[x-g]: x-f is given twice, the other time as x-f`,
-		`set[X-Up]: "X-Up" is no name of metadata: want lower-case letters, digits and -_.`,
+		`set[X-Up]: "X-Up" is no name of metadata, which has lower-case letters, digits, dots, - and _`,
 		`set[grpc-timeout]: grpc-timeout belongs to HTTP or gRPC themselves and cannot be changed`,
 		`set[x-a]: column 2: there is no {no}; there are consumer, subject, provider, plan, scopes, groups, claims.PATH, method, service, request_id, peer.address and metadata.NAME`,
 		`set[x-b]: "ü": metadata cannot carry 'ü'; a name that ends in -bin can`,
@@ -285,16 +285,32 @@ func TestResponseMetadata(t *testing.T) {
 		header, trailer metadata.MD
 		refusal         metadata.MD // what comes with the error
 	}{
-		{"an answer", answering(metadata.MD{"x-internal": {"1"}, "x-old": {"2"}}, metadata.MD{"x-cost": {"3"}, "x-t": {"4"}}, nil, []byte{}),
-			metadata.MD{"x-who": {"shop"}, "x-new": {"2"}}, metadata.MD{"x-t": {"4"}, "x-end": {end}}, nil},
+		{
+			"an answer", answering(metadata.MD{"x-internal": {"1"}, "x-old": {"2"}}, metadata.MD{"x-cost": {"3"}, "x-t": {"4"}}, nil, []byte{}),
+			metadata.MD{"x-who": {"shop"}, "x-new": {"2"}},
+			metadata.MD{"x-t": {"4"}, "x-end": {end}},
+			nil,
+		},
 		{"no header", answering(nil, nil, nil, []byte{}), metadata.MD{"x-who": {"shop"}}, metadata.MD{"x-end": {end}}, nil},
 		{"no answer", answering(nil, nil, nil), metadata.MD{"x-who": {"shop"}}, metadata.MD{"x-end": {end}}, nil},
-		{"an error", answering(nil, metadata.MD{"x-internal": {"1"}, "x-old": {"2"}, "x-cost": {"3"}, "x-t": {"4"}}, boom),
-			nil, metadata.MD{"x-new": {"2"}, "x-t": {"4"}, "x-end": {end}}, metadata.MD{"x-who": {"shop"}}},
-		{"a refusal", answering(nil, nil, rpc.WithHeader(boom, metadata.MD{"x-internal": {"1"}, "x-old": {"2"}, "retry-after": {"1"}})),
-			nil, metadata.MD{"x-end": {end}}, metadata.MD{"x-who": {"shop"}, "x-new": {"2"}, "retry-after": {"1"}, "x-internal": nil, "x-old": nil}},
-		{"a late error", answering(metadata.MD{"x-internal": {"1"}}, metadata.MD{"x-cost": {"3"}}, boom, []byte{}),
-			metadata.MD{"x-who": {"shop"}}, metadata.MD{"x-end": {end}}, nil},
+		{
+			"an error", answering(nil, metadata.MD{"x-internal": {"1"}, "x-old": {"2"}, "x-cost": {"3"}, "x-t": {"4"}}, boom),
+			nil,
+			metadata.MD{"x-new": {"2"}, "x-t": {"4"}, "x-end": {end}},
+			metadata.MD{"x-who": {"shop"}},
+		},
+		{
+			"a refusal", answering(nil, nil, rpc.WithHeader(boom, metadata.MD{"x-internal": {"1"}, "x-old": {"2"}, "retry-after": {"1"}})),
+			nil,
+			metadata.MD{"x-end": {end}},
+			metadata.MD{"x-who": {"shop"}, "x-new": {"2"}, "retry-after": {"1"}, "x-internal": nil, "x-old": nil},
+		},
+		{
+			"a late error", answering(metadata.MD{"x-internal": {"1"}}, metadata.MD{"x-cost": {"3"}}, boom, []byte{}),
+			metadata.MD{"x-who": {"shop"}},
+			metadata.MD{"x-end": {end}},
+			nil,
+		},
 	} {
 		r, err := run(t, alice(), nil, nil, tc.h, mw)
 		if !reflect.DeepEqual(r.Header, tc.header) || !reflect.DeepEqual(r.Trailer, tc.trailer) || !reflect.DeepEqual(rpc.HeaderOf(err), tc.refusal) {

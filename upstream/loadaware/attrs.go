@@ -31,6 +31,14 @@ func (a EndpointAttrs) Equal(o any) bool {
 	return ok && a == b
 }
 
+// weight is Weight, 1 if it is not given.
+func (a EndpointAttrs) weight() float64 {
+	if !(a.Weight > 0) {
+		return 1
+	}
+	return a.Weight
+}
+
 type endpointKey struct{}
 
 // SetEndpoint returns a copy of e that carries a.

@@ -134,6 +134,7 @@ func (b *lb) UpdateClientConnState(s balancer.ClientConnState) error {
 			e.gone = now
 		}
 	}
+	typical := typicalWeights(list)
 	for _, re := range list {
 		e, ok := b.endpoints.Get(re)
 		if !ok {
@@ -141,7 +142,8 @@ func (b *lb) UpdateClientConnState(s balancer.ClientConnState) error {
 			b.endpoints.Set(re, e)
 		}
 		e.gone = 0
-		b.describeLocked(now, e, endpointAttrs(re))
+		a := endpointAttrs(re)
+		b.describeLocked(now, e, a, typical[a.Priority])
 	}
 	var old []resolver.Endpoint
 	for re, e := range b.endpoints.All() {
@@ -165,8 +167,24 @@ func (b *lb) UpdateClientConnState(s balancer.ClientConnState) error {
 	})
 }
 
-// describeLocked applies what the resolver says of an endpoint. The caller holds b.mu.
-func (b *lb) describeLocked(now time.Duration, e *endpoint, a EndpointAttrs) {
+// typicalWeights returns the mean weight of the endpoints of each priority. A node's weight is relative to it: what counts
+// as one call's worth of load must not depend on whether weights are written as 1 or as 100.
+func typicalWeights(list []resolver.Endpoint) map[int]float64 {
+	sum, n := map[int]float64{}, map[int]float64{}
+	for _, re := range list {
+		a := endpointAttrs(re)
+		sum[a.Priority] += a.weight()
+		n[a.Priority]++
+	}
+	for priority := range sum {
+		sum[priority] /= n[priority]
+	}
+	return sum
+}
+
+// describeLocked applies what the resolver says of an endpoint of a priority whose endpoints have a typical weight. The
+// caller holds b.mu.
+func (b *lb) describeLocked(now time.Duration, e *endpoint, a EndpointAttrs, typical float64) {
 	fresh := e.node == nil
 	if fresh || e.attrs.Priority != a.Priority {
 		f := b.fleets[a.Priority]
@@ -177,7 +195,7 @@ func (b *lb) describeLocked(now time.Duration, e *endpoint, a EndpointAttrs) {
 		e.node = f.NewNode(now)
 	}
 	e.attrs = a
-	e.node.SetWeight(a.Weight)
+	e.node.SetWeight(a.weight() / typical)
 	e.node.SetRemote(b.cfg.Zone != "" && a.Zone != "" && a.Zone != b.cfg.Zone)
 	e.node.SetLimit(b.cfg.MaxInFlight)
 }

@@ -97,7 +97,7 @@ func (noMetrics) RecordInt64Count(*estats.Int64CountHandle, int64, ...string)   
 func (noMetrics) RecordFloat64Histo(*estats.Float64HistoHandle, float64, ...string) {}
 
 // ready builds a policy over n endpoints that are all ready and returns its picker.
-func ready(tb testing.TB, policy, config string, n int) balancer.Picker {
+func ready(tb testing.TB, policy, config string, n int, attrs ...EndpointAttrs) balancer.Picker {
 	tb.Helper()
 	bb := balancer.Get(policy)
 	cc := &fakeCC{}
@@ -113,6 +113,9 @@ func ready(tb testing.TB, policy, config string, n int) balancer.Picker {
 	var eps []resolver.Endpoint
 	for i := range n {
 		eps = append(eps, resolver.Endpoint{Addresses: []resolver.Address{{Addr: fmt.Sprint("10.0.0.", i)}}})
+		if len(attrs) > 0 {
+			eps[i] = SetEndpoint(eps[i], attrs[i])
+		}
 	}
 	if err := b.UpdateClientConnState(balancer.ClientConnState{ResolverState: resolver.State{Endpoints: eps}, BalancerConfig: cfg}); err != nil {
 		tb.Fatal(err)
@@ -144,6 +147,52 @@ func TestPicksDoNotAllocate(t *testing.T) {
 		})
 		if got != 0 {
 			t.Errorf("%d endpoints: %v allocations per pick, want 0", n, got)
+		}
+	}
+}
+
+// Weights are relative: endpoints that all have 100, as those of an endpoint file without weights do, fill up as evenly as
+// those that have none, and one of twice the weight takes twice as many.
+func TestWeightsAreRelative(t *testing.T) {
+	for _, c := range []struct{ weights, want []float64 }{
+		{[]float64{0, 0, 0, 0}, []float64{10, 10, 10, 10}},
+		{[]float64{100, 100, 100, 100}, []float64{10, 10, 10, 10}},
+		{[]float64{200, 100, 100, 0.1}, []float64{20, 10, 10, 0}},
+	} {
+		var attrs []EndpointAttrs
+		for _, w := range c.weights {
+			attrs = append(attrs, EndpointAttrs{Weight: w})
+		}
+		p := ready(t, Name, `{"warmup": "0s"}`, len(attrs), attrs...).(*picker)
+		sum := 0.
+		for _, target := range p.levels[0].targets {
+			sum += target.node.Weight()
+		}
+		// Else a call in flight would count for less than a chance difference in speed.
+		if mean := sum / float64(len(attrs)); math.Abs(mean-1) > 1e-9 {
+			t.Errorf("weights %v: the mean of the nodes' is %v, want 1", c.weights, mean)
+		}
+		pick := func() balancer.PickResult {
+			r, err := p.Pick(balancer.PickInfo{Ctx: t.Context()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		for range 100 { // out of probation
+			pick().Done(answered)
+		}
+		for range 40 {
+			defer pick().Done(answered)
+		}
+		for _, target := range p.levels[0].targets {
+			var i int
+			if _, err := fmt.Sscanf(target.endpoint.addr, "10.0.0.%d", &i); err != nil {
+				t.Fatal(err)
+			}
+			if got := float64(target.node.InFlight()); math.Abs(got-c.want[i]) > 2 {
+				t.Errorf("weights %v: %v calls in flight at endpoint %d, want about %v", c.weights, got, i, c.want[i])
+			}
 		}
 	}
 }

@@ -112,6 +112,9 @@ func (n *Node) SetWeight(w float64) {
 	n.weight.set(w)
 }
 
+// Weight is the node's static weight.
+func (n *Node) Weight() float64 { return n.weight.get() }
+
 // SetLimit bounds the calls in flight at the node; 0 is no bound.
 func (n *Node) SetLimit(calls int) { n.limit.Store(uint32(max(0, calls))) }
 

@@ -2,25 +2,21 @@
 // metadata, and the codes that HTTP and HTTP/2 errors stand for. Pure functions, no input or output.
 package grpcwire
 
-import (
-	"net/http"
-
-	"google.golang.org/grpc/codes"
-)
+import "google.golang.org/grpc/codes"
 
 // CodeOfHTTP is the gRPC code of an HTTP answer that carries no gRPC status (gRPC over HTTP/2, "HTTP to gRPC Status Code
 // Mapping").
 func CodeOfHTTP(httpStatus int) codes.Code {
 	switch httpStatus {
-	case http.StatusBadRequest:
+	case 400:
 		return codes.Internal
-	case http.StatusUnauthorized:
+	case 401:
 		return codes.Unauthenticated
-	case http.StatusForbidden:
+	case 403:
 		return codes.PermissionDenied
-	case http.StatusNotFound:
+	case 404:
 		return codes.Unimplemented
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+	case 429, 502, 503, 504:
 		return codes.Unavailable
 	}
 	return codes.Unknown

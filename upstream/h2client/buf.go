@@ -29,7 +29,7 @@ var bufPools [maxBufBits - minBufBits + 1]sync.Pool // of *buf
 
 // newBuf returns n bytes with one reference.
 func newBuf(n int) *buf {
-	class := max(bits.Len(uint(max(n, 1)-1))-minBufBits, 0) //nolint:gosec // not negative
+	class := max(bits.Len(uint(max(n, 1)-1))-minBufBits, 0)
 	if class >= len(bufPools) {
 		b := &buf{SliceBuffer: make([]byte, n), class: -1}
 		b.list[0] = b

@@ -44,6 +44,7 @@ type Conn struct {
 	handed               uint32 // streams from here on have surely not been sent
 	sendWindow           int64
 	blocked              []*Stream // wait for sendWindow, or for room in out
+	roomWanted           bool      // some wait for room
 
 	// What the server has set.
 	initialWindow int64
@@ -52,6 +53,7 @@ type Conn struct {
 
 	streams     map[uint32]*Stream
 	active      uint32    // streams, opened or granted
+	granting    int       // those that have not yet taken up the place they were given
 	first, last *Stream   // of those that wait for MaxStreams, or for room in out
 	free        []*Stream // of unary calls
 	recvWindow  int       // what the server may still send
@@ -64,6 +66,9 @@ type Conn struct {
 	settled     bool          // the first SETTINGS have come
 	batching    bool          // the reader wakes receivers later
 }
+
+// maxGranting bounds what those who have waited gather at once.
+const maxGranting = 32
 
 // maxFree is the number of streams kept for further calls.
 const maxFree = 256
@@ -91,7 +96,7 @@ func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
 	}
 	for _, w := range [...]int{cfg.StreamWindow, cfg.ConnWindow} {
 		if w < 64<<10 || w > maxWindow {
-			raw.Close()
+			_ = raw.Close()
 			return nil, fmt.Errorf("a flow-control window of %d bytes is not from 64 KiB to 2 GiB", w)
 		}
 	}
@@ -113,7 +118,7 @@ func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
 		s := &sealed{Conn: raw}
 		conn, err := cfg.Handshake(ctx, s)
 		if err != nil {
-			raw.Close()
+			_ = raw.Close()
 			return nil, fmt.Errorf("handshake: %w", err)
 		}
 		s.mu.Lock()
@@ -129,8 +134,8 @@ func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
 	c.out = append(c.out, preface...)
 	c.out = appendFrame(c.out, 18, frameSettings, 0, 0)
 	c.out = appendSetting(c.out, settingEnablePush, 0)
-	c.out = appendSetting(c.out, settingInitialWindow, uint32(cfg.StreamWindow))           //nolint:gosec // checked
-	c.out = appendSetting(c.out, settingMaxHeaderListSize, uint32(cfg.MaxHeaderListBytes)) //nolint:gosec // bytes in memory
+	c.out = appendSetting(c.out, settingInitialWindow, uint32(cfg.StreamWindow))
+	c.out = appendSetting(c.out, settingMaxHeaderListSize, uint32(cfg.MaxHeaderListBytes))
 	if n := cfg.ConnWindow - defaultWindow; n > 0 {
 		c.out = appendWindowUpdate(c.out, 0, n)
 	}
@@ -155,7 +160,7 @@ func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
 }
 
 // State is the connection's present state.
-func (c *Conn) State() State { return State(c.current.Load()) } //nolint:gosec // a State
+func (c *Conn) State() State { return State(c.current.Load()) }
 
 // Draining is closed when the connection takes no new calls any more: after GOAWAY, Drain, Close or a failure.
 func (c *Conn) Draining() <-chan struct{} { return c.draining }
@@ -257,9 +262,10 @@ func (c *Conn) fail(err error, code errCode) {
 	}
 	if !c.writing && c.output.trier != nil { // for courtesy, if it costs no waiting
 		c.writing = true // and nobody writes after it
-		_, _ = c.output.try(appendGoAway(c.out, code))
+		// Without what has been gathered: its calls are told that they were not sent.
+		_, _ = c.output.try(appendGoAway(nil, code))
 	}
-	c.raw.Close()
+	_ = c.raw.Close()
 	if c.keepalive != nil {
 		c.keepalive.Stop()
 	}
@@ -351,6 +357,9 @@ func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.M
 	if err != nil {
 		return &Error{Code: codes.InvalidArgument, Message: err.Error(), Origin: OriginRequest}
 	}
+	if !validPath(method) {
+		return &Error{Code: codes.Unimplemented, Message: fmt.Sprintf("%q is not the path of a method", clip(method)), Origin: OriginRequest}
+	}
 	if err := ctx.Err(); err != nil {
 		return contextError(err)
 	}
@@ -367,7 +376,7 @@ func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.M
 			return contextError(context.DeadlineExceeded)
 		}
 	}
-	if n := c.enc.size + len(method) + size; s.timed && uint64(n+64) > c.maxHeaderList || uint64(n) > c.maxHeaderList { //nolint:gosec // sizes in memory
+	if n := c.enc.size + len(method) + size; s.timed && uint64(n+64) > c.maxHeaderList || uint64(n) > c.maxHeaderList {
 		c.vacate()
 		c.mu.Unlock()
 		return &Error{Code: codes.ResourceExhausted, Message: fmt.Sprintf("metadata of %d bytes is more than the server takes", size), Origin: OriginRequest}
@@ -417,12 +426,12 @@ func (c *Conn) endHeaders(start int, id uint32) {
 }
 
 func putLength(frame []byte, n int) {
-	frame[0], frame[1], frame[2] = byte(n>>16), byte(n>>8), byte(n) //nolint:gosec // 24 bits
+	frame[0], frame[1], frame[2] = byte(n>>16), byte(n>>8), byte(n)
 }
 
 // hasPlace reports whether a further stream may be opened. c.mu is held.
 func (c *Conn) hasPlace() bool {
-	return c.active < c.maxStreams.Load() && len(c.out) < maxUnsent
+	return c.active < c.maxStreams.Load() && len(c.out) < maxUnsent && c.granting < maxGranting
 }
 
 // place waits for s's place among MaxStreams, in turn, and counts it. c.mu is held on entry and on return, not between.
@@ -452,7 +461,10 @@ func (c *Conn) place(ctx context.Context, s *Stream) error {
 		}
 		c.mu.Lock()
 	}
-	if !s.granted {
+	if s.granted {
+		c.granting--
+		c.grant()
+	} else {
 		c.unqueue(s)
 	}
 	err := ctx.Err()
@@ -489,6 +501,7 @@ func (c *Conn) grant() {
 		s := c.first
 		c.unqueue(s)
 		s.granted = true
+		c.granting++
 		c.active++
 		c.inFlight.Add(1)
 		wake(s.sendable)
@@ -510,7 +523,7 @@ func (c *Conn) send(ctx context.Context, s *Stream, m Message, last bool) error 
 	if uint64(size) > math.MaxUint32 {
 		return &Error{Code: codes.ResourceExhausted, Message: "a message of 4 GiB or more cannot be sent", Origin: OriginRequest}
 	}
-	prefix := [messagePrefix]byte{0, byte(size >> 24), byte(size >> 16), byte(size >> 8), byte(size)} //nolint:gosec // checked
+	prefix := [messagePrefix]byte{0, byte(size >> 24), byte(size >> 16), byte(size >> 8), byte(size)}
 	if m.Compressed {
 		prefix[0] = 1
 	}
@@ -527,10 +540,11 @@ func (c *Conn) send(ctx context.Context, s *Stream, m Message, last bool) error 
 				c.mu.Lock()
 				continue
 			}
-			if !s.blocked {
+			if s.sendWindow > 0 && !s.blocked { // else it is the stream's window, which wakes s itself
 				s.blocked = true
 				c.blocked = append(c.blocked, s)
 			}
+			c.roomWanted = c.roomWanted || len(c.out) >= maxUnsent
 			c.flush(false)
 			select {
 			case <-s.sendable:

@@ -225,6 +225,12 @@ func TestMetadata(t *testing.T) {
 			t.Error("the protocol's own fields are among the metadata")
 		}
 	}
+	for _, bad := range []string{"", "a.B/C", "/a b", "/a\r\n", "/é"} {
+		var reply h2client.Reply
+		if e := errorOf(t, c.Unary(soon(t), bad, nil, msg(nil), &reply)); e.Code != codes.Unimplemented || e.Origin != h2client.OriginRequest {
+			t.Errorf("method %q: %+v", bad, e)
+		}
+	}
 	for _, bad := range []metadata.MD{{"Upper": {"x"}}, {"k": {"a\nb"}}, {"k": {"\x7f"}}, {"k\r": {"v"}}, {"k": {"é"}}} {
 		var reply h2client.Reply
 		e := errorOf(t, c.Unary(soon(t), "/a.B/C", bad, msg(nil), &reply))
@@ -381,7 +387,9 @@ func TestContext(t *testing.T) {
 		if e := errorOf(t, c.Unary(ctx, "/a.B/C", nil, msg([]byte("x")), &reply)); e.Code != codes.DeadlineExceeded { // perhaps the server's
 			t.Errorf("deadline: %+v", e)
 		}
-		<-ended
+		if err := <-ended; err == nil {
+			t.Error("the server saw no end")
+		}
 		ctx, cancel = context.WithCancel(t.Context())
 		defer cancel()
 		s, err := c.NewStream(ctx, "/a.B/C", nil)
@@ -399,7 +407,9 @@ func TestContext(t *testing.T) {
 		})
 		cancel()
 		wg.Wait()
-		<-ended
+		if err := <-ended; err == nil {
+			t.Error("the server saw no end")
+		}
 		if err := s.Send(msg([]byte("x")), false); err != io.EOF {
 			t.Errorf("Send after the end: %v", err)
 		}
@@ -418,7 +428,9 @@ func TestContext(t *testing.T) {
 		})
 		s.Close()
 		wg.Wait()
-		<-ended
+		if err := <-ended; err == nil {
+			t.Error("the server saw no end")
+		}
 		if n := c.InFlight(); n != 0 {
 			t.Errorf("%d calls in flight at the end", n)
 		}

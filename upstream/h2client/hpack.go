@@ -120,13 +120,13 @@ func (e *encoder) appendField(dst []byte, f field) []byte {
 func appendInt(dst []byte, first byte, n, v int) []byte {
 	most := 1<<n - 1
 	if v < most {
-		return append(dst, first|byte(v)) //nolint:gosec // v < 128
+		return append(dst, first|byte(v))
 	}
-	dst = append(dst, first|byte(most)) //nolint:gosec // most < 256
+	dst = append(dst, first|byte(most))
 	for v -= most; v >= 128; v >>= 7 {
-		dst = append(dst, byte(v)|0x80) //nolint:gosec // the low bits
+		dst = append(dst, byte(v)|0x80)
 	}
-	return append(dst, byte(v)) //nolint:gosec // v < 128
+	return append(dst, byte(v))
 }
 
 // appendName begins a literal field: its kind, and its name by index if the static table has it.
@@ -213,7 +213,7 @@ func appendTimeout(dst []byte, d time.Duration) []byte {
 	dst = append(append(dst, 0x00, byte(len(name))), name...)
 	at := len(dst)
 	dst = grpcwire.AppendTimeout(append(dst, 0), d)
-	dst[at] = byte(len(dst) - at - 1) //nolint:gosec // at most 9
+	dst[at] = byte(len(dst) - at - 1)
 	return dst
 }
 
@@ -226,6 +226,16 @@ func ours(name string) bool {
 		return true
 	}
 	return name == "" || name[0] == ':'
+}
+
+// validPath reports whether method can be the ":path" of a call.
+func validPath(method string) bool {
+	for i := range len(method) {
+		if method[i] <= 0x20 || method[i] > 0x7e {
+			return false
+		}
+	}
+	return method != "" && method[0] == '/'
 }
 
 // checkMetadata returns the size of md as RFC 9113 6.5.2 counts. Names must be of [0-9a-z_.-], values of 0x20 to 0x7E but

@@ -377,7 +377,7 @@ func (s *Stream) begin() {
 		c.reset(s, codeCancel, errProtocol(fmt.Sprintf("the server sent a message with invalid flags 0x%02x", flag)))
 	case flag == 1 && (s.encoding == "" || s.encoding == "identity"):
 		c.reset(s, codeCancel, errProtocol("the server sent a compressed message without naming its encoding"))
-	case uint64(size) > uint64(c.cfg.MaxMessageBytes): //nolint:gosec // not negative
+	case uint64(size) > uint64(c.cfg.MaxMessageBytes):
 		c.reset(s, codeCancel, &Error{
 			Code: codes.ResourceExhausted, Origin: OriginLimit,
 			Message: fmt.Sprintf("the server sent a message of %d bytes, the limit is %d bytes", size, c.cfg.MaxMessageBytes),
@@ -749,8 +749,8 @@ func (r *reader) settings(id uint32, flags byte, p []byte) error {
 				if s.sendWindow += delta; s.sendWindow > maxWindow {
 					return &connError{codeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE"}
 				}
+				wake(s.sendable)
 			}
-			c.wakeBlocked()
 		case settingMaxFrame:
 			if v < 16<<10 || v > 1<<24-1 {
 				return protocolError("SETTINGS_MAX_FRAME_SIZE")

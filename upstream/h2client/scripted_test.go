@@ -167,8 +167,9 @@ var oddServers = []struct {
 	{"trailers only with another HTTP status", func(p *peer, id uint32) {
 		p.trailers(id, ":status", "503", "content-type", "application/grpc", "grpc-status", "5")
 	}, want{code: codes.NotFound}},
-	{"HTTP 503", func(p *peer, id uint32) { p.trailers(id, ":status", "503") },
-		want{code: codes.Unavailable, origin: h2client.OriginHTTP, text: "503"}},
+	{"HTTP 503", func(p *peer, id uint32) {
+		p.trailers(id, ":status", "503")
+	}, want{code: codes.Unavailable, origin: h2client.OriginHTTP, text: "503"}},
 	{"HTTP 404 with a page", func(p *peer, id uint32) {
 		p.headers(id, false, ":status", "404", "content-type", "text/html")
 		p.data(id, true, []byte("<html>")...)
@@ -606,6 +607,23 @@ func TestWaitingIsRefused(t *testing.T) {
 			wg.Wait()
 			<-c.Done()
 		})
+	}
+}
+
+// TestUnsent sees that a call whose headers never left is told so, and that they do not leave with the connection's end.
+func TestUnsent(t *testing.T) {
+	seen := make(chan bool, 1)
+	c := scripted(t, h2client.Config{}, nil, func(p *peer) { seen <- next[*http2.MetaHeadersFrame](p) != nil })
+	s, err := c.NewStream(t.Context(), "/a.B/C", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	if _, err := s.Recv(); !errorOf(t, err).Unprocessed {
+		t.Errorf("%+v", err)
+	}
+	if <-seen {
+		t.Error("the server has seen the call")
 	}
 }
 

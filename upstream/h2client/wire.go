@@ -89,7 +89,7 @@ func appendReset(dst []byte, stream uint32, code errCode) []byte {
 }
 
 func appendWindowUpdate(dst []byte, stream uint32, n int) []byte {
-	return binary.BigEndian.AppendUint32(appendFrame(dst, 4, frameWindowUpdate, 0, stream), uint32(n)) //nolint:gosec // a window
+	return binary.BigEndian.AppendUint32(appendFrame(dst, 4, frameWindowUpdate, 0, stream), uint32(n))
 }
 
 func appendPing(dst []byte, ack byte, data *[8]byte) []byte {

@@ -148,7 +148,10 @@ func (c *Conn) written(p []byte) {
 		c.spareOut = p
 	}
 	if len(c.out) < maxUnsent {
-		c.wakeBlocked()
+		if c.roomWanted {
+			c.roomWanted = false
+			c.wakeBlocked()
+		}
 		c.grant()
 	}
 }

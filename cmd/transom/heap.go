@@ -53,5 +53,5 @@ func gcPercent(base int, live, scanned uint64) int {
 	if live >= heapFloor || scanned == 0 {
 		return base
 	}
-	return max(base, int(min((heapFloor-live)*100/scanned, 10_000))) //nolint:gosec // at most 10,000
+	return max(base, int(min((heapFloor-live)*100/scanned, 10_000)))
 }

@@ -6,8 +6,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"io"
-	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -88,7 +86,7 @@ func startPlain(t *testing.T, cert, key string) (plain, secure string) {
 	srv := &http.Server{
 		Protocols: &protocols,
 		Handler:   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }),
-		ErrorLog:  log.New(io.Discard, "", 0),
+		ErrorLog:  slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	var wg sync.WaitGroup
 	t.Cleanup(func() {

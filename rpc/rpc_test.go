@@ -246,3 +246,14 @@ func TestFail(t *testing.T) {
 		t.Errorf("%v is to blame, and then %v", was, info.ErrorSource)
 	}
 }
+
+func TestHeaderOf(t *testing.T) {
+	err := rpc.WithHeader(status.Error(codes.Unavailable, "no"), metadata.MD{"a": {"in"}, "b": {"in"}, "c": {"in"}})
+	err = rpc.WithHeader(fmt.Errorf("wrapped: %w", err), metadata.MD{"a": {"out"}, "b": nil})
+	if got := rpc.HeaderOf(err); len(got) != 2 || got["a"][0] != "out" || got["c"][0] != "in" {
+		t.Errorf("%v", got)
+	}
+	if got := rpc.HeaderOf(errors.New("no header")); got != nil {
+		t.Errorf("%v of none", got)
+	}
+}

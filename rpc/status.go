@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -54,7 +55,8 @@ func (e *withHeader) Unwrap() error { return e.error }
 // response has begun. err must not be nil.
 func WithHeader(err error, md metadata.MD) error { return &withHeader{err, md} }
 
-// HeaderOf gives the metadata of all WithHeader in err's chain; what is further out wins. The result may be changed.
+// HeaderOf gives the metadata of all WithHeader in err's chain; what is further out wins, and a name without values there
+// takes away what is further in. The result may be changed.
 func HeaderOf(err error) metadata.MD {
 	var md metadata.MD
 	for e, ok := errors.AsType[*withHeader](err); ok; e, ok = errors.AsType[*withHeader](e.error) {
@@ -67,6 +69,7 @@ func HeaderOf(err error) metadata.MD {
 			}
 		}
 	}
+	maps.DeleteFunc(md, func(_ string, v []string) bool { return len(v) == 0 })
 	return md
 }
 

@@ -1856,9 +1856,9 @@ func (x *Deprecated) GetLink() string {
 
 // MetadataEdits changes metadata: renames first, then removes, sets and adds. Values are templates: "{NAME}" in them stands
 // for consumer, subject, provider, plan, scopes (split by spaces), groups (split by commas), claims.PATH, method, service,
-// request_id, peer.address, or metadata.NAME, the request's metadata as it came; "{{" and "}}" stand for braces. A template
-// of which a part has no value has none. Names are in lower case; those that belong to HTTP, gRPC or the gateway
-// ("x-transom-…") cannot be given.
+// request_id, peer.address, or metadata.NAME, the request's metadata, before edits in requests and after them in answers; "{{"
+// and "}}" stand for braces. A template of which a part has no value has none. Names are in lower case; those that belong to
+// HTTP, gRPC or the gateway ("x-transom-…") cannot be given.
 type MetadataEdits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The values of names, in place of whatever there was. A name whose template has no value is removed. Default: none.

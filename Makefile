@@ -228,6 +228,10 @@ simulate: ## Simulate the balancer beside published policies: the headline scena
 	@go build -o bin/simulate ./upstream/loadaware/sim/cmd/simulate
 	@bin/simulate
 
+.PHONY: balance-e2e
+balance-e2e: build ## Run the balancer's scenarios for real: slow, cold, broken, killed and draining servers on loopback
+	@go test -vet=off -count=1 -v ./e2e/balance
+
 .PHONY: simulate-full
 simulate-full: ## All scenarios and policies, 10 seeds, resumable; writes the tables and plots of docs/balancing.md
 	@go build -o bin/simulate ./upstream/loadaware/sim/cmd/simulate

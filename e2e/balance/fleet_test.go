@@ -1,0 +1,264 @@
+// Package balance runs the balancer's scenarios for real: servers that take their time over gRPC on loopback, the proxy as
+// its own process in front of them, and calls that come when they come, whether earlier ones were answered or not. The
+// numbers of the scenarios (S3, S5 …) are those of docs/balancing.md, where the simulator runs them at full size. What is
+// held here are shares, errors and ratios, no absolute times.
+package balance
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"transom/cmd/transom/demo/bank"
+	"transom/e2e/process"
+	bankv1 "transom/proto/bank/v1"
+	"transom/upstream/loadaware/report"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	slots   = 4                     // calls that a server works at; others wait
+	mean    = 25 * time.Millisecond // of the time that a call takes, which is exponentially distributed
+	perNode = slots * float64(time.Second) / float64(mean)
+)
+
+// node is one server.
+type node struct {
+	addr  string
+	srv   *grpc.Server
+	done  sync.WaitGroup
+	slots chan struct{}
+	// slow multiplies the time that calls take; broken answers UNAVAILABLE at once.
+	slow   atomic.Int64
+	broken atomic.Bool
+	calls  atomic.Int64 // that have come
+	// learning, if positive, is how many more calls take ten times as long: a server whose code is not compiled yet.
+	learning atomic.Int64
+}
+
+// fleet is the servers of a test and the file that lists them.
+type fleet struct {
+	t     *testing.T
+	file  string
+	nodes []*node
+}
+
+func newFleet(t *testing.T, n int) *fleet {
+	t.Helper()
+	f := &fleet{t: t, file: filepath.Join(t.TempDir(), "endpoints.yaml")}
+	for range n {
+		f.nodes = append(f.nodes, startNode(t, "127.0.0.1:0"))
+	}
+	f.list(f.nodes...)
+	return f
+}
+
+// startNode starts a server. It ends with the test, if not before.
+func startNode(t *testing.T, addr string) *node {
+	t.Helper()
+	n := &node{slots: make(chan struct{}, slots)}
+	n.slow.Store(1)
+	n.start(t, addr)
+	t.Cleanup(func() {
+		n.srv.Stop()
+		n.done.Wait()
+	})
+	return n
+}
+
+func (n *node) start(t *testing.T, addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.addr = l.Addr().String()
+	r := report.New(report.Config{Capacity: slots})
+	n.srv = grpc.NewServer(grpc.ChainUnaryInterceptor(r.Unary))
+	bankv1.RegisterRatesServer(n.srv, rates{node: n})
+	bankv1.RegisterAccountsServer(n.srv, accounts{node: n})
+	srv := n.srv
+	n.done.Go(func() { _ = srv.Serve(l) })
+}
+
+// list makes nodes the servers that the proxy knows.
+func (f *fleet) list(nodes ...*node) {
+	f.t.Helper()
+	var b strings.Builder
+	b.WriteString("endpoints:\n")
+	for _, n := range nodes {
+		fmt.Fprintf(&b, "- address: %q\n", n.addr)
+	}
+	process.Replace(f.t, f.file, []byte(b.String()))
+}
+
+func (n *node) work(ctx context.Context) error {
+	n.calls.Add(1)
+	if n.broken.Load() {
+		return status.Error(codes.Unavailable, "broken")
+	}
+	select {
+	case n.slots <- struct{}{}:
+		defer func() { <-n.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	took := time.Duration(rand.ExpFloat64() * float64(mean) * float64(n.slow.Load())) //nolint:gosec // no secret
+	if n.learning.Add(-1) >= 0 {
+		took *= 10
+	}
+	timer := time.NewTimer(took)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// rates has a call that may be repeated, accounts one that may not.
+type (
+	rates struct {
+		bankv1.UnimplementedRatesServer
+		node *node
+	}
+	accounts struct {
+		bankv1.UnimplementedAccountsServer
+		node *node
+	}
+)
+
+func (r rates) Get(ctx context.Context, _ *bankv1.GetRateRequest) (*bankv1.Rate, error) {
+	return &bankv1.Rate{Rate: 1}, r.node.work(ctx)
+}
+
+func (a accounts) Transfer(ctx context.Context, _ *bankv1.TransferRequest) (*bankv1.TransferResponse, error) {
+	return &bankv1.TransferResponse{}, a.node.work(ctx)
+}
+
+// load sends calls to a proxy.
+type load struct {
+	t     *testing.T
+	conns []*grpc.ClientConn
+	once  bool // calls that must not be repeated
+	rng   *rand.Rand
+}
+
+// startProxy runs a proxy in front of the fleet and returns what calls it.
+func startProxy(t *testing.T, f *fleet, policy string, warmup time.Duration) *load {
+	t.Helper()
+	dir := t.TempDir()
+	set, cfg := filepath.Join(dir, "bank.binpb"), filepath.Join(dir, "transom.yaml")
+	process.Replace(t, set, bank.DescriptorSet())
+	process.Replace(t, cfg, fmt.Appendf(nil, `listeners: [{address: "127.0.0.1:0"}]
+descriptors: [{file: %q}]
+clusters:
+  bank: {target: "file://%s", lb: {policy: %s, warmup: %s}}
+`, set, f.file, policy, warmup))
+	p := process.Start(t, 1, "serve", "--config", cfg)
+	l := &load{t: t, rng: rand.New(rand.NewPCG(1, 2))} //nolint:gosec // no secret
+	for range 4 {
+		c, err := grpc.NewClient("passthrough:///"+p.Plain, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		l.conns = append(l.conns, c)
+	}
+	return l
+}
+
+// outcome is what became of the calls of one phase.
+type outcome struct {
+	calls  int
+	errors map[codes.Code]int
+	took   []time.Duration // from when a call should have been sent, sorted
+}
+
+func (o outcome) failed() (n int) {
+	for _, k := range o.errors {
+		n += k
+	}
+	return n
+}
+
+// at returns a quantile of the time that calls took.
+func (o outcome) at(q float64) time.Duration { return o.took[int(q*float64(len(o.took)-1))] }
+
+// run sends calls at a rate per second for a while, with the gaps between them that independent callers make, and waits
+// for all of them.
+func (l *load) run(rate float64, d time.Duration) outcome {
+	l.t.Helper()
+	o := outcome{errors: map[codes.Code]int{}}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	start := time.Now()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	<-timer.C
+	for due := time.Duration(0); due < d; due += time.Duration(l.rng.ExpFloat64() / rate * float64(time.Second)) {
+		timer.Reset(time.Until(start.Add(due)))
+		<-timer.C
+		sent := start.Add(due)
+		conn := l.conns[o.calls%len(l.conns)]
+		o.calls++
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			var err error
+			if l.once {
+				_, err = bankv1.NewAccountsClient(conn).Transfer(ctx, &bankv1.TransferRequest{})
+			} else {
+				_, err = bankv1.NewRatesClient(conn).Get(ctx, &bankv1.GetRateRequest{Base: "EUR", Quote: "USD"})
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			o.took = append(o.took, time.Since(sent))
+			if err != nil {
+				o.errors[status.Code(err)]++
+			}
+		})
+	}
+	wg.Wait()
+	slices.Sort(o.took)
+	return o
+}
+
+// counts returns how many calls each node has got.
+func counts(nodes []*node) (out []int64) {
+	for _, n := range nodes {
+		out = append(out, n.calls.Load())
+	}
+	return out
+}
+
+// shares returns each node's part of the calls since before, 1 being an equal part.
+func shares(nodes []*node, before []int64) []float64 {
+	now := counts(nodes)
+	var all int64
+	for i := range now {
+		now[i] -= before[i]
+		all += now[i]
+	}
+	out := make([]float64, len(now))
+	for i := range now {
+		out[i] = float64(now[i]) / float64(all) * float64(len(now))
+	}
+	return out
+}

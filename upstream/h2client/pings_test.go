@@ -23,8 +23,10 @@ func TestPingsWithAnswers(t *testing.T) {
 	}
 	defer ln.Close()
 	flood := make(chan struct{})
+	begin := sync.OnceFunc(func() { close(flood) })
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer begin()
 	wg.Go(func() {
 		nc, err := ln.Accept()
 		if err != nil {
@@ -80,13 +82,13 @@ func TestPingsWithAnswers(t *testing.T) {
 		}
 	})
 	c := dial(t, ln.Addr().String(), h2client.Config{})
-	for i := range 8000 {
+	for i := range 21000 {
 		var reply h2client.Reply
 		if err := c.Unary(soon(t), "/a.B/C", nil, h2client.Message{}, &reply); err != nil {
 			t.Fatalf("call %d: %v", i, err)
 		}
 	}
-	close(flood)
+	begin()
 	<-c.Done()
 	if err := c.Err(); err == nil {
 		t.Error("the flood was taken")

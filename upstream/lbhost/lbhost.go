@@ -21,7 +21,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,6 +112,7 @@ type Channel struct {
 	resolver resolver.Resolver // nil until it is built, and when closed
 	again    bool              // ResolveNow was called before there was a resolver
 	closed   bool
+	subConns map[*subConn]struct{} // not shut down yet
 
 	state   atomic.Uint32 // connectivity.State
 	stateMu sync.Mutex
@@ -118,7 +121,7 @@ type Channel struct {
 
 // New makes a Channel and starts to resolve its target. An error is the resolver's. The caller must Close it.
 func New(cfg Config) (*Channel, error) {
-	c := &Channel{cfg: cfg, changed: make(chan struct{})}
+	c := &Channel{cfg: cfg, changed: make(chan struct{}), subConns: map[*subConn]struct{}{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.gen.Store(&generation{replaced: make(chan struct{})})
 	c.state.Store(uint32(connectivity.Idle))
@@ -160,6 +163,9 @@ func (c *Channel) Close() {
 		if c.balancer != nil {
 			c.balancer.Close()
 		}
+		for _, sc := range c.allSubConns() { // a policy may leave them to the channel
+			sc.Shutdown()
+		}
 	})
 	c.mu.Lock()
 	c.cancel()
@@ -176,6 +182,12 @@ func (c *Channel) start(f func()) bool {
 	}
 	c.wg.Go(f)
 	return true
+}
+
+func (c *Channel) allSubConns() []*subConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.subConns))
 }
 
 // State is the policy's: Ready if at least one endpoint is.

@@ -36,6 +36,9 @@ func (cc *clientConn) NewSubConn(addrs []resolver.Address, opts balancer.NewSubC
 	}
 	sc.ctx, sc.cancel = context.WithCancel(cc.channel.ctx)
 	sc.stub = stub{sc.opener}
+	cc.channel.mu.Lock()
+	defer cc.channel.mu.Unlock()
+	cc.channel.subConns[sc] = struct{}{}
 	return sc, nil
 }
 
@@ -348,6 +351,9 @@ func (sc *subConn) Shutdown() {
 	sc.setState(connectivity.Shutdown, nil)
 	sc.mu.Unlock()
 	drain(conns)
+	sc.channel.mu.Lock()
+	defer sc.channel.mu.Unlock()
+	delete(sc.channel.subConns, sc)
 }
 
 // UpdateAddresses is deprecated. A connection to an address that remains is kept; otherwise another is opened.

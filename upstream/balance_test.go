@@ -10,11 +10,14 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	_ "google.golang.org/grpc/encoding/gzip" // of the backends here
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"transom/descriptors"
 	"transom/rpc"
 	"transom/rpc/rpctest"
 	"transom/upstream"
@@ -193,5 +196,83 @@ func TestEndpoints(t *testing.T) {
 	}
 	if got := shown[b]; !strings.HasPrefix(got, `100 "" true`) || !strings.HasSuffix(got, "false") {
 		t.Errorf("B is shown as %q", got)
+	}
+}
+
+// What a service config says of single attempts: sizes and wait-for-ready.
+func TestAttemptLimits(t *testing.T) {
+	const config = `{"methodConfig": [
+		{"name": [{"service": "t.T", "method": "Unary"}, {"service": "t.T", "method": "Bidi"}], "maxRequestMessageBytes": 10},
+		{"name": [{"service": "t.T"}], "maxResponseMessageBytes": 10}]}`
+	c := newCluster(t, upstream.Config{Target: "static:///" + newBackend(t, echo), ServiceConfig: config})
+	for _, tt := range []struct {
+		method *descriptors.Method
+		msgs   []string
+		code   codes.Code
+		text   string
+	}{
+		{unary, []string{"0123456789"}, codes.OK, ""},
+		{unary, []string{"0123456789a"}, codes.ResourceExhausted, `cluster "bank" does not take messages as large as this`},
+		{bidi, []string{"0123456789"}, codes.OK, ""},
+		{server, []string{"012345678"}, codes.OK, ""},
+		{server, []string{"0123456789"}, codes.ResourceExhausted, `cluster "bank" sent a message larger than the limit for answers`},
+		{client, []string{"012345678901"}, codes.ResourceExhausted, `cluster "bank" sent a message larger than the limit for answers`},
+	} {
+		_, _, err := exchange(t, c, tt.method, nil, tt.msgs...)
+		if st := status.Convert(err); st.Code() != tt.code || st.Message() != tt.text {
+			t.Errorf("%s(%q): %v %q, want %v %q", tt.method.FullPath, tt.msgs, st.Code(), st.Message(), tt.code, tt.text)
+		}
+	}
+	if _, _, err := exchange(t, c, bidi, nil, "0123456789a"); status.Code(err) == codes.OK {
+		t.Error("a stream's message that is too large was sent")
+	}
+
+	path := t.TempDir() + "/endpoints.yaml"
+	replace(t, path, `endpoints: [{address: "127.0.0.1:1"}]`)
+	c = newCluster(t, upstream.Config{Target: "file://" + path, ServiceConfig: `{"methodConfig": [{"name": [{}], "waitForReady": true}]}`})
+	done := make(chan error)
+	for _, m := range []*descriptors.Method{unary, bidi} {
+		go func() {
+			_, _, err := exchange(t, c, m, nil, "m")
+			done <- err
+		}()
+	}
+	replace(t, path, fmt.Sprintf("endpoints: [{address: %q}]", newBackend(t, echo)))
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Errorf("a call that waits for an endpoint: %v", err)
+		}
+	}
+}
+
+// Answers may come compressed by gzip; what they hold is as without.
+func TestCompressedAnswers(t *testing.T) {
+	accepts := make(chan string, 8)
+	long := strings.Repeat("x", 2000)
+	addr := newBackend(t, func(method string, s stream) error {
+		md, _ := metadata.FromIncomingContext(s.Context())
+		accepts <- strings.Join(md["grpc-accept-encoding"], ",")
+		if err := grpc.SetSendCompressor(s.Context(), "gzip"); err != nil {
+			return err
+		}
+		return echo(method, s)
+	})
+	c := newCluster(t, upstream.Config{Target: "static:///" + addr, MaxMessageBytes: 1000})
+	for _, m := range []*descriptors.Method{unary, bidi} {
+		got, call, err := exchange(t, c, m, metadata.MD{"grpc-accept-encoding": {"br"}}, "m")
+		if err != nil || fmt.Sprint(got) != "[re:m]" {
+			t.Errorf("%s: %v, %v", m.FullPath, got, err)
+		}
+		if a := <-accepts; a != "gzip" {
+			t.Errorf("%s: the backend was told %q", m.FullPath, a)
+		}
+		if e := call.Header()["grpc-encoding"]; e != nil {
+			t.Errorf("%s: the client was told of %v", m.FullPath, e)
+		}
+		// A small frame that becomes a large message.
+		if _, _, err := exchange(t, c, m, nil, long); status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("%s: a message beyond the limit: %v", m.FullPath, err)
+		}
+		<-accepts
 	}
 }

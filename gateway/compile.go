@@ -135,6 +135,13 @@ func clusterConfig(name string, c *configv1.Cluster) upstream.Config {
 		MaxMessageBytes: int(c.GetMessageBytes()), ConnectTimeout: c.GetConnectTimeout().AsDuration(),
 		Keepalive: c.GetKeepalive().AsDuration(), DNSRefresh: c.GetDnsRefresh().AsDuration(),
 	}
+	switch c.GetTransport() {
+	case configv1.Cluster_TRANSPORT_OWN:
+		uc.Transport = upstream.TransportOwn
+	case configv1.Cluster_TRANSPORT_GRPC_GO:
+		uc.Transport = upstream.TransportGRPCGo
+	case configv1.Cluster_TRANSPORT_UNSPECIFIED:
+	}
 	// In upstream.Config 0 is the default and less is none.
 	if w := lb.GetWarmup(); w != nil {
 		if uc.Warmup = w.AsDuration(); uc.Warmup == 0 {

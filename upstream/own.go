@@ -280,7 +280,11 @@ func ownError(err error) error {
 		if key, ok := strings.CutPrefix(e.Message, "metadata key "); ok {
 			f.kind, f.detail = faultMetadata, key
 		}
-	case h2client.OriginProtocol, h2client.OriginContext:
+	case h2client.OriginProtocol:
+		if f.code == codes.Unimplemented { // no answer or a second one, which clients would take for a method that is not there
+			f.code = codes.Internal
+		}
+	case h2client.OriginContext:
 	}
 	return f
 }

@@ -48,7 +48,7 @@ const (
 	TransportGRPCGo                   // grpc-go's client
 )
 
-const defaultTransport = TransportGRPCGo
+const defaultTransport = TransportOwn
 
 // Config describes one cluster. It is plain data: equal Configs make interchangeable Clusters.
 type Config struct {

@@ -87,6 +87,58 @@ func (TLS_ClientAuth) EnumDescriptor() ([]byte, []int) {
 	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{2, 0}
 }
 
+// Transport is a client's.
+type Cluster_Transport int32
+
+const (
+	Cluster_TRANSPORT_UNSPECIFIED Cluster_Transport = 0
+	// Transom's own.
+	Cluster_TRANSPORT_OWN Cluster_Transport = 1
+	// grpc-go's.
+	Cluster_TRANSPORT_GRPC_GO Cluster_Transport = 2
+)
+
+// Enum value maps for Cluster_Transport.
+var (
+	Cluster_Transport_name = map[int32]string{
+		0: "TRANSPORT_UNSPECIFIED",
+		1: "TRANSPORT_OWN",
+		2: "TRANSPORT_GRPC_GO",
+	}
+	Cluster_Transport_value = map[string]int32{
+		"TRANSPORT_UNSPECIFIED": 0,
+		"TRANSPORT_OWN":         1,
+		"TRANSPORT_GRPC_GO":     2,
+	}
+)
+
+func (x Cluster_Transport) Enum() *Cluster_Transport {
+	p := new(Cluster_Transport)
+	*p = x
+	return p
+}
+
+func (x Cluster_Transport) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Cluster_Transport) Descriptor() protoreflect.EnumDescriptor {
+	return file_transom_config_v1_config_proto_enumTypes[1].Descriptor()
+}
+
+func (Cluster_Transport) Type() protoreflect.EnumType {
+	return &file_transom_config_v1_config_proto_enumTypes[1]
+}
+
+func (x Cluster_Transport) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Cluster_Transport.Descriptor instead.
+func (Cluster_Transport) EnumDescriptor() ([]byte, []int) {
+	return file_transom_config_v1_config_proto_rawDescGZIP(), []int{6, 0}
+}
+
 // Mode says when the field is filled in.
 type RequestField_Mode int32
 
@@ -123,11 +175,11 @@ func (x RequestField_Mode) String() string {
 }
 
 func (RequestField_Mode) Descriptor() protoreflect.EnumDescriptor {
-	return file_transom_config_v1_config_proto_enumTypes[1].Descriptor()
+	return file_transom_config_v1_config_proto_enumTypes[2].Descriptor()
 }
 
 func (RequestField_Mode) Type() protoreflect.EnumType {
-	return &file_transom_config_v1_config_proto_enumTypes[1]
+	return &file_transom_config_v1_config_proto_enumTypes[2]
 }
 
 func (x RequestField_Mode) Number() protoreflect.EnumNumber {
@@ -862,7 +914,10 @@ type Cluster struct {
 	// How often names are looked up. Default 10s, 1s … 1h.
 	DnsRefresh *durationpb.Duration `protobuf:"bytes,12,opt,name=dns_refresh,json=dnsRefresh,proto3" json:"dns_refresh,omitempty"`
 	// How to reach the API server for a kubernetes target. Default: the cluster whose pod this is.
-	Kubernetes    *Cluster_Kubernetes `protobuf:"bytes,13,opt,name=kubernetes,proto3" json:"kubernetes,omitempty"`
+	Kubernetes *Cluster_Kubernetes `protobuf:"bytes,13,opt,name=kubernetes,proto3" json:"kubernetes,omitempty"`
+	// What carries the calls: transom's own HTTP/2 client (own), which costs less, or grpc-go's (grpc_go). They behave alike;
+	// should one have trouble with a backend the other is a way out. xds targets are always grpc_go's. Default: own.
+	Transport     Cluster_Transport `protobuf:"varint,14,opt,name=transport,proto3,enum=transom.config.v1.Cluster_Transport" json:"transport,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -986,6 +1041,13 @@ func (x *Cluster) GetKubernetes() *Cluster_Kubernetes {
 		return x.Kubernetes
 	}
 	return nil
+}
+
+func (x *Cluster) GetTransport() Cluster_Transport {
+	if x != nil {
+		return x.Transport
+	}
+	return Cluster_TRANSPORT_UNSPECIFIED
 }
 
 // UpstreamTLS is how transom checks backends, and identifies itself to them.
@@ -4691,7 +4753,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"Reflection\x12!\n" +
 	"\acluster\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aclusterB\x0f\n" +
-	"\x06source\x12\x05\xbaH\x02\b\x01\"\x98\t\n" +
+	"\x06source\x12\x05\xbaH\x02\b\x01\"\xb8\n" +
+	"\n" +
 	"\aCluster\x12\x1f\n" +
 	"\x06target\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06target\x120\n" +
 	"\x03tls\x18\x02 \x01(\v2\x1e.transom.config.v1.UpstreamTLSR\x03tls\x12\x1c\n" +
@@ -4710,7 +4773,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"dnsRefresh\x12E\n" +
 	"\n" +
 	"kubernetes\x18\r \x01(\v2%.transom.config.v1.Cluster.KubernetesR\n" +
-	"kubernetes\x1am\n" +
+	"kubernetes\x12L\n" +
+	"\ttransport\x18\x0e \x01(\x0e2$.transom.config.v1.Cluster.TransportB\b\xbaH\x05\x82\x01\x02\x10\x01R\ttransport\x1am\n" +
 	"\vRetryBudget\x122\n" +
 	"\x05ratio\x18\x01 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x00R\x05ratio\x88\x01\x01\x12 \n" +
 	"\x05bytes\x18\x02 \x01(\rB\n" +
@@ -4728,7 +4792,11 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06server\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06server\x12\x1d\n" +
 	"\n" +
 	"token_file\x18\x02 \x01(\tR\ttokenFile\x12\x0e\n" +
-	"\x02ca\x18\x03 \x01(\tR\x02ca\"\xdf\x01\n" +
+	"\x02ca\x18\x03 \x01(\tR\x02ca\"P\n" +
+	"\tTransport\x12\x19\n" +
+	"\x15TRANSPORT_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rTRANSPORT_OWN\x10\x01\x12\x15\n" +
+	"\x11TRANSPORT_GRPC_GO\x10\x02\"\xdf\x01\n" +
 	"\vUpstreamTLS\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12 \n" +
 	"\vcertificate\x18\x02 \x01(\tR\vcertificate\x12\x10\n" +
@@ -5056,194 +5124,196 @@ func file_transom_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_transom_config_v1_config_proto_rawDescData
 }
 
-var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_transom_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_transom_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_transom_config_v1_config_proto_goTypes = []any{
 	(TLS_ClientAuth)(0),                 // 0: transom.config.v1.TLS.ClientAuth
-	(RequestField_Mode)(0),              // 1: transom.config.v1.RequestField.Mode
-	(*Config)(nil),                      // 2: transom.config.v1.Config
-	(*Listener)(nil),                    // 3: transom.config.v1.Listener
-	(*TLS)(nil),                         // 4: transom.config.v1.TLS
-	(*KeyPair)(nil),                     // 5: transom.config.v1.KeyPair
-	(*Cors)(nil),                        // 6: transom.config.v1.Cors
-	(*DescriptorSource)(nil),            // 7: transom.config.v1.DescriptorSource
-	(*Cluster)(nil),                     // 8: transom.config.v1.Cluster
-	(*UpstreamTLS)(nil),                 // 9: transom.config.v1.UpstreamTLS
-	(*LoadBalancing)(nil),               // 10: transom.config.v1.LoadBalancing
-	(*Policy)(nil),                      // 11: transom.config.v1.Policy
-	(*Condition)(nil),                   // 12: transom.config.v1.Condition
-	(*Route)(nil),                       // 13: transom.config.v1.Route
-	(*Split)(nil),                       // 14: transom.config.v1.Split
-	(*Mirror)(nil),                      // 15: transom.config.v1.Mirror
-	(*Fault)(nil),                       // 16: transom.config.v1.Fault
-	(*Deprecated)(nil),                  // 17: transom.config.v1.Deprecated
-	(*MetadataEdits)(nil),               // 18: transom.config.v1.MetadataEdits
-	(*RequestField)(nil),                // 19: transom.config.v1.RequestField
-	(*Redaction)(nil),                   // 20: transom.config.v1.Redaction
-	(*ErrorRule)(nil),                   // 21: transom.config.v1.ErrorRule
-	(*Auth)(nil),                        // 22: transom.config.v1.Auth
-	(*Access)(nil),                      // 23: transom.config.v1.Access
-	(*Security)(nil),                    // 24: transom.config.v1.Security
-	(*RequestId)(nil),                   // 25: transom.config.v1.RequestId
-	(*Cache)(nil),                       // 26: transom.config.v1.Cache
-	(*Limit)(nil),                       // 27: transom.config.v1.Limit
-	(*Redis)(nil),                       // 28: transom.config.v1.Redis
-	(*RedisTLS)(nil),                    // 29: transom.config.v1.RedisTLS
-	(*Consumers)(nil),                   // 30: transom.config.v1.Consumers
-	(*Provider)(nil),                    // 31: transom.config.v1.Provider
-	(*ApiKey)(nil),                      // 32: transom.config.v1.ApiKey
-	(*Jwt)(nil),                         // 33: transom.config.v1.Jwt
-	(*Introspection)(nil),               // 34: transom.config.v1.Introspection
-	(*ClientCertificate)(nil),           // 35: transom.config.v1.ClientCertificate
-	(*Basic)(nil),                       // 36: transom.config.v1.Basic
-	(*External)(nil),                    // 37: transom.config.v1.External
-	(*Outbound)(nil),                    // 38: transom.config.v1.Outbound
-	(*Consumer)(nil),                    // 39: transom.config.v1.Consumer
-	(*Metadata)(nil),                    // 40: transom.config.v1.Metadata
-	(*Limits)(nil),                      // 41: transom.config.v1.Limits
-	(*Drain)(nil),                       // 42: transom.config.v1.Drain
-	(*UnknownMethods)(nil),              // 43: transom.config.v1.UnknownMethods
-	(*Json)(nil),                        // 44: transom.config.v1.Json
-	(*ApiVersions)(nil),                 // 45: transom.config.v1.ApiVersions
-	(*Health)(nil),                      // 46: transom.config.v1.Health
-	(*HttpRules)(nil),                   // 47: transom.config.v1.HttpRules
-	nil,                                 // 48: transom.config.v1.Config.ClustersEntry
-	(*DescriptorSource_ProtoFiles)(nil), // 49: transom.config.v1.DescriptorSource.ProtoFiles
-	(*DescriptorSource_Reflection)(nil), // 50: transom.config.v1.DescriptorSource.Reflection
-	(*Cluster_RetryBudget)(nil),         // 51: transom.config.v1.Cluster.RetryBudget
-	(*Cluster_Concurrency)(nil),         // 52: transom.config.v1.Cluster.Concurrency
-	(*Cluster_Kubernetes)(nil),          // 53: transom.config.v1.Cluster.Kubernetes
-	nil,                                 // 54: transom.config.v1.Split.ClustersEntry
-	nil,                                 // 55: transom.config.v1.MetadataEdits.SetEntry
-	nil,                                 // 56: transom.config.v1.MetadataEdits.AddEntry
-	nil,                                 // 57: transom.config.v1.MetadataEdits.RenameEntry
-	nil,                                 // 58: transom.config.v1.Security.ResponseHeadersEntry
-	nil,                                 // 59: transom.config.v1.Limit.PlansEntry
-	nil,                                 // 60: transom.config.v1.Consumers.ProvidersEntry
-	nil,                                 // 61: transom.config.v1.Consumers.KnownEntry
-	nil,                                 // 62: transom.config.v1.Jwt.MetadataEntry
-	nil,                                 // 63: transom.config.v1.Introspection.MetadataEntry
-	(*Reload)(nil),                      // 64: transom.config.v1.Reload
-	(*Admin)(nil),                       // 65: transom.config.v1.Admin
-	(*AccessLog)(nil),                   // 66: transom.config.v1.AccessLog
-	(*Tracing)(nil),                     // 67: transom.config.v1.Tracing
-	(*Overload)(nil),                    // 68: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),               // 69: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 70: google.protobuf.Duration
-	(code.Code)(0),                      // 71: google.rpc.Code
-	(*structpb.Struct)(nil),             // 72: google.protobuf.Struct
+	(Cluster_Transport)(0),              // 1: transom.config.v1.Cluster.Transport
+	(RequestField_Mode)(0),              // 2: transom.config.v1.RequestField.Mode
+	(*Config)(nil),                      // 3: transom.config.v1.Config
+	(*Listener)(nil),                    // 4: transom.config.v1.Listener
+	(*TLS)(nil),                         // 5: transom.config.v1.TLS
+	(*KeyPair)(nil),                     // 6: transom.config.v1.KeyPair
+	(*Cors)(nil),                        // 7: transom.config.v1.Cors
+	(*DescriptorSource)(nil),            // 8: transom.config.v1.DescriptorSource
+	(*Cluster)(nil),                     // 9: transom.config.v1.Cluster
+	(*UpstreamTLS)(nil),                 // 10: transom.config.v1.UpstreamTLS
+	(*LoadBalancing)(nil),               // 11: transom.config.v1.LoadBalancing
+	(*Policy)(nil),                      // 12: transom.config.v1.Policy
+	(*Condition)(nil),                   // 13: transom.config.v1.Condition
+	(*Route)(nil),                       // 14: transom.config.v1.Route
+	(*Split)(nil),                       // 15: transom.config.v1.Split
+	(*Mirror)(nil),                      // 16: transom.config.v1.Mirror
+	(*Fault)(nil),                       // 17: transom.config.v1.Fault
+	(*Deprecated)(nil),                  // 18: transom.config.v1.Deprecated
+	(*MetadataEdits)(nil),               // 19: transom.config.v1.MetadataEdits
+	(*RequestField)(nil),                // 20: transom.config.v1.RequestField
+	(*Redaction)(nil),                   // 21: transom.config.v1.Redaction
+	(*ErrorRule)(nil),                   // 22: transom.config.v1.ErrorRule
+	(*Auth)(nil),                        // 23: transom.config.v1.Auth
+	(*Access)(nil),                      // 24: transom.config.v1.Access
+	(*Security)(nil),                    // 25: transom.config.v1.Security
+	(*RequestId)(nil),                   // 26: transom.config.v1.RequestId
+	(*Cache)(nil),                       // 27: transom.config.v1.Cache
+	(*Limit)(nil),                       // 28: transom.config.v1.Limit
+	(*Redis)(nil),                       // 29: transom.config.v1.Redis
+	(*RedisTLS)(nil),                    // 30: transom.config.v1.RedisTLS
+	(*Consumers)(nil),                   // 31: transom.config.v1.Consumers
+	(*Provider)(nil),                    // 32: transom.config.v1.Provider
+	(*ApiKey)(nil),                      // 33: transom.config.v1.ApiKey
+	(*Jwt)(nil),                         // 34: transom.config.v1.Jwt
+	(*Introspection)(nil),               // 35: transom.config.v1.Introspection
+	(*ClientCertificate)(nil),           // 36: transom.config.v1.ClientCertificate
+	(*Basic)(nil),                       // 37: transom.config.v1.Basic
+	(*External)(nil),                    // 38: transom.config.v1.External
+	(*Outbound)(nil),                    // 39: transom.config.v1.Outbound
+	(*Consumer)(nil),                    // 40: transom.config.v1.Consumer
+	(*Metadata)(nil),                    // 41: transom.config.v1.Metadata
+	(*Limits)(nil),                      // 42: transom.config.v1.Limits
+	(*Drain)(nil),                       // 43: transom.config.v1.Drain
+	(*UnknownMethods)(nil),              // 44: transom.config.v1.UnknownMethods
+	(*Json)(nil),                        // 45: transom.config.v1.Json
+	(*ApiVersions)(nil),                 // 46: transom.config.v1.ApiVersions
+	(*Health)(nil),                      // 47: transom.config.v1.Health
+	(*HttpRules)(nil),                   // 48: transom.config.v1.HttpRules
+	nil,                                 // 49: transom.config.v1.Config.ClustersEntry
+	(*DescriptorSource_ProtoFiles)(nil), // 50: transom.config.v1.DescriptorSource.ProtoFiles
+	(*DescriptorSource_Reflection)(nil), // 51: transom.config.v1.DescriptorSource.Reflection
+	(*Cluster_RetryBudget)(nil),         // 52: transom.config.v1.Cluster.RetryBudget
+	(*Cluster_Concurrency)(nil),         // 53: transom.config.v1.Cluster.Concurrency
+	(*Cluster_Kubernetes)(nil),          // 54: transom.config.v1.Cluster.Kubernetes
+	nil,                                 // 55: transom.config.v1.Split.ClustersEntry
+	nil,                                 // 56: transom.config.v1.MetadataEdits.SetEntry
+	nil,                                 // 57: transom.config.v1.MetadataEdits.AddEntry
+	nil,                                 // 58: transom.config.v1.MetadataEdits.RenameEntry
+	nil,                                 // 59: transom.config.v1.Security.ResponseHeadersEntry
+	nil,                                 // 60: transom.config.v1.Limit.PlansEntry
+	nil,                                 // 61: transom.config.v1.Consumers.ProvidersEntry
+	nil,                                 // 62: transom.config.v1.Consumers.KnownEntry
+	nil,                                 // 63: transom.config.v1.Jwt.MetadataEntry
+	nil,                                 // 64: transom.config.v1.Introspection.MetadataEntry
+	(*Reload)(nil),                      // 65: transom.config.v1.Reload
+	(*Admin)(nil),                       // 66: transom.config.v1.Admin
+	(*AccessLog)(nil),                   // 67: transom.config.v1.AccessLog
+	(*Tracing)(nil),                     // 68: transom.config.v1.Tracing
+	(*Overload)(nil),                    // 69: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),               // 70: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 71: google.protobuf.Duration
+	(code.Code)(0),                      // 72: google.rpc.Code
+	(*structpb.Struct)(nil),             // 73: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
-	3,   // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
-	7,   // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
-	48,  // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
-	11,  // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
-	40,  // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
-	41,  // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
-	42,  // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
-	43,  // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
-	44,  // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
-	46,  // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
-	47,  // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
-	30,  // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
-	24,  // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
-	45,  // 13: transom.config.v1.Config.api_versions:type_name -> transom.config.v1.ApiVersions
-	28,  // 14: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
-	64,  // 15: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
-	65,  // 16: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
-	66,  // 17: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
-	67,  // 18: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
-	68,  // 19: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
-	4,   // 20: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	41,  // 21: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	6,   // 22: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	69,  // 23: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	4,   // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
+	8,   // 1: transom.config.v1.Config.descriptors:type_name -> transom.config.v1.DescriptorSource
+	49,  // 2: transom.config.v1.Config.clusters:type_name -> transom.config.v1.Config.ClustersEntry
+	12,  // 3: transom.config.v1.Config.policies:type_name -> transom.config.v1.Policy
+	41,  // 4: transom.config.v1.Config.metadata:type_name -> transom.config.v1.Metadata
+	42,  // 5: transom.config.v1.Config.limits:type_name -> transom.config.v1.Limits
+	43,  // 6: transom.config.v1.Config.drain:type_name -> transom.config.v1.Drain
+	44,  // 7: transom.config.v1.Config.unknown_methods:type_name -> transom.config.v1.UnknownMethods
+	45,  // 8: transom.config.v1.Config.json:type_name -> transom.config.v1.Json
+	47,  // 9: transom.config.v1.Config.health:type_name -> transom.config.v1.Health
+	48,  // 10: transom.config.v1.Config.http_rules:type_name -> transom.config.v1.HttpRules
+	31,  // 11: transom.config.v1.Config.consumers:type_name -> transom.config.v1.Consumers
+	25,  // 12: transom.config.v1.Config.security:type_name -> transom.config.v1.Security
+	46,  // 13: transom.config.v1.Config.api_versions:type_name -> transom.config.v1.ApiVersions
+	29,  // 14: transom.config.v1.Config.redis:type_name -> transom.config.v1.Redis
+	65,  // 15: transom.config.v1.Config.reload:type_name -> transom.config.v1.Reload
+	66,  // 16: transom.config.v1.Config.admin:type_name -> transom.config.v1.Admin
+	67,  // 17: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
+	68,  // 18: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
+	69,  // 19: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
+	5,   // 20: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	42,  // 21: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	7,   // 22: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	70,  // 23: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
 	0,   // 24: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	5,   // 25: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	70,  // 26: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	49,  // 27: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	50,  // 28: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	9,   // 29: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	10,  // 30: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	70,  // 31: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	70,  // 32: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	51,  // 33: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	52,  // 34: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	70,  // 35: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	53,  // 36: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	70,  // 37: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	70,  // 38: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	70,  // 39: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	70,  // 40: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	22,  // 41: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	23,  // 42: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	27,  // 43: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
-	26,  // 44: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
-	13,  // 45: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
-	14,  // 46: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
-	15,  // 47: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
-	16,  // 48: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
-	17,  // 49: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
-	18,  // 50: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
-	19,  // 51: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
-	18,  // 52: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
-	18,  // 53: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
-	20,  // 54: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
-	21,  // 55: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
-	12,  // 56: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
-	54,  // 57: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
-	70,  // 58: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
-	12,  // 59: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
-	70,  // 60: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
-	55,  // 61: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
-	56,  // 62: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
-	57,  // 63: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
-	1,   // 64: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
-	71,  // 65: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
-	71,  // 66: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
-	58,  // 67: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
-	70,  // 68: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
-	25,  // 69: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
-	70,  // 70: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	70,  // 71: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	70,  // 72: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	59,  // 73: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
-	29,  // 74: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
-	70,  // 75: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	60,  // 76: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	61,  // 77: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	32,  // 78: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	33,  // 79: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	34,  // 80: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
-	35,  // 81: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
-	36,  // 82: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
-	37,  // 83: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
-	70,  // 84: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	38,  // 85: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	62,  // 86: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	70,  // 87: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
-	38,  // 88: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
-	63,  // 89: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
-	70,  // 90: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
-	72,  // 91: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	70,  // 92: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	70,  // 93: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	70,  // 94: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	70,  // 95: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	70,  // 96: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
-	70,  // 97: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
-	70,  // 98: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
-	70,  // 99: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	70,  // 100: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	8,   // 101: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	70,  // 102: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	31,  // 103: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	39,  // 104: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	105, // [105:105] is the sub-list for method output_type
-	105, // [105:105] is the sub-list for method input_type
-	105, // [105:105] is the sub-list for extension type_name
-	105, // [105:105] is the sub-list for extension extendee
-	0,   // [0:105] is the sub-list for field type_name
+	6,   // 25: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
+	71,  // 26: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	50,  // 27: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	51,  // 28: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	10,  // 29: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	11,  // 30: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	71,  // 31: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	71,  // 32: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	52,  // 33: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	53,  // 34: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	71,  // 35: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	54,  // 36: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	1,   // 37: transom.config.v1.Cluster.transport:type_name -> transom.config.v1.Cluster.Transport
+	71,  // 38: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	71,  // 39: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	71,  // 40: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	71,  // 41: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	23,  // 42: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	24,  // 43: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	28,  // 44: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
+	27,  // 45: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
+	14,  // 46: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
+	15,  // 47: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
+	16,  // 48: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
+	17,  // 49: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
+	18,  // 50: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
+	19,  // 51: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
+	20,  // 52: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
+	19,  // 53: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
+	19,  // 54: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
+	21,  // 55: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
+	22,  // 56: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
+	13,  // 57: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
+	55,  // 58: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
+	71,  // 59: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
+	13,  // 60: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
+	71,  // 61: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
+	56,  // 62: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
+	57,  // 63: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
+	58,  // 64: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
+	2,   // 65: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
+	72,  // 66: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
+	72,  // 67: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
+	59,  // 68: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	71,  // 69: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	26,  // 70: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	71,  // 71: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	71,  // 72: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	71,  // 73: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	60,  // 74: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
+	30,  // 75: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
+	71,  // 76: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	61,  // 77: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	62,  // 78: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	33,  // 79: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	34,  // 80: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	35,  // 81: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	36,  // 82: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	37,  // 83: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	38,  // 84: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	71,  // 85: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	39,  // 86: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	63,  // 87: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	71,  // 88: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	39,  // 89: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	64,  // 90: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	71,  // 91: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	73,  // 92: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	71,  // 93: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	71,  // 94: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	71,  // 95: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	71,  // 96: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	71,  // 97: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
+	71,  // 98: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
+	71,  // 99: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
+	71,  // 100: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	71,  // 101: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	9,   // 102: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	71,  // 103: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	32,  // 104: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	40,  // 105: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	106, // [106:106] is the sub-list for method output_type
+	106, // [106:106] is the sub-list for method input_type
+	106, // [106:106] is the sub-list for extension type_name
+	106, // [106:106] is the sub-list for extension extendee
+	0,   // [0:106] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }
@@ -5288,7 +5358,7 @@ func file_transom_config_v1_config_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_config_proto_rawDesc), len(file_transom_config_v1_config_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   0,

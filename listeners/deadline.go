@@ -81,7 +81,7 @@ func (w *wheel) withTimeout(ctx context.Context, timeout time.Duration) (context
 	}
 }
 
-// add puts d into the slot of the time at.
+// add puts d into the slot of the time at, out of the one it may be in.
 func (w *wheel) add(d *alarm, at time.Time) {
 	tick := at.UnixNano()/int64(wheelTick) + 1
 	w.mu.Lock()
@@ -89,6 +89,7 @@ func (w *wheel) add(d *alarm, at time.Time) {
 	if w.slots == nil {
 		w.slots = map[int64]*alarm{}
 	}
+	w.unlink(d)
 	d.tick = tick
 	if d.next = w.slots[tick]; d.next != nil {
 		d.next.prev = d
@@ -114,6 +115,11 @@ func (w *wheel) arm() {
 func (w *wheel) remove(d *alarm) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.unlink(d)
+}
+
+// unlink does the work of remove. mu is held.
+func (w *wheel) unlink(d *alarm) {
 	if d.tick == 0 {
 		return
 	}
@@ -145,9 +151,11 @@ func (w *wheel) turn() {
 			continue
 		}
 		delete(w.slots, tick)
-		for ; d != nil; d = d.next {
-			d.tick = 0
+		for d != nil {
+			next := d.next
+			d.tick, d.next, d.prev = 0, nil, nil // it may be added again
 			due = append(due, d.owner)
+			d = next
 		}
 	}
 	if w.armed = first != 0; w.armed {

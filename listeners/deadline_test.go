@@ -111,3 +111,51 @@ func BenchmarkDeadline(b *testing.B) {
 		}
 	})
 }
+
+// again is an alarm that is counted.
+type again struct {
+	alarm
+	fired int
+}
+
+func (a *again) due() { a.fired++ }
+
+// A body that arrives slowly has its alarm go off and be set again for each read. The wheel once kept the neighbours that
+// the alarm had had before, and taking it out again tore other deadlines out of their lists, or closed a list to a ring.
+func TestWheelTakesAlarmsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w wheel
+		slow := make([]again, 4)
+		for i := range slow {
+			slow[i].owner = &slow[i]
+			w.add(&slow[i].alarm, time.Now().Add(time.Second))
+		}
+		time.Sleep(2 * time.Second)
+		var ctxs []context.Context
+		for range 3 {
+			ctx, cancel := w.withTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			ctxs = append(ctxs, ctx)
+		}
+		at := time.Now().Add(5 * time.Second)
+		for i := range slow {
+			if slow[i].fired != 1 {
+				t.Errorf("alarm %d went off %d times", i, slow[i].fired)
+			}
+		}
+		for _, i := range []int{0, 2} { // each is now the first of its list, and had one before it
+			w.add(&slow[i].alarm, at)
+			w.add(&slow[i].alarm, at.Add(time.Second)) // moves it
+			w.remove(&slow[i].alarm)
+		}
+		time.Sleep(6 * time.Second)
+		for i, ctx := range ctxs {
+			if ctx.Err() == nil {
+				t.Errorf("deadline %d was lost", i)
+			}
+		}
+		if len(w.slots) != 0 || w.armed {
+			t.Errorf("left in the wheel: %d, armed %v", len(w.slots), w.armed)
+		}
+	})
+}

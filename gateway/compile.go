@@ -63,7 +63,7 @@ func frontConfig(cfg *configv1.Config, l *configv1.Listener, ready func() bool) 
 		PingInterval: lim.GetWebsocketPingInterval().AsDuration(), PongTimeout: lim.GetWebsocketPongTimeout().AsDuration(),
 		Compression: l.GetWebsocketCompression(),
 	}
-	fc.IdleBody = lim.GetBodyIdleTimeout().AsDuration()
+	fc.IdleBody, fc.IdleWrite = lim.GetBodyIdleTimeout().AsDuration(), lim.GetWriteIdleTimeout().AsDuration()
 	var err error
 	fc.CORS, err = corsOf(l)
 	return fc, err

@@ -297,7 +297,7 @@ func (s *connectUnary) message(ctx context.Context) (rpc.Message, error) {
 	if r.ContentLength == 0 {
 		return rpc.Message{}, nil
 	}
-	if err := s.guard.noteRead(ctx, s.w, &s.front.deadlines); err != nil {
+	if err := s.guard.noteRead(ctx, s.w); err != nil {
 		return rpc.Message{}, err
 	}
 	body := getBuffer()

@@ -124,7 +124,7 @@ func grpcTimeout(r *http.Request) (time.Duration, error) {
 func (s *framed) Recv(ctx context.Context) (rpc.Message, error) {
 	var err error
 	if s.call.Method.Unary() {
-		err = s.guard.noteRead(ctx, s.w, &s.front.deadlines)
+		err = s.guard.noteRead(ctx, s.w)
 	} else {
 		err = s.guard.bindRead(ctx, s.w)
 	}

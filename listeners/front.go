@@ -27,6 +27,8 @@ type FrontConfig struct {
 	Ready func() bool
 	// IdleBody is how long a request body may make no progress; 0 is 30 s.
 	IdleBody time.Duration
+	// IdleWrite is how long a client may take nothing of what there is for it; 0 is 30 s.
+	IdleWrite time.Duration
 	// Origins are the origins of pages that may open a WebSocket besides those of the request's own host:
 	// "https://app.example", "https://*.example" or "*".
 	Origins   []string
@@ -52,8 +54,12 @@ type Front struct {
 // NewFront returns a Front that serves what source has in force.
 func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
 	if cfg.IdleBody == 0 {
-		cfg.IdleBody = 30 * time.Second
+		cfg.IdleBody = defaultIdle
 	}
+	if cfg.IdleWrite == 0 {
+		cfg.IdleWrite = defaultIdle
+	}
+	cfg.WebSocket.idleWrite = cfg.IdleWrite
 	cfg.WebSocket.setDefaults()
 	f := &Front{cfg: cfg, source: source, log: log, sockets: &sockets{}}
 	f.calls = http.HandlerFunc(f.serveCall)
@@ -87,10 +93,7 @@ func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	e.setHeader(w, r)
 	if r.Header["Cookie"] != nil {
 		if err := e.checkForgery(r, f.credentialsFrom); err != nil {
-			x := &exchange{}
-			x.begin(f, w, r, rpc.ProtocolUnknown)
-			x.settle(true)
-			x.refuseUpgrade(v, err)
+			f.refuse(w, r, v, err)
 			return
 		}
 	}
@@ -109,6 +112,14 @@ func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	default:
 		f.serveREST(w, r, v)
 	}
+}
+
+// refuse answers a request that is not even looked at.
+func (f *Front) refuse(w http.ResponseWriter, r *http.Request, v View, err error) {
+	x := &exchange{}
+	x.begin(f, w, r, rpc.ProtocolUnknown)
+	x.settle(true)
+	x.refuseUpgrade(v, err)
 }
 
 // credentialsFrom reports whether the CORS settings let pages of an origin, in lower case, send cookies.
@@ -143,7 +154,7 @@ type exchange struct {
 // begin sets up x for a request and tells the observer. The protocols call it first.
 func (x *exchange) begin(f *Front, w http.ResponseWriter, r *http.Request, p rpc.Protocol) {
 	now := time.Now()
-	x.front, x.w = f, w
+	x.front, x.w, x.guard.front = f, w, f
 	x.Exchange = Exchange{Listener: f.cfg.Name, Request: r, Protocol: p, Start: now}
 	x.info = rpc.Info{Protocol: p, Start: now}
 	if f.cfg.Observer != nil {

@@ -7,6 +7,9 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"transom/rpc"
 )
 
@@ -14,8 +17,12 @@ const (
 	// writeGrace is how long a write may go on that is blocked when its context ends, so that the status still gets out to
 	// a client that is merely slow.
 	writeGrace = time.Second
-	// writeStall is how long a client may take none of what ends its call.
-	writeStall = 30 * time.Second
+	// defaultIdle is how long a body may make no progress, and a client take nothing, unless it is configured.
+	defaultIdle = 30 * time.Second
+	// writePiece is what a client must take within its time, in bytes, and the least that is watched at all: less fits into
+	// the buffers on the way. So a slow client gets any answer as long as it is not slower than that.
+	writePiece = 256 << 10
+	writeSmall = 32 << 10
 )
 
 // guard lets the end of a context release a read or write that is blocked on the client. net/http offers deadlines only; a
@@ -30,9 +37,20 @@ type guard struct {
 	over        bool // the call is over; only its end is still to be written
 	eof         bool // the request body was read to its end
 
-	// watch is how a read that was only noted finds out that it is slow, in wheel; nil if none was noted.
-	watch alarm
-	wheel *wheel
+	// front has the time limits, and the wheel that keeps them.
+	front *Front
+	// watch is how a read finds out that it is slow, if watching says so; late that it was once already.
+	watch          alarm
+	watching, late bool
+	stalled        bool // the body made no progress for too long
+	slow           slowWrite
+}
+
+// slowWrite ends a write that takes too long.
+type slowWrite struct {
+	alarm
+	g     *guard
+	began time.Time // of the write under way
 }
 
 // side is one direction.
@@ -63,8 +81,8 @@ func (g *guard) bindWrite(ctx context.Context, w http.ResponseWriter) error {
 }
 
 // noteRead is bindRead for a call that reads once, and most often finds all there: ctx is watched only once a read has
-// been blocked for a while.
-func (g *guard) noteRead(ctx context.Context, w http.ResponseWriter, wheel *wheel) error {
+// been blocked for a while. A body that stands still is given up.
+func (g *guard) noteRead(ctx context.Context, w http.ResponseWriter) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.read.ctx != ctx && g.read.stop == nil && g.write.ctx == nil {
@@ -72,20 +90,41 @@ func (g *guard) noteRead(ctx context.Context, w http.ResponseWriter, wheel *whee
 			g.rc = http.NewResponseController(w)
 		}
 		g.read.note(ctx)
-		g.wheel, g.watch.owner = wheel, g
+		g.watching, g.watch.owner = true, g
 	}
 	return rpc.CauseOf(ctx)
 }
 
+// watchRead gives up a body that stands still, for a call whose client has no reason to wait within it.
+func (g *guard) watchRead() { g.watching, g.watch.owner = true, g }
+
 // slowRead is how long a read may block before its context is watched.
 const slowRead = 100 * time.Millisecond
 
-// due implements the wheel's call: the read that was noted is slow.
+// due implements the wheel's call: the read under way is slow, or too slow.
 func (g *guard) due() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.read.busy && !g.over && g.read.stop == nil {
-		g.read.stop = context.AfterFunc(g.read.ctx, g.release)
+	switch {
+	case !g.read.busy || g.over:
+	case g.late:
+		g.stalled = true
+		_ = g.rc.SetReadDeadline(time.Unix(1, 0))
+	default:
+		g.late = true
+		if g.read.stop == nil && g.read.ctx != nil {
+			g.read.stop = context.AfterFunc(g.read.ctx, g.release)
+		}
+		g.front.deadlines.add(&g.watch, time.Now().Add(g.front.cfg.IdleBody))
+	}
+}
+
+// due implements the wheel's call: the client takes nothing. The wheel may call for a write that has just ended.
+func (s *slowWrite) due() {
+	s.g.mu.Lock()
+	defer s.g.mu.Unlock()
+	if s.g.write.busy && time.Since(s.began) >= s.g.front.cfg.IdleWrite-wheelTick {
+		_ = s.g.rc.SetWriteDeadline(time.Unix(1, 0))
 	}
 }
 
@@ -125,8 +164,7 @@ func (g *guard) release() {
 	}
 }
 
-// disarm ends the watch over the contexts: the call is over. What is written afterwards has writeStall to get out. It
-// must be called before the handler returns.
+// disarm ends the watch over the contexts: the call is over. It must be called before the handler returns.
 func (g *guard) disarm() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -138,8 +176,8 @@ func (g *guard) disarm() {
 			s.stop()
 		}
 	}
-	if g.write.ctx != nil {
-		_ = g.rc.SetWriteDeadline(time.Now().Add(writeStall))
+	if g.write.ctx != nil { // what ends the call, net/http's own part of it too, has so long to get out
+		_ = g.rc.SetWriteDeadline(time.Now().Add(g.front.cfg.IdleWrite))
 	}
 	g.over = true
 }
@@ -171,15 +209,20 @@ func (b guardedBody) Read(p []byte) (int, error) {
 		b.g.leave(&b.g.read)
 		return 0, rpc.CauseOf(b.g.read.ctx)
 	}
-	if b.g.wheel != nil {
-		b.g.wheel.add(&b.g.watch, time.Now().Add(slowRead))
-		defer b.g.wheel.remove(&b.g.watch)
+	if b.g.watching {
+		b.g.front.deadlines.add(&b.g.watch, time.Now().Add(slowRead))
 	}
 	n, err := b.r.Read(p)
 	b.g.mu.Lock()
-	b.g.read.busy = false
+	defer b.g.mu.Unlock()
+	b.g.read.busy, b.g.late = false, false
+	if b.g.watching { // under the lock, since due may be about to add it again
+		b.g.front.deadlines.remove(&b.g.watch)
+	}
 	b.g.eof = b.g.eof || err == io.EOF
-	b.g.mu.Unlock()
+	if b.g.stalled && n == 0 {
+		err = status.Errorf(codes.DeadlineExceeded, "the request body stood still for %v", b.g.front.cfg.IdleBody)
+	}
 	return n, err
 }
 
@@ -190,18 +233,38 @@ func (g *guard) atEOF() bool {
 	return g.eof
 }
 
-// put writes b, which may block on the client.
+// put writes b, which may block on the client, but not for longer than it takes a client that reads at all.
 func (g *guard) put(w http.ResponseWriter, b []byte) error {
 	if g.rc == nil {
-		_, err := w.Write(b)
-		return err
+		if len(b) < writeSmall {
+			_, err := w.Write(b)
+			return err
+		}
+		g.rc = http.NewResponseController(w)
 	}
+	for {
+		piece := b[:min(len(b), writePiece)]
+		b = b[len(piece):]
+		g.beginWrite()
+		_, err := w.Write(piece)
+		g.endWrite()
+		if err != nil || len(b) == 0 {
+			return err
+		}
+	}
+}
+
+func (g *guard) beginWrite() {
 	if g.enter(&g.write) {
 		_ = g.rc.SetWriteDeadline(time.Now().Add(writeGrace))
 	}
-	_, err := w.Write(b)
+	g.slow.g, g.slow.owner, g.slow.began = g, &g.slow, time.Now()
+	g.front.deadlines.add(&g.slow.alarm, g.slow.began.Add(g.front.cfg.IdleWrite))
+}
+
+func (g *guard) endWrite() {
+	g.front.deadlines.remove(&g.slow.alarm)
 	g.leave(&g.write)
-	return err
 }
 
 // flush pushes out what net/http buffers.
@@ -209,10 +272,8 @@ func (g *guard) flush(w http.ResponseWriter) error {
 	if g.rc == nil {
 		return http.NewResponseController(w).Flush()
 	}
-	if g.enter(&g.write) {
-		_ = g.rc.SetWriteDeadline(time.Now().Add(writeGrace))
-	}
+	g.beginWrite()
 	err := g.rc.Flush()
-	g.leave(&g.write)
+	g.endWrite()
 	return err
 }

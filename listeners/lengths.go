@@ -2,7 +2,6 @@ package listeners
 
 import (
 	"bytes"
-	"context"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -24,6 +23,7 @@ type lengthCounter struct {
 	off   atomic.Bool // not, or no longer, HTTP/1.1
 	// matched is how much of lengthLine the bytes read so far end in.
 	matched int
+	resets  resets // of HTTP/2
 }
 
 const (
@@ -100,17 +100,6 @@ func (l countingListener) Accept() (net.Conn, error) {
 	return &lengthCounter{Conn: c}, nil
 }
 
-// counterKey is the context key of a connection's lengthCounter.
-type counterKey struct{}
-
-// withCounter is an http.Server's ConnContext.
-func withCounter(ctx context.Context, c net.Conn) context.Context {
-	if c, ok := c.(*lengthCounter); ok {
-		return context.WithValue(ctx, counterKey{}, c)
-	}
-	return ctx
-}
-
 // guardLength makes r the last request of its connection if it may have had a Content-Length beside its
 // Transfer-Encoding.
 func guardLength(w http.ResponseWriter, r *http.Request) {
@@ -119,7 +108,7 @@ func guardLength(w http.ResponseWriter, r *http.Request) {
 	if lengths == 0 && !chunked && !upgrade {
 		return
 	}
-	c, _ := r.Context().Value(counterKey{}).(*lengthCounter)
+	c, _ := r.Context().Value(connKey{}).(*lengthCounter)
 	switch {
 	case upgrade:
 		// What follows may be no longer HTTP. If it is, no chunked request is trusted.

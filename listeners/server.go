@@ -99,8 +99,9 @@ type Limits struct {
 	MaxStreams int
 	// WriteStall is how long the client of an HTTP/2 connection may take none of what is ready for it; default 30 s.
 	WriteStall time.Duration
-	// MaxConns limits the TCP connections at a time; default 50,000. MaxConnsPerIP limits those of one client address, of
-	// IPv6 one /64, but not of load balancers in ProxyFrom; default none. Those beyond are closed unanswered.
+	// MaxConns limits the TCP connections at a time, and the QUIC connections; default 50,000. MaxConnsPerIP limits the TCP
+	// connections of one client address, of IPv6 one /64, but not of load balancers in ProxyFrom; default none. Those beyond
+	// are closed unanswered.
 	MaxConns, MaxConnsPerIP int
 }
 
@@ -121,7 +122,7 @@ func (l *Limits) setDefaults() {
 		l.MaxStreams = 100
 	}
 	if l.WriteStall == 0 {
-		l.WriteStall = writeStall
+		l.WriteStall = defaultIdle
 	}
 	if l.MaxConns == 0 {
 		l.MaxConns = defaultMaxConns
@@ -204,16 +205,22 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 				HandshakeIdleTimeout:           cfg.Limits.HeaderTimeout,
 				InitialStreamReceiveWindow:     64 << 10,
 				InitialConnectionReceiveWindow: 256 << 10,
+				GetConfigForClient:             s.admitQUIC,
 			},
-			ConnContext: func(ctx context.Context, _ *quic.Conn) context.Context {
+			ConnContext: func(ctx context.Context, conn *quic.Conn) context.Context {
 				s.quics.Add(1)
-				context.AfterFunc(ctx, func() { s.quics.Add(-1) })
-				return joined(ctx, s.calls)
+				q := newQUICConn(conn, cfg.Limits.IdleTimeout)
+				context.AfterFunc(ctx, func() {
+					s.quics.Add(-1)
+					q.timer.Stop()
+				})
+				return context.WithValue(joined(ctx, s.calls), quicKey{}, q)
 			},
 		}
 		if cfg.WebTransport {
 			s.wt = newWTServer(s)
 		}
+		s.h3.Handler = whileBusy(s.h3.Handler)
 		if cfg.AltSvcPort != 0 {
 			port = cfg.AltSvcPort
 		}
@@ -235,7 +242,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 		MaxHeaderBytes:    cfg.Limits.MaxHeaderBytes,
 		ConnState:         s.count,
 		BaseContext:       func(net.Listener) context.Context { return s.calls },
-		ConnContext:       withCounter,
+		ConnContext:       withConn,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          cfg.Limits.MaxStreams,
@@ -280,6 +287,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.front.Load().ServeHTTP(w, r)
+	if r.ProtoMajor == 2 {
+		countReset(r)
+	}
 }
 
 // growStack makes room on the stack of a new goroutine, as each request of HTTP/2 and HTTP/3 has one, for what a call needs:

@@ -30,6 +30,8 @@ type WebSocketConfig struct {
 	// Compression lets clients that ask for it compress messages (permessage-deflate, without context takeover). It costs
 	// CPU, and lets a page that can put text of its own beside a secret guess the secret from the sizes.
 	Compression bool
+
+	idleWrite time.Duration // the Front's
 }
 
 func (c *WebSocketConfig) setDefaults() {
@@ -47,6 +49,9 @@ func (c *WebSocketConfig) setDefaults() {
 	}
 	if c.IdleTimeout == 0 {
 		c.IdleTimeout = time.Hour
+	}
+	if c.idleWrite == 0 {
+		c.idleWrite = defaultIdle
 	}
 	if c.IdleTimeout > 0 { // both are looked after at once
 		c.PingInterval = min(c.PingInterval, c.IdleTimeout)
@@ -240,7 +245,7 @@ func (u *upgrade) grant(w http.ResponseWriter, cfg *WebSocketConfig, maxMessage 
 	answer.WriteString("HTTP/1.1 101 Switching Protocols\r\n")
 	_ = h.Write(&answer) // a Builder takes everything
 	answer.WriteString("\r\n")
-	_ = nc.SetWriteDeadline(time.Now().Add(writeStall))
+	_ = nc.SetWriteDeadline(time.Now().Add(cfg.idleWrite))
 	if _, err := nc.Write([]byte(answer.String())); err != nil {
 		_ = nc.Close()
 		return nil, fmt.Errorf("answer the handshake: %w", err)

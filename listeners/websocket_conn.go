@@ -598,7 +598,7 @@ func (c *wsConn) write() {
 			c.room = nil
 		}
 		c.mu.Unlock()
-		_ = c.nc.SetWriteDeadline(time.Now().Add(writeStall))
+		_ = c.nc.SetWriteDeadline(time.Now().Add(c.cfg.idleWrite))
 		_, err := c.nc.Write(*b)
 		putWSWriteBuffer(b)
 		c.mu.Lock()

@@ -428,7 +428,7 @@ func (c *wtCall) write() error {
 	if c.out == nil || len(*c.out) == 0 {
 		return nil
 	}
-	_ = c.str.SetWriteDeadline(time.Now().Add(writeStall))
+	_ = c.str.SetWriteDeadline(time.Now().Add(c.front.cfg.IdleWrite))
 	_, err := c.str.Write(*c.out)
 	putBuffer(c.out)
 	c.out = nil

@@ -3805,13 +3805,11 @@ type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long a request's header may take to arrive. Default 10s, 100ms … 10m.
 	HeaderTimeout *durationpb.Duration `protobuf:"bytes,1,opt,name=header_timeout,json=headerTimeout,proto3" json:"header_timeout,omitempty"`
-	// How long a WebTransport stream may take to open its call. How long the body of another request may stand still follows
-	// from timeout and stream_idle_timeout. Default 30s, 100ms … 1h.
+	// How long a request body may stand still, but for streams, whose clients may wait. Default 30s, 100ms … 1h.
 	BodyIdleTimeout *durationpb.Duration `protobuf:"bytes,2,opt,name=body_idle_timeout,json=bodyIdleTimeout,proto3" json:"body_idle_timeout,omitempty"`
-	// How long the client of an HTTP/2 connection may read nothing of what is ready for it; then the connection is closed. Of
-	// other clients the call ends by timeout or stream_idle_timeout, and then has 30s. Default 30s, 100ms … 1h.
+	// How long a client may read nothing of what is ready for it; large answers are counted by 256 KiB. Default 30s, 100ms … 1h.
 	WriteIdleTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=write_idle_timeout,json=writeIdleTimeout,proto3" json:"write_idle_timeout,omitempty"`
-	// How long a connection without a request is kept. Default 3m, 1s … 24h.
+	// How long a connection without a request is kept, of QUIC too. Default 3m, 1s … 24h.
 	IdleTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
 	// A request's header, in bytes. Default 16KiB, 1KiB … 1MiB.
 	HeaderBytes uint32 `protobuf:"varint,6,opt,name=header_bytes,json=headerBytes,proto3" json:"header_bytes,omitempty"`
@@ -3832,7 +3830,8 @@ type Limits struct {
 	// Concurrent requests of one HTTP/2 or HTTP/3 connection, and calls of one WebSocket that carries several. Default 100, at
 	// most 100000.
 	Streams uint32 `protobuf:"varint,11,opt,name=streams,proto3" json:"streams,omitempty"`
-	// TCP connections at a time, of the listener; those beyond are closed unanswered. Default 50000.
+	// TCP connections at a time, of the listener, and as many QUIC connections; those beyond are closed unanswered. Default
+	// 50000.
 	Connections uint32 `protobuf:"varint,40,opt,name=connections,proto3" json:"connections,omitempty"`
 	// TCP connections at a time, of one client address (IPv6: of one /64). Default: as many as connections.
 	ConnectionsPerIp uint32 `protobuf:"varint,41,opt,name=connections_per_ip,json=connectionsPerIp,proto3" json:"connections_per_ip,omitempty"`

@@ -70,5 +70,5 @@ func (b *buf) Free() {
 
 // Slice returns a copy, which needs no reference.
 func (b *buf) Slice(start, end int) mem.Buffer {
-	return mem.SliceBuffer(slices.Clone(b.SliceBuffer[start:end]))
+	return slices.Clone(b.SliceBuffer[start:end])
 }

@@ -71,7 +71,7 @@ func newServer(tb testing.TB, h func(grpc.ServerStream) error, opts ...grpc.Serv
 func echo(ss grpc.ServerStream) error {
 	for {
 		var m []byte
-		if err := ss.RecvMsg(&m); err != nil {
+		if ss.RecvMsg(&m) != nil {
 			return nil
 		}
 		if err := ss.SendMsg(&m); err != nil {

@@ -191,8 +191,10 @@ var oddServers = []struct {
 		p.data(id, false, hi...)
 		p.trailers(id, "k", "v")
 	}, want{code: codes.Unknown, origin: h2client.OriginProtocol}},
-	{"malformed grpc-status", func(p *peer, id uint32) { p.begin(id); p.trailers(id, "grpc-status", "x") },
-		want{code: codes.Unknown, origin: h2client.OriginProtocol}},
+	{"malformed grpc-status", func(p *peer, id uint32) {
+		p.begin(id)
+		p.trailers(id, "grpc-status", "x")
+	}, want{code: codes.Unknown, origin: h2client.OriginProtocol}},
 	{"undefined grpc-status", func(p *peer, id uint32) {
 		p.begin(id)
 		p.trailers(id, "grpc-status", "99", "grpc-message", "odd")

@@ -185,7 +185,7 @@ func (s *Stream) CloseSend() error {
 	c.mu.Lock()
 	if s.sendClosed || s.end != nil {
 		c.mu.Unlock()
-		return nil
+		return nil //nolint:nilerr // Recv tells how the call ended
 	}
 	s.sendClosed = true
 	c.out = appendFrame(c.out, 0, frameData, flagEndStream, s.id)
@@ -237,7 +237,7 @@ func (s *Stream) Recv() (Message, error) {
 			}
 			if s.end != nil {
 				c.mu.Unlock()
-				return q.m, nil
+				return q.m, nil //nolint:nilerr // the end comes when all messages have been received
 			}
 			s.pay(q.cost)
 			if len(s.queue) == 0 && s.large() {

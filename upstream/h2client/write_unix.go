@@ -34,7 +34,7 @@ func newTrier(conn net.Conn) *trier {
 	t := &trier{rc: rc}
 	t.try = func(fd uintptr) bool {
 		for {
-			t.n, t.err = syscall.Write(int(fd), t.p) //nolint:gosec // a descriptor
+			t.n, t.err = syscall.Write(int(fd), t.p)
 			if t.err != syscall.EINTR {
 				return true
 			}

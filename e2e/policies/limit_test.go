@@ -291,8 +291,10 @@ func TestSharedLimits(t *testing.T) {
 	redis.kill()
 	began := time.Now()
 	n, failed := flood(t, proxies, 3*time.Second)
-	want := 2*burst + rate*time.Since(began).Seconds() // a burst from before, and the three shares of one
-	if t.Logf("without Redis: %d admitted, at most %.0f wanted, %d failed", n, want, failed); float64(n) > 1.02*want || float64(n) < 0.9*(want-2*burst) || failed > 0 {
+	// At most a burst from before, and the three shares of one. Less is no fault: what one gateway's callers leave of its
+	// share, no other has, and on a busy machine they leave some.
+	want := 2*burst + rate*time.Since(began).Seconds()
+	if t.Logf("without Redis: %d admitted, at most %.0f wanted, %d failed", n, want, failed); float64(n) > 1.02*want || float64(n) < 0.6*(want-2*burst) || failed > 0 {
 		t.Errorf("without Redis: %d admitted, want about %.0f; %d failed", n, want, failed)
 	}
 	redis.run(t)

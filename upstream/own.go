@@ -215,7 +215,7 @@ func (b *ownBackend) pick(ctx context.Context, m *descriptors.Method, header met
 		}
 		return p, ownConn{}, f
 	}
-	return p, p.Conn.(ownConn), nil //nolint:errcheck // Dial makes no others
+	return p, p.Conn.(ownConn), nil // Dial makes no others
 }
 
 // attemptMetadata is header with what one attempt adds.

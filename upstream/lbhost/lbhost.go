@@ -284,8 +284,8 @@ func (r resolverConn) ParseServiceConfig(string) *serviceconfig.ParseResult {
 func endpointsOf(addrs []resolver.Address) []resolver.Endpoint {
 	eps := make([]resolver.Endpoint, len(addrs))
 	for i, a := range addrs {
-		eps[i].Attributes = a.BalancerAttributes
-		a.BalancerAttributes = nil
+		eps[i].Attributes = a.BalancerAttributes //nolint:staticcheck // deprecated, but such resolvers set it
+		a.BalancerAttributes = nil               //nolint:staticcheck // as above
 		eps[i].Addresses = []resolver.Address{a}
 	}
 	return eps

@@ -55,8 +55,7 @@ func TestEveryMethodIsOurs(t *testing.T) {
 		{reflect.TypeFor[balancer.SubConn](), reflect.TypeFor[*subConn]()},
 	} {
 		seen := 0
-		for i := range tt.iface.NumMethod() {
-			m := tt.iface.Method(i)
+		for m := range tt.iface.Methods() {
 			if !m.IsExported() {
 				continue // it enforces embedding, and nobody can call it
 			}

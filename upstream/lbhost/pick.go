@@ -54,7 +54,7 @@ func (c *Channel) Pick(ctx context.Context, method string, wait bool) (Pick, err
 				if res.Done != nil {
 					res.Done(balancer.DoneInfo{})
 				}
-			} else if err != balancer.ErrNoSubConnAvailable { //nolint:errorlint // grpc-go compares so, too
+			} else if err != balancer.ErrNoSubConnAvailable {
 				if st, ok := status.FromError(err); ok {
 					return Pick{}, allowed(st, err)
 				}

@@ -113,7 +113,7 @@ func (s stub) NewStream(ctx context.Context, desc *grpc.StreamDesc, method strin
 // clientStream is a call for generated clients.
 type clientStream struct {
 	options
-	ctx  context.Context //nolint:containedctx // it is the call's, as Context returns
+	ctx  context.Context // the call's
 	s    *h2client.Stream
 	pick Pick
 	desc *grpc.StreamDesc

@@ -181,11 +181,12 @@ type healthBalancer struct {
 func (b *healthBalancer) OnLoadReport(r *v3orcapb.OrcaLoadReport) { b.p.oob <- r }
 
 func (b *healthBalancer) UpdateClientConnState(s balancer.ClientConnState) error {
-	if b.cc.Target() != "network:///n" {
-		return errors.New("the target is " + b.cc.Target())
+	if got := b.cc.Target(); got != "network:///n" { //nolint:staticcheck // deprecated, but some policies still ask
+		return errors.New("the target is " + got)
 	}
 	b.cc.MetricsRecorder().RecordInt64Count(nil, 1)
 	var err error
+	//nolint:staticcheck // one address, as it will be
 	b.sc, err = b.cc.NewSubConn(s.ResolverState.Addresses, balancer.NewSubConnOptions{StateListener: func(s balancer.SubConnState) {
 		if s.ConnectivityState != connectivity.Ready {
 			return

@@ -47,7 +47,7 @@ func (cc *clientConn) RemoveSubConn(sc balancer.SubConn) { sc.Shutdown() }
 
 // UpdateAddresses is deprecated.
 func (cc *clientConn) UpdateAddresses(sc balancer.SubConn, addrs []resolver.Address) {
-	sc.UpdateAddresses(addrs)
+	sc.UpdateAddresses(addrs) //nolint:staticcheck // deprecated, but some policies still call it
 }
 
 func (cc *clientConn) UpdateState(s balancer.State) {
@@ -137,17 +137,19 @@ func (sc *subConn) pick(ctx context.Context) (*held, error) {
 			return nil, errGone
 		}
 		limit := int64(best.MaxStreams())
-		if n := best.calls.Add(1); n <= limit/2 || len(*list) >= sc.channel.cfg.MaxConns {
+		n := best.calls.Add(1)
+		if n <= limit/2 || len(*list) >= sc.channel.cfg.MaxConns {
 			return best, nil
-		} else if grown := sc.grow(len(*list)); grown == nil || n <= limit {
+		}
+		grown := sc.grow(len(*list))
+		if grown == nil || n <= limit {
 			return best, nil
-		} else {
-			best.calls.Add(-1)
-			select {
-			case <-grown:
-			case <-ctx.Done():
-				return nil, errFull
-			}
+		}
+		best.calls.Add(-1)
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return nil, errFull
 		}
 	}
 }

@@ -78,7 +78,12 @@ func (g *Gateway) openAdmin(ctx context.Context, cfg *configv1.Admin) (adminChan
 		c.next = g.admin
 		return c, nil
 	}
-	lis, err := listenAdmin(ctx, cfg)
+	var lis net.Listener
+	if b := g.sockets.take(false, adminKey, adminKey, cfg.GetAddress()); b != nil {
+		lis, err = b.lis, allowedAdmin(cfg)
+	} else {
+		lis, err = listenAdmin(ctx, cfg)
+	}
 	if err != nil {
 		return c, &Fault{"admin.address", err.Error()}
 	}
@@ -136,11 +141,13 @@ func (a *admin) close() {
 	_ = a.lis.Close()
 }
 
-// listenAdmin binds the socket. A TCP address that is not loopback needs a token.
+// listenAdmin binds the socket.
 func listenAdmin(ctx context.Context, cfg *configv1.Admin) (net.Listener, error) {
 	var lc net.ListenConfig
-	if path, ok := strings.CutPrefix(cfg.GetAddress(), "unix:"); ok {
-		path = "/" + strings.TrimLeft(path, "/")
+	if err := allowedAdmin(cfg); err != nil {
+		return nil, err
+	}
+	if path, ok := isUnix(cfg.GetAddress()); ok {
 		if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket != 0 {
 			if c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path); err == nil {
 				_ = c.Close()
@@ -154,14 +161,22 @@ func listenAdmin(ctx context.Context, cfg *configv1.Admin) (net.Listener, error)
 		}
 		return lis, err
 	}
+	return lc.Listen(ctx, "tcp", cfg.GetAddress())
+}
+
+// allowedAdmin checks the address: one that is not loopback needs a token.
+func allowedAdmin(cfg *configv1.Admin) error {
+	if _, ok := isUnix(cfg.GetAddress()); ok {
+		return nil
+	}
 	host, _, err := net.SplitHostPort(cfg.GetAddress())
 	if err != nil {
-		return nil, fmt.Errorf("want host:port or unix:/path: %w", err)
+		return fmt.Errorf("want host:port or unix:/path: %w", err)
 	}
 	if !isLoopback(host) && cfg.GetTokenFile() == "" {
-		return nil, fmt.Errorf("%q is not a loopback address; set token_file, or use 127.0.0.1 or unix:/path", host)
+		return fmt.Errorf("%q is not a loopback address; set token_file, or use 127.0.0.1 or unix:/path", host)
 	}
-	return lc.Listen(ctx, "tcp", cfg.GetAddress())
+	return nil
 }
 
 func isLoopback(host string) bool {

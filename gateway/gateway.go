@@ -25,6 +25,7 @@ import (
 
 	"transom/descriptors"
 	"transom/gateway/observe"
+	"transom/listeners"
 	"transom/policy/traffic"
 	configv1 "transom/proto/transom/config/v1"
 )
@@ -39,8 +40,15 @@ type Gateway struct {
 	broken chan error
 	leave  chan struct{}
 	asked  sync.Once
+	// replaced says that another process has the sockets.
+	replaced atomic.Bool
 	// wake makes Run look again at what should run.
 	wake chan struct{}
+	// up is closed when Run first serves all there is to serve.
+	up   chan struct{}
+	isUp sync.Once
+	// down is closed when a drain begins.
+	down chan struct{}
 
 	health *health.Server
 	keep   keep
@@ -69,6 +77,8 @@ type Gateway struct {
 	servers, retired []*serving
 	// admin is nil without one.
 	admin *admin
+	// sockets are those that the process came with; all are taken or closed by the first configuration.
+	sockets *Sockets
 	// offline says that nothing is to be served.
 	offline bool
 	// sources are by key.
@@ -79,7 +89,14 @@ type Gateway struct {
 // as joined Faults. A descriptor source that does not answer yet is no fault: the gateway is up, but not ready. On error
 // nothing stays open.
 func New(ctx context.Context, cfg *configv1.Config, log *slog.Logger) (*Gateway, error) {
+	return NewOn(ctx, nil, cfg, log)
+}
+
+// NewOn is New with listeners that take their sockets from those given, as far as there is one for them, rather than bind.
+// It closes the others.
+func NewOn(ctx context.Context, sockets *Sockets, cfg *configv1.Config, log *slog.Logger) (*Gateway, error) {
 	g := newGateway(log)
+	g.sockets = sockets
 	if err := g.Reload(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -88,7 +105,7 @@ func New(ctx context.Context, cfg *configv1.Config, log *slog.Logger) (*Gateway,
 
 func newGateway(log *slog.Logger) *Gateway {
 	g := &Gateway{
-		log: log, began: time.Now(), metrics: observe.NewMetrics(), health: health.NewServer(), broken: make(chan error, 1), leave: make(chan struct{}), wake: make(chan struct{}, 1),
+		log: log, began: time.Now(), metrics: observe.NewMetrics(), health: health.NewServer(), broken: make(chan error, 1), leave: make(chan struct{}), wake: make(chan struct{}, 1), up: make(chan struct{}), down: make(chan struct{}),
 		mirrors: traffic.NewMirrors(),
 	}
 	g.metrics.Register(newState(g))
@@ -149,11 +166,16 @@ func (g *Gateway) Run(ctx context.Context) error {
 	detached := context.WithoutCancel(ctx)
 	g.mu.Lock() // a reload under way is the last one
 	g.draining.Store(true)
+	close(g.down)
 	servers, cfg := g.servers, g.cfg
 	g.mu.Unlock()
 	g.health.Shutdown()
-	g.log.LogAttrs(detached, slog.LevelInfo, "draining", slog.Duration("limit", drainOf(cfg)))
-	if delay := cfg.GetDrain().GetDelay().AsDuration(); delay > 0 && err == nil {
+	g.log.LogAttrs(detached, slog.LevelInfo, "draining", slog.Duration("limit", drainOf(cfg)), slog.Bool("replaced", g.replaced.Load()))
+	drain := (*listeners.Server).Drain
+	if g.replaced.Load() {
+		drain = (*listeners.Server).Retire
+		g.closeAdmin()
+	} else if delay := cfg.GetDrain().GetDelay().AsDuration(); delay > 0 && err == nil {
 		time.Sleep(delay)
 	}
 	limit, cancel := context.WithTimeout(detached, drainOf(cfg))
@@ -161,7 +183,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	errs := make([]error, len(servers))
 	var draining sync.WaitGroup
 	for i, s := range servers {
-		draining.Go(func() { errs[i] = s.server.Drain(limit) })
+		draining.Go(func() { errs[i] = drain(s.server, limit) })
 	}
 	draining.Wait()
 	g.close(detached)
@@ -198,6 +220,9 @@ func (g *Gateway) reconcile(ctx context.Context, serving, following *sync.WaitGr
 		g.admin.started = true
 		serving.Go(g.admin.serve)
 	}
+	if g.complete.Load() {
+		g.isUp.Do(func() { close(g.up) })
+	}
 	for key, s := range g.sources {
 		if s.stop != nil {
 			continue
@@ -224,6 +249,17 @@ func (g *Gateway) retire(ctx context.Context, s *serving) {
 		g.log.LogAttrs(ctx, slog.LevelWarn, "calls of a retired listener were cut", slog.String("listener", s.server.Name()))
 	}
 	g.log.LogAttrs(ctx, slog.LevelInfo, "listener retired", slog.String("listener", s.server.Name()))
+}
+
+// closeAdmin ends the admin listener of a process that was replaced: operators mean the one that goes on.
+func (g *Gateway) closeAdmin() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.admin != nil {
+		g.admin.keepSocketFile()
+		g.admin.close()
+		g.admin = nil
+	}
 }
 
 // close lets go of all that is open.

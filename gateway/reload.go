@@ -181,6 +181,7 @@ func (g *Gateway) commit(ctx context.Context, p *plan) error {
 		return err
 	}
 	g.useAdmin(adm)
+	g.sockets.closeRest(ctx, g.log)
 	g.logChanges(ctx, p.changes)
 	g.current.swap(p.snapshot)
 	for i, s := range next {
@@ -254,7 +255,7 @@ func (g *Gateway) openListeners(ctx context.Context, p *plan) ([]*serving, error
 				next, fronts = append(next, was), append(fronts, front)
 				continue
 			}
-			if err = s.open(ctx, front, p.builder.tls[i], old[key], g.log); err == nil {
+			if err = s.open(ctx, front, p.builder.tls[i], old[key], g.sockets.listener(key, l.GetName(), l.GetAddress()), g.log); err == nil {
 				next, opened, fronts = append(next, s), append(opened, s), append(fronts, nil)
 				continue
 			}
@@ -276,9 +277,10 @@ func (g *Gateway) openListeners(ctx context.Context, p *plan) ([]*serving, error
 	return next, nil
 }
 
-// open binds the listener, or takes over the sockets of was.
-func (s *serving) open(ctx context.Context, front *listeners.Front, tc *tls.Config, was *serving, log *slog.Logger) error {
+// open binds the listener, or takes over the sockets of was, or those given.
+func (s *serving) open(ctx context.Context, front *listeners.Front, tc *tls.Config, was *serving, given *listeners.Sockets, log *slog.Logger) error {
 	lc := s.cfg
+	lc.Sockets = given
 	if tc != nil {
 		s.certs = &certificates{}
 		s.certs.inForce.Store(tc)

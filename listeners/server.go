@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -366,29 +367,40 @@ func (s *Server) Connections() (tcp, quic, websockets int) {
 	return int(s.conns.Load()) + websockets, int(s.quics.Load()), websockets
 }
 
-// Share gives the bound sockets to whoever is to serve them next, in this process or another: connections that wait for
-// being accepted get lost by neither's closing them. It is to be followed by Retire.
+// Files are the bound sockets, to be served by whoever is next, in this process or another: connections that wait for being
+// accepted are lost by neither's closing them. udp is nil without HTTP/3. On error both may be there. It is to be followed
+// by Retire.
+func (s *Server) Files() (tcp, udp *os.File, err error) {
+	tcp, err = s.tcp.(*net.TCPListener).File() //nolint:forcetypeassert // it was bound as "tcp"
+	if err == nil && s.udp != nil {
+		udp, err = s.udp.(*net.UDPConn).File() //nolint:forcetypeassert // it was bound as "udp"
+	}
+	if err != nil {
+		err = fmt.Errorf("listener %s: %w", s.cfg.Name, err)
+	}
+	return tcp, udp, err
+}
+
+// Share is Files for this process.
 func (s *Server) Share() (*Sockets, error) {
-	f, err := s.tcp.(*net.TCPListener).File() //nolint:forcetypeassert // it was bound as "tcp"
+	tcp, udp, err := s.Files()
+	socks := &Sockets{}
+	if tcp != nil {
+		defer func() { _ = tcp.Close() }()
+	}
+	if udp != nil {
+		defer func() { _ = udp.Close() }()
+	}
+	if err == nil {
+		socks.TCP, err = net.FileListener(tcp)
+	}
+	if err == nil && udp != nil {
+		if socks.UDP, err = net.FilePacketConn(udp); err != nil {
+			_ = socks.TCP.Close()
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("listener %s: %w", s.cfg.Name, err)
-	}
-	defer func() { _ = f.Close() }()
-	tcp, err := net.FileListener(f)
-	if err != nil {
-		return nil, fmt.Errorf("listener %s: %w", s.cfg.Name, err)
-	}
-	socks := &Sockets{TCP: tcp}
-	if s.udp != nil {
-		f, err := s.udp.(*net.UDPConn).File() //nolint:forcetypeassert // it was bound as "udp"
-		if err == nil {
-			defer func() { _ = f.Close() }()
-			socks.UDP, err = net.FilePacketConn(f)
-		}
-		if err != nil {
-			socks.Close()
-			return nil, fmt.Errorf("listener %s: %w", s.cfg.Name, err)
-		}
 	}
 	return socks, nil
 }

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"os/signal"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -15,32 +17,62 @@ import (
 // memoryShare is what Go's memory limit is set to, of the container's: the rest is for what is not Go's.
 const memoryShare = 0.9
 
-// run serves until ctx ends, and does what signals ask for: SIGHUP reloads, SIGUSR1 opens the access log anew.
-func run(ctx context.Context, g *gateway.Gateway) error {
+// run serves until ctx ends, and does what signals ask for: SIGHUP reloads, SIGUSR1 opens the access log anew, SIGUSR2
+// starts the program anew, which takes over the sockets. in is what the process was started with.
+func run(ctx context.Context, g *gateway.Gateway, in inheritance, log *slog.Logger) error {
 	// GOMEMLIMIT stands if it is set. Without a container there is no limit, which is no error here.
 	_, _ = memlimit.Set(memlimit.WithRatio(memoryShare), memlimit.WithProvider(memlimit.FromCgroup))
 	keepHeapFloor()
+	systemd := newNotifier()
+	defer systemd.close()
 	ctx, stop := context.WithCancel(ctx)
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP, syscall.SIGUSR1)
-	defer signal.Stop(hup)
+	defer stop()
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
+	defer signal.Stop(asked)
+	over := make(chan struct{})
 	var wg sync.WaitGroup
+	wg.Go(func() { systemd.watchdog(ctx, func() { g.Addrs() }) })
 	wg.Go(func() {
+		up, replaced := g.Up(), false
 		for {
 			select {
-			case <-ctx.Done():
+			case <-over:
 				return
-			case sig := <-hup:
-				if sig == syscall.SIGUSR1 {
-					g.ReopenLogs(ctx)
-					continue
+			case <-up:
+				up = nil
+				systemd.say("READY=1")
+				in.serving()
+			case <-g.Down():
+				if !replaced {
+					systemd.say("STOPPING=1")
 				}
-				_ = g.Refresh(ctx) // it says itself what is wrong
+				<-over
+				return
+			case sig := <-asked:
+				switch sig {
+				case syscall.SIGUSR1:
+					g.ReopenLogs(ctx)
+				case syscall.SIGUSR2:
+					pid, err := replace(ctx, g, log)
+					if err != nil {
+						log.LogAttrs(ctx, slog.LevelError, "not replaced", slog.String("error", err.Error()))
+						continue
+					}
+					replaced = true
+					systemd.say("MAINPID=" + strconv.Itoa(pid))
+					g.Replaced()
+				default:
+					systemd.reloading()
+					_ = g.Refresh(ctx) // it says itself what is wrong
+					systemd.say("READY=1")
+				}
 			}
 		}
 	})
 	err := g.Run(ctx)
 	stop()
+	close(over)
 	wg.Wait()
 	return err
 }

@@ -120,7 +120,11 @@ func serveCommand() *cobra.Command {
 			if len(cfg.GetListeners()) == 0 {
 				return usageError{errors.New("say where to listen: --listen HOST:PORT or --listen-tls HOST:PORT")}
 			}
-			g, err := gateway.New(cmd.Context(), cfg, log)
+			in, err := inherit()
+			if err != nil {
+				return err
+			}
+			g, err := gateway.NewOn(cmd.Context(), in.sockets, cfg, log)
 			if err != nil {
 				return gateway.Locate(err, file)
 			}
@@ -128,7 +132,7 @@ func serveCommand() *cobra.Command {
 			if file != nil {
 				g.Follow(file.Name)
 			}
-			return run(cmd.Context(), g)
+			return run(cmd.Context(), g, in, log)
 		},
 	}
 	src.register(cmd)

@@ -1,0 +1,194 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"transom/cmd/transom/demo/bank"
+	"transom/e2e/process"
+	bankv1 "transom/proto/bank/v1"
+)
+
+// TestReplace replaces the program five times by SIGUSR2 under calls of REST (a connection for each, and HTTP/2) and gRPC.
+// None may fail. A new program that does not start leaves the old one serving.
+func TestReplace(t *testing.T) {
+	b := startBank(t, bank.Config{})
+	a := process.NewAuthority(t)
+	cert, set := certificate(t, a), descriptorSet(t)
+	config := filepath.Join(t.TempDir(), "transom.yaml")
+	write := func(drain string) {
+		process.Replace(t, config, fmt.Appendf(nil, `
+listeners:
+  - {address: "127.0.0.1:0"}
+  - {address: "127.0.0.1:0", tls: {certificate: %[1]s, key: %[1]s}, http3: true}
+admin: {address: "127.0.0.1:0"}
+descriptors: [{file: %[2]s}]
+clusters: {bank: {target: "static:///%[3]s"}}
+reload: {no_watch: true}
+drain: {timeout: %[4]s}
+`, cert, set, b.addr, drain))
+	}
+	write("10s")
+	p := &proxy{process.Start(t, 3, "serve", "--config", config), a.File, a.Pool}
+	pid := p.Cmd.Process.Pid
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
+	var stop atomic.Bool
+	var calls [4]atomic.Int64
+	var wg sync.WaitGroup
+	work := func(i int, call func() error) {
+		wg.Go(func() {
+			for !stop.Load() {
+				if err := call(); err != nil {
+					t.Errorf("client %d, call %d: %v", i, calls[i].Load(), err)
+					return
+				}
+				calls[i].Add(1)
+			}
+		})
+	}
+	get := func(c *http.Client, base string) func() error {
+		return func() error {
+			resp, err := c.Get(base + "/v1/customers/3/accounts/1")
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("%s, %w", resp.Status, err)
+			}
+			return nil
+		}
+	}
+	fresh := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	h2 := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: a.Pool}, ForceAttemptHTTP2: true}}
+	t.Cleanup(h2.CloseIdleConnections)
+	work(0, get(fresh, "http://"+p.Plain))
+	work(1, get(h2, "https://"+p.Secure))
+	for i, secure := range []bool{false, true} {
+		c := bankv1.NewAccountsClient(dial(t, p, secure))
+		work(2+i, func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			_, err := c.Get(ctx, &bankv1.GetAccountRequest{Name: "customers/3/accounts/1"})
+			return err
+		})
+	}
+	// serves waits until clients have called once more.
+	serves := func() {
+		for i := range calls {
+			for was := calls[i].Load(); calls[i].Load() < was+2 && !t.Failed(); {
+				time.Sleep(time.Millisecond) // the calls are the event
+			}
+		}
+	}
+	serves()
+	for n := range 5 {
+		old := pid
+		if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		mark := "msg=replacing"
+		for limit := time.Now().Add(patience); strings.Count(p.Log(), mark) <= n || pid == old; time.Sleep(5 * time.Millisecond) {
+			if now, err := p.Get(t.Context(), "/v1/status"); err == nil {
+				if _, rest, ok := strings.Cut(compact(now), `"pid":`); ok {
+					digits := rest[:strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' })]
+					pid, _ = strconv.Atoi(digits)
+				}
+			}
+			if time.Now().After(limit) {
+				t.Fatalf("replacement %d did not come", n)
+			}
+		}
+		serves()
+	}
+	// The next one does not start, and this one goes on.
+	write("forever")
+	if err := syscall.Kill(pid, syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	for limit := time.Now().Add(patience); !strings.Contains(p.Log(), `msg="not replaced"`); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatal("a program that does not start is not noticed")
+		}
+	}
+	serves()
+	stop.Store(true)
+	wg.Wait()
+	t.Logf("calls over 5 replacements: REST with a connection each %d, over HTTP/2 %d, gRPC %d, with TLS %d", calls[0].Load(), calls[1].Load(), calls[2].Load(), calls[3].Load())
+}
+
+// TestSystemd starts transom as systemd does: with bound sockets, a socket for notices and a watchdog.
+func TestSystemd(t *testing.T) {
+	b := startBank(t, bank.Config{})
+	dir := t.TempDir()
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close()
+	f, err := lis.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	notices, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer notices.Close()
+	// await waits for a notice, whatever comes before.
+	await := func(want string) {
+		t.Helper()
+		_ = notices.SetReadDeadline(time.Now().Add(patience))
+		for buf := make([]byte, 1000); ; {
+			n, err := notices.Read(buf)
+			if err != nil {
+				t.Fatalf("no %s: %v", want, err)
+			}
+			if strings.HasPrefix(string(buf[:n]), want) {
+				return
+			}
+		}
+	}
+	// LISTEN_PID is the pid of the program, so a shell sets it and becomes the program.
+	cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ exec "$0" "$@"`, process.Program(t),
+		"serve", "--listen", lis.Addr().String(), "--descriptors", descriptorSet(t), "--upstream", "static:///"+b.addr)
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.Env = append(os.Environ(), "LISTEN_FDS=1", "NOTIFY_SOCKET="+filepath.Join(dir, "notify"), "WATCHDOG_USEC=200000")
+	p := process.Run(t, 1, cmd)
+	await("READY=1")
+	if p.Plain != lis.Addr().String() {
+		t.Errorf("listens on %s, was given %v", p.Plain, lis.Addr())
+	}
+	if code, _, _ := curl(t, "http://"+p.Plain+"/v1/customers/3/accounts/1"); code != 200 {
+		t.Errorf("answers %d", code)
+	}
+	await("WATCHDOG=1")
+	if err := p.Cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	await("RELOADING=1\nMONOTONIC_USEC=")
+	await("READY=1")
+	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	await("STOPPING=1")
+	<-p.Exited
+	if p.Err != nil {
+		t.Error(p.Err)
+	}
+}

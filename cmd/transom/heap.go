@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
@@ -19,13 +20,14 @@ type heapTuner struct {
 	samples []metrics.Sample
 }
 
-// keepHeapFloor makes garbage collection begin no sooner than at heapFloor. With GOGC=off it does nothing.
+// keepHeapFloor makes garbage collection begin no sooner than at heapFloor. Where GOGC is set in the environment it does
+// nothing: whoever set it meant it.
 func keepHeapFloor() {
-	base := debug.SetGCPercent(-1)
-	debug.SetGCPercent(base)
-	if base < 0 {
+	if os.Getenv("GOGC") != "" {
 		return
 	}
+	base := debug.SetGCPercent(100)
+	debug.SetGCPercent(base)
 	t := &heapTuner{base: base, current: base, samples: []metrics.Sample{
 		{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"},
 	}}

@@ -30,6 +30,7 @@ func TestGCPercent(t *testing.T) {
 
 // Garbage beside little that lives is collected once for each 32 MiB or so, and not once for each 4.
 func TestHeapFloor(t *testing.T) {
+	t.Setenv("GOGC", "")
 	base := debug.SetGCPercent(100)
 	t.Cleanup(func() { debug.SetGCPercent(base) })
 	keepHeapFloor()
@@ -45,5 +46,18 @@ func TestHeapFloor(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	if n := after.NumGC - before.NumGC; n > 60 {
 		t.Errorf("%d collections for 640 MiB, want about 20", n)
+	}
+}
+
+// Who sets GOGC gets it.
+func TestHeapFloorLeavesGOGC(t *testing.T) {
+	t.Setenv("GOGC", "70")
+	base := debug.SetGCPercent(70)
+	t.Cleanup(func() { debug.SetGCPercent(base) })
+	keepHeapFloor()
+	runtime.GC()
+	runtime.GC()
+	if got := debug.SetGCPercent(70); got != 70 {
+		t.Errorf("GOGC is %d, want 70", got)
 	}
 }

@@ -70,7 +70,7 @@ var listening = regexp.MustCompile(`msg="?(listening|admin listening)"? address=
 // Start runs transom with args until the test ends, and waits until it listens on want sockets, the admin's among them.
 func Start(t testing.TB, want int, args ...string) *Process {
 	t.Helper()
-	return Run(t, want, exec.Command(Program(t), args...))
+	return Run(t, want, exec.Command(Program(t), args...)) //nolint:gosec // a test says what it runs
 }
 
 // Run is Start of a command.
@@ -84,9 +84,9 @@ func Run(t testing.TB, want int, cmd *exec.Cmd) *Process {
 	}
 	cmd.Stderr = w
 	err = cmd.Start()
-	w.Close()
+	_ = w.Close()
 	if err != nil {
-		r.Close()
+		_ = r.Close()
 		t.Fatal(err)
 	}
 	ready := make(chan struct{})

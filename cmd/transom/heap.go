@@ -21,10 +21,10 @@ type heapTuner struct {
 }
 
 // keepHeapFloor makes garbage collection begin no sooner than at heapFloor. Where GOGC is set in the environment it does
-// nothing: whoever set it meant it.
-func keepHeapFloor() {
+// nothing and returns false: whoever set it meant it.
+func keepHeapFloor() bool {
 	if os.Getenv("GOGC") != "" {
-		return
+		return false
 	}
 	base := debug.SetGCPercent(100)
 	debug.SetGCPercent(base)
@@ -32,6 +32,7 @@ func keepHeapFloor() {
 		{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"},
 	}}
 	t.collected(new(sentinel))
+	return true
 }
 
 // sentinel is unreachable from its birth: its finalizer runs after each collection. It is too large to share a block with

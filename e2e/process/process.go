@@ -70,7 +70,7 @@ var listening = regexp.MustCompile(`msg="?(listening|admin listening)"? address=
 // Start runs transom with args until the test ends, and waits until it listens on want sockets, the admin's among them.
 func Start(t testing.TB, want int, args ...string) *Process {
 	t.Helper()
-	return Run(t, want, exec.Command(Program(t), args...)) //nolint:gosec // a test says what it runs
+	return Run(t, want, exec.CommandContext(context.WithoutCancel(t.Context()), Program(t), args...)) //nolint:gosec // a test says what it runs
 }
 
 // Run is Start of a command.

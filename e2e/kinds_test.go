@@ -19,7 +19,8 @@ var kinds = []struct {
 }{
 	{"unary", "POST", "/v1/accounts/3:transfer", []string{`{"account":"2","amount":{"currency":"EUR","units":"1"}}`}, []string{`"units":"-1"`}},
 	{
-		"server stream", "POST", "/v1/accounts/1/transactions:watch", []string{`{"count":3,"interval":"0.001s"}`},
+		"server stream", "POST", "/v1/accounts/1/transactions:watch",
+		[]string{`{"count":3,"interval":"0.001s"}`},
 		[]string{`"amount"`, `"amount"`, `"amount"`},
 	},
 	{
@@ -28,7 +29,8 @@ var kinds = []struct {
 		[]string{`{"deposits":"2","totals":[{"currency":"EUR","units":"5"}]}`},
 	},
 	{
-		"bidi stream", "POST", "/v1/support/chat", []string{`{"author":"Ada","text":"one"}`, `{"author":"Ada","text":"two"}`},
+		"bidi stream", "POST", "/v1/support/chat",
+		[]string{`{"author":"Ada","text":"one"}`, `{"author":"Ada","text":"two"}`},
 		[]string{`"sequence":"1"`, `"sequence":"2"`},
 	},
 }

@@ -15,7 +15,6 @@ import (
 
 	"transom/descriptors"
 	wsv1 "transom/proto/transom/ws/v1"
-
 	"transom/rpc/grpcwire"
 )
 

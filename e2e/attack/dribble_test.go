@@ -200,7 +200,7 @@ func h3Dribble(_ context.Context, v *victim) (string, error) {
 				if err != nil {
 					return err
 				}
-				defer conn.CloseWithError(0x100, "")
+				defer func() { _ = conn.CloseWithError(0x100, "") }()
 				var open []*quic.Stream
 				for range streams {
 					s, err := conn.OpenStreamSync(ctx)

@@ -118,7 +118,7 @@ func (n *node) work(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	took := time.Duration(rand.ExpFloat64() * float64(mean) * float64(n.slow.Load())) //nolint:gosec // no secret
+	took := time.Duration(rand.ExpFloat64() * float64(mean) * float64(n.slow.Load()))
 	if n.learning.Add(-1) >= 0 {
 		took *= 10
 	}
@@ -172,7 +172,7 @@ clusters:
   bank: {target: "file://%s", lb: {policy: %s, warmup: %s}}
 `, set, f.file, policy, warmup))
 	p := process.Start(t, 1, "serve", "--config", cfg)
-	l := &load{t: t, rng: rand.New(rand.NewPCG(1, 2))} //nolint:gosec // no secret
+	l := &load{t: t, rng: rand.New(rand.NewPCG(1, 2))}
 	for range 4 {
 		c, err := grpc.NewClient("passthrough:///"+p.Plain, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {

@@ -257,7 +257,7 @@ type envelopes struct {
 func (envelopes) frame(m proto.Message) ([]byte, error) {
 	b, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, 5, 64), m)
 	if err == nil {
-		binary.BigEndian.PutUint32(b[1:], uint32(len(b)-5)) //nolint:gosec // messages are small
+		binary.BigEndian.PutUint32(b[1:], uint32(len(b)-5))
 	}
 	return b, err
 }

@@ -98,7 +98,7 @@ func appendUnbase64(dst, s []byte, breaks bool) []byte {
 		// All but the end at once, if it is whole groups of the standard alphabet; anything else goes the way below.
 		whole := (len(s) - 8) &^ 3
 		k, err := base64.StdEncoding.Decode(out, s[:whole])
-		if err == nil && k == whole/4*3 && bytes.IndexAny(s[whole:], "-_") < 0 {
+		if err == nil && k == whole/4*3 && !bytes.ContainsAny(s[whole:], "-_") {
 			return appendUnbase64Tail(dst[:n+k], s, whole, 0, breaks)
 		}
 	}

@@ -71,8 +71,10 @@ func newServer(tb testing.TB, h func(grpc.ServerStream) error, opts ...grpc.Serv
 func echo(ss grpc.ServerStream) error {
 	for {
 		var m []byte
-		if ss.RecvMsg(&m) != nil {
+		if err := ss.RecvMsg(&m); err == io.EOF {
 			return nil
+		} else if err != nil {
+			return err
 		}
 		if err := ss.SendMsg(&m); err != nil {
 			return err

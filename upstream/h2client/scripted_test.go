@@ -195,13 +195,17 @@ var oddServers = []struct {
 		p.begin(id)
 		p.trailers(id, "grpc-status", "x")
 	}, want{code: codes.Unknown, origin: h2client.OriginProtocol}},
-	{"undefined grpc-status", func(p *peer, id uint32) {
-		p.begin(id)
-		p.trailers(id, "grpc-status", "99", "grpc-message", "odd")
+	{
+		"undefined grpc-status", func(p *peer, id uint32) {
+			p.begin(id)
+			p.trailers(id, "grpc-status", "99", "grpc-message", "odd")
+		},
+		want{code: codes.Unknown, text: "odd"},
 	},
-		want{code: codes.Unknown, text: "odd"}},
-	{"no trailers", func(p *peer, id uint32) { p.begin(id); p.data(id, true, hi...) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
+	{
+		"no trailers", func(p *peer, id uint32) { p.begin(id); p.data(id, true, hi...) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
 	{"two messages", func(p *peer, id uint32) {
 		p.begin(id)
 		p.data(id, false, append(hi, hi...)...)
@@ -227,12 +231,18 @@ var oddServers = []struct {
 		p.data(id, false, 0, 0xff, 0xff, 0xff, 0xff, 'x')
 		p.data(id, false, hi...)
 	}, want{code: codes.ResourceExhausted, origin: h2client.OriginLimit, text: "4294967295"}},
-	{"an invalid flag", func(p *peer, id uint32) { p.begin(id); p.data(id, false, 2, 0, 0, 0, 0) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol, text: "0x02"}},
-	{"compressed with no encoding", func(p *peer, id uint32) { p.begin(id); p.data(id, false, 1, 0, 0, 0, 0) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
-	{"data before headers", func(p *peer, id uint32) { p.data(id, false, hi...) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
+	{
+		"an invalid flag", func(p *peer, id uint32) { p.begin(id); p.data(id, false, 2, 0, 0, 0, 0) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol, text: "0x02"},
+	},
+	{
+		"compressed with no encoding", func(p *peer, id uint32) { p.begin(id); p.data(id, false, 1, 0, 0, 0, 0) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
+	{
+		"data before headers", func(p *peer, id uint32) { p.data(id, false, hi...) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
 	{"one byte at a time", func(p *peer, id uint32) {
 		p.begin(id)
 		for _, b := range hi {
@@ -241,29 +251,41 @@ var oddServers = []struct {
 		}
 		p.trailers(id, "grpc-status", "0")
 	}, good},
-	{"RST_STREAM REFUSED_STREAM", func(p *peer, id uint32) { _ = p.fr.WriteRSTStream(id, http2.ErrCodeRefusedStream) },
-		want{code: codes.Unavailable, origin: h2client.OriginReset, unprocessed: true}},
-	{"RST_STREAM CANCEL", func(p *peer, id uint32) { _ = p.fr.WriteRSTStream(id, http2.ErrCodeCancel) },
-		want{code: codes.Canceled, origin: h2client.OriginReset}},
-	{"RST_STREAM ENHANCE_YOUR_CALM", func(p *peer, id uint32) { _ = p.fr.WriteRSTStream(id, http2.ErrCodeEnhanceYourCalm) },
-		want{code: codes.ResourceExhausted, origin: h2client.OriginReset}},
-	{"RST_STREAM INADEQUATE_SECURITY", func(p *peer, id uint32) { _ = p.fr.WriteRSTStream(id, http2.ErrCodeInadequateSecurity) },
-		want{code: codes.PermissionDenied, origin: h2client.OriginReset}},
+	{
+		"RST_STREAM REFUSED_STREAM", func(p *peer, id uint32) { _ = p.fr.WriteRSTStream(id, http2.ErrCodeRefusedStream) },
+		want{code: codes.Unavailable, origin: h2client.OriginReset, unprocessed: true},
+	},
+	{
+		"RST_STREAM CANCEL", func(p *peer, id uint32) { _ = p.fr.WriteRSTStream(id, http2.ErrCodeCancel) },
+		want{code: codes.Canceled, origin: h2client.OriginReset},
+	},
+	{
+		"RST_STREAM ENHANCE_YOUR_CALM", func(p *peer, id uint32) { _ = p.fr.WriteRSTStream(id, http2.ErrCodeEnhanceYourCalm) },
+		want{code: codes.ResourceExhausted, origin: h2client.OriginReset},
+	},
+	{
+		"RST_STREAM INADEQUATE_SECURITY", func(p *peer, id uint32) { _ = p.fr.WriteRSTStream(id, http2.ErrCodeInadequateSecurity) },
+		want{code: codes.PermissionDenied, origin: h2client.OriginReset},
+	},
 	{"RST_STREAM NO_ERROR after the message", func(p *peer, id uint32) {
 		p.begin(id)
 		p.data(id, false, hi...)
 		_ = p.fr.WriteRSTStream(id, http2.ErrCodeNo)
 	}, want{code: codes.Internal, origin: h2client.OriginReset}},
 	{"RST_STREAM NO_ERROR after the end", func(p *peer, id uint32) { p.answer(id); _ = p.fr.WriteRSTStream(id, http2.ErrCodeNo) }, good},
-	{"GOAWAY before the call", func(p *peer, _ uint32) { _ = p.fr.WriteGoAway(0, http2.ErrCodeNo, []byte("bye")) },
-		want{code: codes.Unavailable, origin: h2client.OriginConn, unprocessed: true, gone: true}},
+	{
+		"GOAWAY before the call", func(p *peer, _ uint32) { _ = p.fr.WriteGoAway(0, http2.ErrCodeNo, []byte("bye")) },
+		want{code: codes.Unavailable, origin: h2client.OriginConn, unprocessed: true, gone: true},
+	},
 	{"GOAWAY behind the call, twice", func(p *peer, id uint32) {
 		_ = p.fr.WriteGoAway(math.MaxInt32, http2.ErrCodeNo, nil)
 		_ = p.fr.WriteGoAway(id, http2.ErrCodeNo, nil)
 		p.answer(id)
 	}, want{gone: true}},
-	{"the connection is lost", func(p *peer, _ uint32) { p.nc.Close() },
-		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
+	{
+		"the connection is lost", func(p *peer, _ uint32) { p.nc.Close() },
+		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true},
+	},
 	{"the connection is lost inside a frame", func(p *peer, id uint32) {
 		p.begin(id)
 		_, _ = p.nc.Write([]byte{0, 0, 9, 0, 0, 0, 0, 0, byte(id), 0, 0, 0, 0, 9, 'x'})
@@ -274,8 +296,10 @@ var oddServers = []struct {
 		p.headers(id, false, ":status", "100")
 		p.answer(id)
 	}, good},
-	{"an interim response at the end", func(p *peer, id uint32) { p.headers(id, true, ":status", "103") },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
+	{
+		"an interim response at the end", func(p *peer, id uint32) { p.headers(id, true, ":status", "103") },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
 	{"padding everywhere", func(p *peer, id uint32) {
 		_ = p.fr.WriteHeaders(http2.HeadersFrameParam{
 			StreamID: id, BlockFragment: p.block(okHeaders...), EndHeaders: true, PadLength: 200,
@@ -304,8 +328,10 @@ var oddServers = []struct {
 		_ = p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: p.block(okHeaders...)})
 		_ = p.fr.WritePing(false, [8]byte{})
 	}, want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
-	{"CONTINUATION of nothing", func(p *peer, id uint32) { _ = p.fr.WriteContinuation(id, true, nil) },
-		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
+	{
+		"CONTINUATION of nothing", func(p *peer, id uint32) { _ = p.fr.WriteContinuation(id, true, nil) },
+		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true},
+	},
 	{"CONTINUATION without end", func(p *peer, id uint32) {
 		_ = p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id})
 		for p.fr.WriteContinuation(id, false, make([]byte, 16<<10)) == nil {
@@ -328,20 +354,34 @@ var oddServers = []struct {
 			b = b[n:]
 		}
 	}, want{code: codes.ResourceExhausted, origin: h2client.OriginLimit}},
-	{"a field name in upper case", func(p *peer, id uint32) { p.headers(id, false, append(okHeaders, "K", "v")...) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
-	{"a line break in a value", func(p *peer, id uint32) { p.headers(id, false, append(okHeaders, "k", "v\r\nx: y")...) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
-	{"a binary value that is not base64", func(p *peer, id uint32) { p.headers(id, false, append(okHeaders, "k-bin", "!")...) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
-	{"no :status", func(p *peer, id uint32) { p.headers(id, false, "content-type", "application/grpc") },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
-	{"two :status", func(p *peer, id uint32) { p.headers(id, false, append([]string{":status", "200"}, okHeaders...)...) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
-	{":status in the trailers", func(p *peer, id uint32) { p.begin(id); p.trailers(id, append(okHeaders, "grpc-status", "0")...) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
-	{"headers in the middle", func(p *peer, id uint32) { p.begin(id); p.headers(id, false, "k", "v") },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
+	{
+		"a field name in upper case", func(p *peer, id uint32) { p.headers(id, false, append(okHeaders, "K", "v")...) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
+	{
+		"a line break in a value", func(p *peer, id uint32) { p.headers(id, false, append(okHeaders, "k", "v\r\nx: y")...) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
+	{
+		"a binary value that is not base64", func(p *peer, id uint32) { p.headers(id, false, append(okHeaders, "k-bin", "!")...) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
+	{
+		"no :status", func(p *peer, id uint32) { p.headers(id, false, "content-type", "application/grpc") },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
+	{
+		"two :status", func(p *peer, id uint32) { p.headers(id, false, append([]string{":status", "200"}, okHeaders...)...) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
+	{
+		":status in the trailers", func(p *peer, id uint32) { p.begin(id); p.trailers(id, append(okHeaders, "grpc-status", "0")...) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
+	{
+		"headers in the middle", func(p *peer, id uint32) { p.begin(id); p.headers(id, false, "k", "v") },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
 	{"frames of no meaning", func(p *peer, id uint32) {
 		_ = p.fr.WriteRawFrame(0xee, 0xff, id, []byte("x"))
 		_ = p.fr.WriteRawFrame(0xee, 0xff, 0, nil)
@@ -356,34 +396,50 @@ var oddServers = []struct {
 	{"PUSH_PROMISE", func(p *peer, id uint32) {
 		_ = p.fr.WritePushPromise(http2.PushPromiseParam{StreamID: id, PromiseID: 2, EndHeaders: true})
 	}, want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
-	{"a frame too long", func(p *peer, id uint32) { p.begin(id); p.data(id, false, make([]byte, 16<<10+1)...) },
-		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
-	{"data of a stream never opened", func(p *peer, id uint32) { p.data(id+2, false, hi...) },
-		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
-	{"a reset of a stream of its own", func(p *peer, _ uint32) { _ = p.fr.WriteRSTStream(2, http2.ErrCodeNo) },
-		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
-	{"a window update of 0", func(p *peer, id uint32) { _ = p.fr.WriteRawFrame(http2.FrameWindowUpdate, 0, id, make([]byte, 4)) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
-	{"a stream's window over 2 GiB", func(p *peer, id uint32) { _ = p.fr.WriteWindowUpdate(id, math.MaxInt32) },
-		want{code: codes.Internal, origin: h2client.OriginProtocol}},
-	{"the connection's window over 2 GiB", func(p *peer, _ uint32) { _ = p.fr.WriteWindowUpdate(0, math.MaxInt32) },
-		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
+	{
+		"a frame too long", func(p *peer, id uint32) { p.begin(id); p.data(id, false, make([]byte, 16<<10+1)...) },
+		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true},
+	},
+	{
+		"data of a stream never opened", func(p *peer, id uint32) { p.data(id+2, false, hi...) },
+		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true},
+	},
+	{
+		"a reset of a stream of its own", func(p *peer, _ uint32) { _ = p.fr.WriteRSTStream(2, http2.ErrCodeNo) },
+		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true},
+	},
+	{
+		"a window update of 0", func(p *peer, id uint32) { _ = p.fr.WriteRawFrame(http2.FrameWindowUpdate, 0, id, make([]byte, 4)) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
+	{
+		"a stream's window over 2 GiB", func(p *peer, id uint32) { _ = p.fr.WriteWindowUpdate(id, math.MaxInt32) },
+		want{code: codes.Internal, origin: h2client.OriginProtocol},
+	},
+	{
+		"the connection's window over 2 GiB", func(p *peer, _ uint32) { _ = p.fr.WriteWindowUpdate(0, math.MaxInt32) },
+		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true},
+	},
 	{"an index out of the table", func(p *peer, id uint32) {
 		_ = p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: []byte{0xff, 0x20}, EndHeaders: true})
 	}, want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
 	{"a header block cut short", func(p *peer, id uint32) {
 		_ = p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: []byte{0x00, 0x05, 'a'}, EndHeaders: true})
 	}, want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
-	{"SETTINGS of half an entry", func(p *peer, _ uint32) { _ = p.fr.WriteRawFrame(http2.FrameSettings, 0, 0, make([]byte, 3)) },
-		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
+	{
+		"SETTINGS of half an entry", func(p *peer, _ uint32) { _ = p.fr.WriteRawFrame(http2.FrameSettings, 0, 0, make([]byte, 3)) },
+		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true},
+	},
 	{"SETTINGS_MAX_FRAME_SIZE too small", func(p *peer, _ uint32) {
 		_ = p.fr.WriteSettings(http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1})
 	}, want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
 	{"SETTINGS_INITIAL_WINDOW_SIZE too large", func(p *peer, _ uint32) {
 		_ = p.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 31})
 	}, want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
-	{"a PING of 7 bytes", func(p *peer, _ uint32) { _ = p.fr.WriteRawFrame(http2.FramePing, 0, 0, make([]byte, 7)) },
-		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true}},
+	{
+		"a PING of 7 bytes", func(p *peer, _ uint32) { _ = p.fr.WriteRawFrame(http2.FramePing, 0, 0, make([]byte, 7)) },
+		want{code: codes.Unavailable, origin: h2client.OriginConn, gone: true},
+	},
 	{"PINGs without end", func(p *peer, _ uint32) {
 		var b bytes.Buffer
 		fr := http2.NewFramer(&b, nil)

@@ -131,6 +131,7 @@ func TestWheelTakesAlarmsAgain(t *testing.T) {
 			w.add(&slow[i].alarm, time.Now().Add(time.Second))
 		}
 		time.Sleep(2 * time.Second)
+		synctest.Wait()
 		var ctxs []context.Context
 		for range 3 {
 			ctx, cancel := w.withTimeout(t.Context(), 5*time.Second)

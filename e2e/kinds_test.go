@@ -63,6 +63,9 @@ func TestFourKinds(t *testing.T) {
 					t.Fatal(err)
 				}
 				req.Header.Set("Content-Type", "application/json")
+				if len(k.send) > 1 {
+					req.Header.Set("Content-Type", "application/x-ndjson")
+				}
 				resp, err := c.Do(req)
 				if err != nil {
 					t.Fatal(err)

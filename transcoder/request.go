@@ -204,6 +204,8 @@ func (p *Plan) formOf(b *binding, contentType string) (form, error) {
 	switch {
 	case t == "application/json", strings.HasPrefix(t, "application/") && strings.HasSuffix(t, "+json"):
 		return form{}, nil
+	case b.Method.ClientStreams && (t == "application/x-ndjson" || t == "application/jsonl" || t == "application/json-lines"):
+		return form{}, nil
 	case t != typeURLForm && t != typeMultipartForm:
 		return form{}, unsupported(contentType, "send application/json")
 	case !p.forms:

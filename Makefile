@@ -91,7 +91,7 @@ demo-client: deps ## Build the TypeScript client into the demo's page
 	@cp clients/web/build/transom-web.js cmd/transom/demo/page/
 
 .PHONY: e2e
-e2e: deps build imports ghz web ## Run the end-to-end tests: real processes, real clients
+e2e: deps build imports ghz build/tools/h2spec web ## Run the end-to-end tests: real processes, real clients
 	@go test -vet=off -count=1 -timeout $(E2E_BUDGET) ./e2e/...
 
 .PHONY: soak

@@ -350,8 +350,9 @@ type copied struct {
 	err      error
 }
 
-// startShadow is a cluster for copies: it answers nothing but the end of the call, which it tells of first.
-func startShadow(t *testing.T, seen chan<- copied) string {
+// startShadow is a cluster for copies: it answers nothing but the end of the call, which it tells of first. It tells arrived
+// the text of each message.
+func startShadow(t *testing.T, seen chan<- copied, arrived ...chan<- string) string {
 	t.Helper()
 	srv := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
 		c := copied{}
@@ -366,6 +367,9 @@ func startShadow(t *testing.T, seen chan<- copied) string {
 				break
 			}
 			c.messages = append(c.messages, m.ProtoReflect().GetUnknown())
+			for _, a := range arrived {
+				a <- string(m.ProtoReflect().GetUnknown())
+			}
 		}
 		select {
 		case seen <- c:
@@ -436,7 +440,8 @@ const mirrorText = "\nadmin: {address: \"127.0.0.1:0\"}\npolicies:\n- {selector:
 
 func TestMirror(t *testing.T) {
 	seen := make(chan copied, 100)
-	p := startWith(t, fmt.Sprintf(mirrorText, "share: 1"), fmt.Sprintf(`, shadow: {target: "static:///%s", no_health_check: true}`, startShadow(t, seen)))
+	arrived := make(chan string, 100)
+	p := startWith(t, fmt.Sprintf(mirrorText, "share: 1"), fmt.Sprintf(`, shadow: {target: "static:///%s", no_health_check: true}`, startShadow(t, seen, arrived)))
 	n := 0
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
 		o := call(t, p, map[string]string{"authorization": "Bearer x"})
@@ -491,8 +496,12 @@ func TestMirror(t *testing.T) {
 		if err := chat.Send(&bankv1.ChatMessage{Text: "hello"}); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := chat.Recv(); err != nil {
-			t.Fatal(err)
+		for text := ""; !strings.Contains(text, "hello"); { // else there may be nothing yet to cancel
+			select {
+			case text = <-arrived:
+			case <-time.After(patience):
+				t.Fatal("the message was not copied")
+			}
 		}
 		cancel()
 		if c := next(t, seen); c.method != "/bank.v1.Support/Chat" || c.err == nil {

@@ -181,20 +181,39 @@ func TestSaturated(t *testing.T) {
 	}
 }
 
+// calls is how many calls the endpoint has got.
+func calls(c *upstream.Cluster, addr string) uint64 {
+	for _, e := range c.Endpoints() {
+		if e.Address == addr {
+			return e.Calls
+		}
+	}
+	return 0
+}
+
 func TestEndpoints(t *testing.T) {
 	a, b := nameBackend(t, "A"), nameBackend(t, "B")
 	path := t.TempDir() + "/endpoints.yaml"
 	replace(t, path, fmt.Sprintf("endpoints: [{address: %q, weight: 50, zone: z}, {address: %q, drain: true}]", a, b))
 	c := newCluster(t, upstream.Config{Target: "file://" + path})
-	untilOnly(t, c, "A")
+	untilOnly(t, c, "A") // B may be asked before A is connected
+	before := map[string]uint64{}
+	for _, e := range c.Endpoints() {
+		before[e.Address] = e.Calls
+	}
+	for range 20 {
+		if _, _, err := exchange(t, c, unary, nil, "m"); err != nil {
+			t.Fatal(err)
+		}
+	}
 	shown := map[string]string{}
 	for _, e := range c.Endpoints() {
-		shown[e.Address] = fmt.Sprintf("%v %q %v %v %v", e.Weight, e.Zone, e.Drain, e.State == connectivity.Ready, e.Calls > 5) // B may be asked before A is connected
+		shown[e.Address] = fmt.Sprintf("%v %q %v %v %v", e.Weight, e.Zone, e.Drain, e.State == connectivity.Ready, e.Calls-before[e.Address] >= 20)
 	}
 	if got := shown[a]; got != `50 "z" false true true` {
 		t.Errorf("A is shown as %q", got)
 	}
-	if got := shown[b]; !strings.HasPrefix(got, `100 "" true`) || !strings.HasSuffix(got, "false") {
+	if got := shown[b]; !strings.HasPrefix(got, `100 "" true`) || !strings.HasSuffix(got, "false") || calls(c, b) != before[b] {
 		t.Errorf("B is shown as %q", got)
 	}
 }

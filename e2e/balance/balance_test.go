@@ -69,11 +69,16 @@ func TestCold(t *testing.T) {
 		}
 	}
 	cold.learning.Store(0)
-	l.run(rate, 8*time.Second) // to be seen to have become fast
-	before := counts(f.nodes)
-	l.run(rate, 4*time.Second)
-	if share := shares(f.nodes, before)[7]; share < 0.7 {
-		t.Errorf("warm, the server gets %.2f of an equal share", share)
+	// A server that was seen to be slow is looked at every three seconds or so: it takes some looks to be believed fast.
+	share := 0.0
+	for since := time.Now(); share < 0.7 && time.Since(since) < time.Minute; {
+		before := counts(f.nodes)
+		l.run(rate, 4*time.Second)
+		share = shares(f.nodes, before)[7]
+		t.Logf("%v after it became fast: %.2f of an equal share", time.Since(since).Round(time.Second), share)
+	}
+	if share < 0.7 {
+		t.Errorf("warm and fast, the server gets %.2f of an equal share", share)
 	}
 }
 

@@ -257,9 +257,12 @@ func flood(t *testing.T, proxies []*proxy, d time.Duration) (admitted, failed in
 // TestSharedLimits has three gateways share a limit in a real Redis under load, loses it, and gets it back.
 func TestSharedLimits(t *testing.T) {
 	redis := startRedis(t)
-	text := strings.Replace(example(t, "Limits shared by several transoms"), "127.0.0.1:6379", redis.addr, 1)
+	// A burst of a second: callers that a busy machine holds up for less than that make up for it, so what is counted in the
+	// end is the limit's arithmetic, not the machine's load.
+	const rate, burst = 300, 300
+	text := strings.NewReplacer("127.0.0.1:6379", redis.addr, "burst: 30", fmt.Sprintf("burst: %d", burst)).
+		Replace(example(t, "Limits shared by several transoms"))
 	proxies := []*proxy{start(t, text), start(t, text), start(t, text)}
-	const rate, burst = 300, 30
 	// Until Redis is reached, each holds callers to its own share, which must be used up before counting.
 	settle := func() {
 		deadline := time.Now().Add(patience)
@@ -267,9 +270,11 @@ func TestSharedLimits(t *testing.T) {
 			all := true
 			for _, p := range proxies {
 				o := callREST(t, p, nil)
-				all = all && o.code == codes.OK && o.header["ratelimit"][0] == `"shared";r=29;t=1`
-				time.Sleep(burst * time.Second / rate) // full again
+				var left int // of a gateway's own share at most a third of the burst
+				_, err := fmt.Sscanf(o.header["ratelimit"][0], `"shared";r=%d`, &left)
+				all = all && o.code == codes.OK && err == nil && left > burst/2
 			}
+			time.Sleep(burst * time.Second / rate) // full again
 			if all {
 				return
 			}

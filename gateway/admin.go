@@ -295,6 +295,7 @@ func (g *Gateway) adminFront() (*listeners.Front, error) {
 		adminv1.Admin_GetSchema_FullMethodName:    unaryHandler(g.getSchema),
 		adminv1.Admin_ListMethods_FullMethodName:  unaryHandler(g.listMethods),
 		adminv1.Admin_ListClusters_FullMethodName: unaryHandler(g.listClusters),
+		adminv1.Admin_GetUsage_FullMethodName:     unaryHandler(g.getUsage),
 		adminv1.Admin_Reload_FullMethodName:       unaryHandler(g.adminReload),
 		adminv1.Admin_Drain_FullMethodName:        unaryHandler(g.adminDrain),
 		adminv1.Admin_SetLogLevel_FullMethodName:  unaryHandler(g.setLogLevel),

@@ -191,6 +191,7 @@ type builder struct {
 	building  *Snapshot
 	accessLog *observe.AccessLog
 	traces    *observe.Traces
+	usage     *observe.UsageOf
 	faults    []Fault
 }
 
@@ -229,12 +230,16 @@ func (b *builder) build() (*Snapshot, error) {
 	var s *Snapshot
 	if len(b.faults) == 0 {
 		s = b.snapshot()
+		b.usage = b.countUsage()
 	}
 	if len(b.faults) > 0 {
 		b.release()
 		return nil, joinFaults(unique(b.faults))
 	}
 	s.drop, s.clusters, s.accessLog, s.cache = b.release, b.clusters, b.accessLog, b.cache
+	if b.usage != nil {
+		s.usage = b.usage.Usage
+	}
 	s.refs.Store(1)
 	return s, nil
 }

@@ -65,7 +65,7 @@ func (p *plan) observer(g *Gateway) listeners.Observer {
 	if p.cfg.GetAdmin() != nil {
 		m = g.metrics
 	}
-	return observe.New(m, p.builder.accessLog, p.builder.traces)
+	return observe.New(m, p.builder.accessLog, p.builder.traces, p.builder.usage)
 }
 
 // missingNames are the descriptor sources that have not answered.

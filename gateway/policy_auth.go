@@ -78,7 +78,7 @@ func (b *builder) provider(name string, p *configv1.Provider, known []*identity.
 		return hold(&b.holds, "jwt", name, j, func() (*identity.JWT, func(), error) {
 			cfg := identity.JWTConfig{
 				Name: name, Issuer: j.GetIssuer(), Audiences: j.GetAudiences(), JWKSURI: j.GetJwksUri(), Algorithms: j.GetAlgorithms(),
-				Type: j.GetType(), Leeway: defaultLeeway, SubjectClaim: j.GetSubjectClaim(), GroupClaims: j.GetGroupClaims(),
+				Type: j.GetType(), Leeway: defaultLeeway, SubjectClaim: j.GetSubjectClaim(), GroupClaims: j.GetGroupClaims(), PlanClaim: j.GetPlanClaim(),
 				Metadata: j.GetMetadata(), Outbound: outboundOf(j.GetOutbound()),
 			}
 			if l := j.GetLeeway(); l != nil {
@@ -95,7 +95,7 @@ func (b *builder) provider(name string, p *configv1.Provider, known []*identity.
 		return hold(&b.holds, "introspection", name, i, func() (*identity.Introspection, func(), error) {
 			cfg := identity.IntrospectionConfig{
 				Name: name, URL: i.GetUrl(), ClientID: i.GetClientId(), ClientSecret: i.GetClientSecret(), Audiences: i.GetAudiences(),
-				Cache: defaultIntrospectionCache, SubjectClaim: i.GetSubjectClaim(), GroupClaims: i.GetGroupClaims(), Metadata: i.GetMetadata(),
+				Cache: defaultIntrospectionCache, SubjectClaim: i.GetSubjectClaim(), GroupClaims: i.GetGroupClaims(), PlanClaim: i.GetPlanClaim(), Metadata: i.GetMetadata(),
 				Outbound: outboundOf(i.GetOutbound()),
 			}
 			if d := i.GetCache(); d != nil {

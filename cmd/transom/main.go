@@ -46,7 +46,7 @@ func command() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), explainCommand(), demoCommand(), versionCommand(),
-		statusCommand(), clustersCommand(), reloadCommand(), drainCommand(), healthcheckCommand())
+		statusCommand(), clustersCommand(), usageCommand(), reloadCommand(), drainCommand(), healthcheckCommand())
 	return root
 }
 

@@ -88,6 +88,33 @@ policies:
 	}
 }
 
+// TestPlansOfTokens has tokens say what plan their callers are on, and a known consumer's own plan go before it.
+func TestPlansOfTokens(t *testing.T) {
+	id := startOIDC(t)
+	p := start(t, fmt.Sprintf(`
+consumers:
+  providers: {main: {jwt: {issuer: %q, audiences: [bank], plan_claim: org.tier, outbound: {private: true}}}}
+  known: {carol: {identities: ["main:carol"], plan: gold}}
+policies:
+- {selector: "*", auth: {require: [main]}, limits: [{quota: 1/month, plans: {gold: 3/month, silver: 2/month}}]}
+`, id.URL))
+	tier := func(sub, tier string) map[string]string {
+		return map[string]string{"authorization": "Bearer " + id.token(t, map[string]any{"sub": sub, "org": map[string]any{"tier": tier}})}
+	}
+	for _, tc := range []struct {
+		who  map[string]string
+		want int
+	}{{tier("ann", "gold"), 3}, {tier("bob", "silver"), 2}, {tier("dan", "tin"), 1}, {tier("carol", "silver"), 3}} {
+		n := 0
+		for o := callGRPC(t, p, tc.who); o.code == codes.OK; o = callGRPC(t, p, tc.who) {
+			n++
+		}
+		if n != tc.want {
+			t.Errorf("%v: %d calls, want %d", tc.who, n, tc.want)
+		}
+	}
+}
+
 // TestLimitOfCalls holds streams open at the same time.
 func TestLimitOfCalls(t *testing.T) {
 	p := start(t, "policies: [{selector: bank.v1.Support.Chat, limits: {concurrent: \"2\"}}]\n")

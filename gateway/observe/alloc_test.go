@@ -6,11 +6,14 @@ import (
 	"context"
 	"io"
 	"testing"
+	"time"
 )
 
 // TestAllocations says that a call is recorded without an allocation.
 func TestAllocations(t *testing.T) {
-	o := New(NewMetrics(), NewAccessLog(io.Discard), nil)
+	u := usageOf(t, UsageConfig{Period: time.Hour, Consumers: 1})
+	defer u.Close()
+	o := New(NewMetrics(), NewAccessLog(io.Discard), nil, u)
 	x := exchange()
 	ctx := context.Background()
 	if n := testing.AllocsPerRun(1000, func() {

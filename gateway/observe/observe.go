@@ -1,6 +1,6 @@
-// Package observe is what operators see of calls: Prometheus metrics, an access log and traces. An [Observer] is given to
-// the listeners and is told of the begin and end of every exchange; each of the three parts may be absent, and costs
-// nothing then.
+// Package observe is what operators see of calls: Prometheus metrics, an access log, traces, and what consumers use. An
+// [Observer] is given to the listeners and is told of the begin and end of every exchange; each of the four parts may be
+// absent, and costs nothing then.
 //
 // Metric names and labels follow OpenTelemetry's conventions for RPC and HTTP where there are any. The number of series is
 // bounded by the schema: methods and routes are labels, paths, consumers and addresses are not, and what is unknown is
@@ -18,21 +18,22 @@ import (
 	"transom/listeners"
 )
 
-// Observer tells Metrics, AccessLog and Traces of every exchange.
+// Observer tells Metrics, AccessLog, Traces and Usage of every exchange.
 type Observer struct {
 	metrics *Metrics
 	log     *AccessLog
 	traces  *Traces
+	usage   *UsageOf
 }
 
 var _ listeners.Observer = (*Observer)(nil)
 
 // New puts an Observer together; each part may be nil. Without any it returns nil, for no Observer at all.
-func New(m *Metrics, l *AccessLog, t *Traces) listeners.Observer {
-	if m == nil && l == nil && t == nil {
+func New(m *Metrics, l *AccessLog, t *Traces, u *UsageOf) listeners.Observer {
+	if m == nil && l == nil && t == nil && u == nil {
 		return nil
 	}
-	return &Observer{m, l, t}
+	return &Observer{m, l, t, u}
 }
 
 // Begin implements listeners.Observer.
@@ -57,5 +58,8 @@ func (o *Observer) End(x *listeners.Exchange) {
 	}
 	if o.traces != nil {
 		o.traces.end(x)
+	}
+	if o.usage != nil {
+		o.usage.end(x, took)
 	}
 }

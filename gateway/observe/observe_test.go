@@ -74,7 +74,7 @@ func scrape(t *testing.T, m *Metrics) map[string]float64 {
 
 func TestMetrics(t *testing.T) {
 	m := NewMetrics()
-	o := New(m, nil, nil)
+	o := New(m, nil, nil, nil)
 	for range 3 {
 		x := exchange()
 		o.Begin(t.Context(), x)
@@ -118,7 +118,7 @@ func TestMetrics(t *testing.T) {
 // TestReloadedSchema calls the methods of two schemas in turn: the counts go on.
 func TestReloadedSchema(t *testing.T) {
 	m := NewMetrics()
-	o := New(m, nil, nil)
+	o := New(m, nil, nil, nil)
 	a, b := exchange(), exchange()
 	b.Call.Method.ID = 0
 	for range 5 {
@@ -135,7 +135,7 @@ func TestReloadedSchema(t *testing.T) {
 func TestAccessLog(t *testing.T) {
 	var out bytes.Buffer
 	l := NewAccessLog(&out)
-	o := New(nil, l, nil)
+	o := New(nil, l, nil, nil)
 	x := exchange()
 	x.Request.Header.Set("Traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 	x.Request.Header.Set("User-Agent", "a\"b\\c\n\xff\u00e9")
@@ -187,7 +187,7 @@ func TestAccessLogReopen(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := New(nil, l, nil)
+	o := New(nil, l, nil, nil)
 	o.End(exchange())
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
@@ -257,7 +257,7 @@ func TestTraces(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := New(nil, nil, tr)
+	o := New(nil, nil, tr, nil)
 	x := exchange()
 	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 	x.Request.Header.Set("Traceparent", parent)
@@ -295,8 +295,8 @@ func TestTraces(t *testing.T) {
 func BenchmarkObserve(b *testing.B) {
 	tr := &Traces{}
 	for name, o := range map[string]listeners.Observer{
-		"metrics": New(NewMetrics(), nil, nil), "access log": New(nil, NewAccessLog(io.Discard), nil),
-		"both": New(NewMetrics(), NewAccessLog(io.Discard), nil), "traces, not sampled": New(nil, nil, tr),
+		"metrics": New(NewMetrics(), nil, nil, nil), "access log": New(nil, NewAccessLog(io.Discard), nil, nil),
+		"both": New(NewMetrics(), NewAccessLog(io.Discard), nil, nil), "traces, not sampled": New(nil, nil, tr, nil),
 	} {
 		b.Run(name, func(b *testing.B) {
 			x := exchange()

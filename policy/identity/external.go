@@ -73,7 +73,7 @@ func (p *External) identify(ctx context.Context, call *rpc.Call) (*caller, error
 	if claims["sub"] == nil {
 		return &caller{}, nil
 	}
-	return callerOf(p.cfg.Name, claims, "sub", []string{"groups", "roles"}, nil, time.Time{})
+	return callerOf(p.cfg.Name, claims, paths{subject: "sub", plan: "plan", groups: []string{"groups", "roles"}}, time.Time{})
 }
 
 // question describes the call.

@@ -32,6 +32,7 @@ type IntrospectionConfig struct {
 	// SubjectClaim is a path, empty for "sub", or "client_id" where there is none. The rest is as in JWTConfig.
 	SubjectClaim string
 	GroupClaims  []string
+	PlanClaim    string
 	Metadata     map[string]string
 	Outbound     Outbound
 }
@@ -77,7 +78,7 @@ func NewIntrospection(cfg IntrospectionConfig, log *slog.Logger) (*Introspection
 		return nil, err
 	}
 	if cfg.GroupClaims == nil {
-		cfg.GroupClaims = []string{"groups", "roles"}
+		cfg.GroupClaims = []string{"groups", "roles", "realm_access.roles"}
 	}
 	p := &Introspection{cfg: cfg, client: c, log: log, slots: make(chan struct{}, maxFlights), flights: map[[sha256.Size]byte]*flight{}}
 	p.ctx, p.stop = context.WithCancel(context.Background())
@@ -213,5 +214,5 @@ func (p *Introspection) judge(claims map[string]any, now time.Time) (*caller, er
 			subject = "client_id"
 		}
 	}
-	return callerOf(p.cfg.Name, claims, subject, p.cfg.GroupClaims, p.cfg.Metadata, expires)
+	return callerOf(p.cfg.Name, claims, paths{subject, p.cfg.PlanClaim, p.cfg.GroupClaims, p.cfg.Metadata}, expires)
 }

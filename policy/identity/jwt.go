@@ -36,6 +36,8 @@ type JWTConfig struct {
 	// roles and realm_access.roles.
 	SubjectClaim string
 	GroupClaims  []string
+	// PlanClaim is the path of the caller's plan; empty for none.
+	PlanClaim string
 	// Metadata are claims, as paths, that backends get, by metadata name.
 	Metadata map[string]string
 	Outbound Outbound
@@ -206,26 +208,36 @@ func (p *JWT) judge(claims map[string]any, now time.Time) (*caller, error) {
 			}
 		}
 	}
-	return callerOf(p.cfg.Name, claims, p.cfg.SubjectClaim, p.cfg.GroupClaims, p.cfg.Metadata, exp.Add(p.cfg.Leeway))
+	return callerOf(p.cfg.Name, claims, paths{p.cfg.SubjectClaim, p.cfg.PlanClaim, p.cfg.GroupClaims, p.cfg.Metadata}, exp.Add(p.cfg.Leeway))
+}
+
+// paths are where claims say something of a caller.
+type paths struct {
+	subject, plan string
+	groups        []string
+	metadata      map[string]string
 }
 
 // callerOf makes a caller of verified claims.
-func callerOf(provider string, claims map[string]any, subject string, groups []string, md map[string]string, expires time.Time) (*caller, error) {
-	sub, _ := at(claims, subject).(string)
+func callerOf(provider string, claims map[string]any, of paths, expires time.Time) (*caller, error) {
+	sub, _ := at(claims, of.subject).(string)
 	if sub == "" {
 		return nil, invalid("the token does not say whose it is")
 	}
 	c := &caller{identity: provider + ":" + sub}
 	c.Principal = rpc.Principal{Consumer: c.identity, Provider: provider, Claims: claims, Expires: expires}
+	if of.plan != "" {
+		c.Plan, _ = at(claims, of.plan).(string)
+	}
 	for _, name := range []string{"scope", "scp"} { // RFC 8693 section 4.2; scp is widespread
 		for _, s := range stringsOf(claims[name]) {
 			c.Scopes = union(c.Scopes, strings.Fields(s))
 		}
 	}
-	for _, path := range groups {
+	for _, path := range of.groups {
 		c.Groups = union(c.Groups, stringsOf(at(claims, path)))
 	}
-	for key, path := range md {
+	for key, path := range of.metadata {
 		if v := textOf(at(claims, path)); v != "" {
 			c.extra = append(c.extra, field{key, []string{rpc.MetadataText(v)}})
 		}

@@ -115,6 +115,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: descriptors}}},
 		Clusters:    map[string]*configv1.Cluster{"bank": {Target: "static:///" + strings.Join(addrs, ",")}},
 		Admin:       &configv1.Admin{Address: cfg.Admin},
+		Usage:       &configv1.Usage{},
 	}, cfg.Log)
 	if err != nil {
 		return err

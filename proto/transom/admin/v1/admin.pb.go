@@ -1014,6 +1014,324 @@ func (x *Endpoint) GetAge() *durationpb.Duration {
 	return nil
 }
 
+// GetUsageRequest asks for what was used.
+type GetUsageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of this consumer only. "_anonymous" are calls without one, "_other" those of consumers beyond the number told apart.
+	Consumer string `protobuf:"bytes,1,opt,name=consumer,proto3" json:"consumer,omitempty"`
+	// Of this API only.
+	Api string `protobuf:"bytes,2,opt,name=api,proto3" json:"api,omitempty"`
+	// In the period that ended last rather than the one under way.
+	Previous bool `protobuf:"varint,3,opt,name=previous,proto3" json:"previous,omitempty"`
+	// The largest number of rows. Default 1000, at most 10000.
+	PageSize uint32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetUsageRequest) Reset() {
+	*x = GetUsageRequest{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetUsageRequest) ProtoMessage() {}
+
+func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetUsageRequest.ProtoReflect.Descriptor instead.
+func (*GetUsageRequest) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GetUsageRequest) GetConsumer() string {
+	if x != nil {
+		return x.Consumer
+	}
+	return ""
+}
+
+func (x *GetUsageRequest) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *GetUsageRequest) GetPrevious() bool {
+	if x != nil {
+		return x.Previous
+	}
+	return false
+}
+
+func (x *GetUsageRequest) GetPageSize() uint32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *GetUsageRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// Usage is what was used in one period.
+type Usage struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// Of a period under way, now.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	Rows    []*UsageRow            `protobuf:"bytes,3,rep,name=rows,proto3" json:"rows,omitempty"`
+	// There are further rows if it is not empty.
+	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Usage) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *Usage) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *Usage) GetRows() []*UsageRow {
+	if x != nil {
+		return x.Rows
+	}
+	return nil
+}
+
+func (x *Usage) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// UsageRow is what one consumer used of one API. Calls are counted when they end.
+type UsageRow struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Consumer string                 `protobuf:"bytes,1,opt,name=consumer,proto3" json:"consumer,omitempty"`
+	// The consumer's plan, as it was last.
+	Plan string `protobuf:"bytes,2,opt,name=plan,proto3" json:"plan,omitempty"`
+	// The API, or "_OTHER" for methods without a schema.
+	Api   string `protobuf:"bytes,3,opt,name=api,proto3" json:"api,omitempty"`
+	Calls uint64 `protobuf:"varint,4,opt,name=calls,proto3" json:"calls,omitempty"`
+	// Calls that did not end with OK.
+	Errors uint64 `protobuf:"varint,5,opt,name=errors,proto3" json:"errors,omitempty"`
+	// Of these, those that no backend has seen.
+	Refused uint64 `protobuf:"varint,6,opt,name=refused,proto3" json:"refused,omitempty"`
+	// Messages, and their bytes as clients sent and got them.
+	MessagesIn  uint64 `protobuf:"varint,7,opt,name=messages_in,json=messagesIn,proto3" json:"messages_in,omitempty"`
+	MessagesOut uint64 `protobuf:"varint,8,opt,name=messages_out,json=messagesOut,proto3" json:"messages_out,omitempty"`
+	BytesIn     uint64 `protobuf:"varint,9,opt,name=bytes_in,json=bytesIn,proto3" json:"bytes_in,omitempty"`
+	BytesOut    uint64 `protobuf:"varint,10,opt,name=bytes_out,json=bytesOut,proto3" json:"bytes_out,omitempty"`
+	// The time of all calls together.
+	Time *durationpb.Duration `protobuf:"bytes,11,opt,name=time,proto3" json:"time,omitempty"`
+	// How long unary calls took: half of them, 95 and 99 of a hundred at most so long, estimated to within a factor of 2, and the
+	// longest.
+	P50           *durationpb.Duration `protobuf:"bytes,12,opt,name=p50,proto3" json:"p50,omitempty"`
+	P95           *durationpb.Duration `protobuf:"bytes,13,opt,name=p95,proto3" json:"p95,omitempty"`
+	P99           *durationpb.Duration `protobuf:"bytes,14,opt,name=p99,proto3" json:"p99,omitempty"`
+	Max           *durationpb.Duration `protobuf:"bytes,15,opt,name=max,proto3" json:"max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UsageRow) Reset() {
+	*x = UsageRow{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UsageRow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UsageRow) ProtoMessage() {}
+
+func (x *UsageRow) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UsageRow.ProtoReflect.Descriptor instead.
+func (*UsageRow) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *UsageRow) GetConsumer() string {
+	if x != nil {
+		return x.Consumer
+	}
+	return ""
+}
+
+func (x *UsageRow) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *UsageRow) GetApi() string {
+	if x != nil {
+		return x.Api
+	}
+	return ""
+}
+
+func (x *UsageRow) GetCalls() uint64 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *UsageRow) GetErrors() uint64 {
+	if x != nil {
+		return x.Errors
+	}
+	return 0
+}
+
+func (x *UsageRow) GetRefused() uint64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *UsageRow) GetMessagesIn() uint64 {
+	if x != nil {
+		return x.MessagesIn
+	}
+	return 0
+}
+
+func (x *UsageRow) GetMessagesOut() uint64 {
+	if x != nil {
+		return x.MessagesOut
+	}
+	return 0
+}
+
+func (x *UsageRow) GetBytesIn() uint64 {
+	if x != nil {
+		return x.BytesIn
+	}
+	return 0
+}
+
+func (x *UsageRow) GetBytesOut() uint64 {
+	if x != nil {
+		return x.BytesOut
+	}
+	return 0
+}
+
+func (x *UsageRow) GetTime() *durationpb.Duration {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *UsageRow) GetP50() *durationpb.Duration {
+	if x != nil {
+		return x.P50
+	}
+	return nil
+}
+
+func (x *UsageRow) GetP95() *durationpb.Duration {
+	if x != nil {
+		return x.P95
+	}
+	return nil
+}
+
+func (x *UsageRow) GetP99() *durationpb.Duration {
+	if x != nil {
+		return x.P99
+	}
+	return nil
+}
+
+func (x *UsageRow) GetMax() *durationpb.Duration {
+	if x != nil {
+		return x.Max
+	}
+	return nil
+}
+
 // ReloadRequest asks for a reload.
 type ReloadRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1023,7 +1341,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1353,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1366,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 // DrainRequest asks for the end.
@@ -1060,7 +1378,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1390,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1403,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 // DrainResponse says that it will come.
@@ -1097,7 +1415,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1427,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1440,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 // SetLogLevelRequest sets the level.
@@ -1136,7 +1454,7 @@ type SetLogLevelRequest struct {
 
 func (x *SetLogLevelRequest) Reset() {
 	*x = SetLogLevelRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1148,7 +1466,7 @@ func (x *SetLogLevelRequest) String() string {
 func (*SetLogLevelRequest) ProtoMessage() {}
 
 func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1161,7 +1479,7 @@ func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelRequest.ProtoReflect.Descriptor instead.
 func (*SetLogLevelRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SetLogLevelRequest) GetLevel() string {
@@ -1182,7 +1500,7 @@ type SetLogLevelResponse struct {
 
 func (x *SetLogLevelResponse) Reset() {
 	*x = SetLogLevelResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +1512,7 @@ func (x *SetLogLevelResponse) String() string {
 func (*SetLogLevelResponse) ProtoMessage() {}
 
 func (x *SetLogLevelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1207,7 +1525,7 @@ func (x *SetLogLevelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelResponse.ProtoReflect.Descriptor instead.
 func (*SetLogLevelResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetLogLevelResponse) GetLevel() string {
@@ -1302,14 +1620,45 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\tprobation\x18\x0e \x01(\bR\tprobation\x12\x1d\n" +
 	"\n" +
 	"warming_up\x18\x0f \x01(\bR\twarmingUp\x12+\n" +
-	"\x03age\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x0f\n" +
+	"\x03age\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x97\x01\n" +
+	"\x0fGetUsageRequest\x12\x1a\n" +
+	"\bconsumer\x18\x01 \x01(\tR\bconsumer\x12\x10\n" +
+	"\x03api\x18\x02 \x01(\tR\x03api\x12\x1a\n" +
+	"\bprevious\x18\x03 \x01(\bR\bprevious\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\rR\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageToken\"\xd1\x01\n" +
+	"\x05Usage\x129\n" +
+	"\n" +
+	"start_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x125\n" +
+	"\bend_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12.\n" +
+	"\x04rows\x18\x03 \x03(\v2\x1a.transom.admin.v1.UsageRowR\x04rows\x12&\n" +
+	"\x0fnext_page_token\x18\x04 \x01(\tR\rnextPageToken\"\xf3\x03\n" +
+	"\bUsageRow\x12\x1a\n" +
+	"\bconsumer\x18\x01 \x01(\tR\bconsumer\x12\x12\n" +
+	"\x04plan\x18\x02 \x01(\tR\x04plan\x12\x10\n" +
+	"\x03api\x18\x03 \x01(\tR\x03api\x12\x14\n" +
+	"\x05calls\x18\x04 \x01(\x04R\x05calls\x12\x16\n" +
+	"\x06errors\x18\x05 \x01(\x04R\x06errors\x12\x18\n" +
+	"\arefused\x18\x06 \x01(\x04R\arefused\x12\x1f\n" +
+	"\vmessages_in\x18\a \x01(\x04R\n" +
+	"messagesIn\x12!\n" +
+	"\fmessages_out\x18\b \x01(\x04R\vmessagesOut\x12\x19\n" +
+	"\bbytes_in\x18\t \x01(\x04R\abytesIn\x12\x1b\n" +
+	"\tbytes_out\x18\n" +
+	" \x01(\x04R\bbytesOut\x12-\n" +
+	"\x04time\x18\v \x01(\v2\x19.google.protobuf.DurationR\x04time\x12+\n" +
+	"\x03p50\x18\f \x01(\v2\x19.google.protobuf.DurationR\x03p50\x12+\n" +
+	"\x03p95\x18\r \x01(\v2\x19.google.protobuf.DurationR\x03p95\x12+\n" +
+	"\x03p99\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x03p99\x12+\n" +
+	"\x03max\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x03max\"\x0f\n" +
 	"\rReloadRequest\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
 	"\rDrainResponse\"*\n" +
 	"\x12SetLogLevelRequest\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\"+\n" +
 	"\x13SetLogLevelResponse\x12\x14\n" +
-	"\x05level\x18\x01 \x01(\tR\x05level2\xcc\x06\n" +
+	"\x05level\x18\x01 \x01(\tR\x05level2\xaa\a\n" +
 	"\x05Admin\x12`\n" +
 	"\tGetStatus\x12\".transom.admin.v1.GetStatusRequest\x1a\x18.transom.admin.v1.Status\"\x15\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/status\x90\x02\x01\x12a\n" +
@@ -1318,7 +1667,8 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\tGetSchema\x12\".transom.admin.v1.GetSchemaRequest\x1a\x18.transom.admin.v1.Schema\"\x15\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/schema\x90\x02\x01\x12r\n" +
 	"\vListMethods\x12$.transom.admin.v1.ListMethodsRequest\x1a%.transom.admin.v1.ListMethodsResponse\"\x16\x82\xd3\xe4\x93\x02\r\x12\v/v1/methods\x90\x02\x01\x12v\n" +
-	"\fListClusters\x12%.transom.admin.v1.ListClustersRequest\x1a&.transom.admin.v1.ListClustersResponse\"\x17\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/clusters\x90\x02\x01\x12Z\n" +
+	"\fListClusters\x12%.transom.admin.v1.ListClustersRequest\x1a&.transom.admin.v1.ListClustersResponse\"\x17\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/clusters\x90\x02\x01\x12\\\n" +
+	"\bGetUsage\x12!.transom.admin.v1.GetUsageRequest\x1a\x17.transom.admin.v1.Usage\"\x14\x82\xd3\xe4\x93\x02\v\x12\t/v1/usage\x90\x02\x01\x12Z\n" +
 	"\x06Reload\x12\x1f.transom.admin.v1.ReloadRequest\x1a\x18.transom.admin.v1.Status\"\x15\x82\xd3\xe4\x93\x02\x0f:\x01*\"\n" +
 	"/v1:reload\x12^\n" +
 	"\x05Drain\x12\x1e.transom.admin.v1.DrainRequest\x1a\x1f.transom.admin.v1.DrainResponse\"\x14\x82\xd3\xe4\x93\x02\x0e:\x01*\"\t/v1:drain\x12t\n" +
@@ -1336,7 +1686,7 @@ func file_transom_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_transom_admin_v1_admin_proto_rawDescData
 }
 
-var file_transom_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_transom_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_transom_admin_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),               // 0: transom.admin.v1.GetStatusRequest
 	(*Status)(nil),                         // 1: transom.admin.v1.Status
@@ -1352,54 +1702,67 @@ var file_transom_admin_v1_admin_proto_goTypes = []any{
 	(*ListClustersResponse)(nil),           // 11: transom.admin.v1.ListClustersResponse
 	(*Cluster)(nil),                        // 12: transom.admin.v1.Cluster
 	(*Endpoint)(nil),                       // 13: transom.admin.v1.Endpoint
-	(*ReloadRequest)(nil),                  // 14: transom.admin.v1.ReloadRequest
-	(*DrainRequest)(nil),                   // 15: transom.admin.v1.DrainRequest
-	(*DrainResponse)(nil),                  // 16: transom.admin.v1.DrainResponse
-	(*SetLogLevelRequest)(nil),             // 17: transom.admin.v1.SetLogLevelRequest
-	(*SetLogLevelResponse)(nil),            // 18: transom.admin.v1.SetLogLevelResponse
-	nil,                                    // 19: transom.admin.v1.Method.FromEntry
-	(*timestamppb.Timestamp)(nil),          // 20: google.protobuf.Timestamp
-	(*descriptorpb.FileDescriptorSet)(nil), // 21: google.protobuf.FileDescriptorSet
-	(*v1.Policy)(nil),                      // 22: transom.config.v1.Policy
-	(*durationpb.Duration)(nil),            // 23: google.protobuf.Duration
-	(*v1.Config)(nil),                      // 24: transom.config.v1.Config
+	(*GetUsageRequest)(nil),                // 14: transom.admin.v1.GetUsageRequest
+	(*Usage)(nil),                          // 15: transom.admin.v1.Usage
+	(*UsageRow)(nil),                       // 16: transom.admin.v1.UsageRow
+	(*ReloadRequest)(nil),                  // 17: transom.admin.v1.ReloadRequest
+	(*DrainRequest)(nil),                   // 18: transom.admin.v1.DrainRequest
+	(*DrainResponse)(nil),                  // 19: transom.admin.v1.DrainResponse
+	(*SetLogLevelRequest)(nil),             // 20: transom.admin.v1.SetLogLevelRequest
+	(*SetLogLevelResponse)(nil),            // 21: transom.admin.v1.SetLogLevelResponse
+	nil,                                    // 22: transom.admin.v1.Method.FromEntry
+	(*timestamppb.Timestamp)(nil),          // 23: google.protobuf.Timestamp
+	(*descriptorpb.FileDescriptorSet)(nil), // 24: google.protobuf.FileDescriptorSet
+	(*v1.Policy)(nil),                      // 25: transom.config.v1.Policy
+	(*durationpb.Duration)(nil),            // 26: google.protobuf.Duration
+	(*v1.Config)(nil),                      // 27: transom.config.v1.Config
 }
 var file_transom_admin_v1_admin_proto_depIdxs = []int32{
-	20, // 0: transom.admin.v1.Status.start_time:type_name -> google.protobuf.Timestamp
+	23, // 0: transom.admin.v1.Status.start_time:type_name -> google.protobuf.Timestamp
 	2,  // 1: transom.admin.v1.Status.listeners:type_name -> transom.admin.v1.Listener
 	3,  // 2: transom.admin.v1.Status.reloads:type_name -> transom.admin.v1.Reloads
-	20, // 3: transom.admin.v1.Listener.certificate_expire_time:type_name -> google.protobuf.Timestamp
-	20, // 4: transom.admin.v1.Reloads.last_success_time:type_name -> google.protobuf.Timestamp
-	21, // 5: transom.admin.v1.Schema.files:type_name -> google.protobuf.FileDescriptorSet
+	23, // 3: transom.admin.v1.Listener.certificate_expire_time:type_name -> google.protobuf.Timestamp
+	23, // 4: transom.admin.v1.Reloads.last_success_time:type_name -> google.protobuf.Timestamp
+	24, // 5: transom.admin.v1.Schema.files:type_name -> google.protobuf.FileDescriptorSet
 	9,  // 6: transom.admin.v1.ListMethodsResponse.methods:type_name -> transom.admin.v1.Method
-	22, // 7: transom.admin.v1.Method.policy:type_name -> transom.config.v1.Policy
-	19, // 8: transom.admin.v1.Method.from:type_name -> transom.admin.v1.Method.FromEntry
+	25, // 7: transom.admin.v1.Method.policy:type_name -> transom.config.v1.Policy
+	22, // 8: transom.admin.v1.Method.from:type_name -> transom.admin.v1.Method.FromEntry
 	12, // 9: transom.admin.v1.ListClustersResponse.clusters:type_name -> transom.admin.v1.Cluster
 	13, // 10: transom.admin.v1.Cluster.endpoints:type_name -> transom.admin.v1.Endpoint
-	23, // 11: transom.admin.v1.Endpoint.report_age:type_name -> google.protobuf.Duration
-	23, // 12: transom.admin.v1.Endpoint.latency:type_name -> google.protobuf.Duration
-	23, // 13: transom.admin.v1.Endpoint.age:type_name -> google.protobuf.Duration
-	0,  // 14: transom.admin.v1.Admin.GetStatus:input_type -> transom.admin.v1.GetStatusRequest
-	4,  // 15: transom.admin.v1.Admin.GetConfig:input_type -> transom.admin.v1.GetConfigRequest
-	5,  // 16: transom.admin.v1.Admin.GetSchema:input_type -> transom.admin.v1.GetSchemaRequest
-	7,  // 17: transom.admin.v1.Admin.ListMethods:input_type -> transom.admin.v1.ListMethodsRequest
-	10, // 18: transom.admin.v1.Admin.ListClusters:input_type -> transom.admin.v1.ListClustersRequest
-	14, // 19: transom.admin.v1.Admin.Reload:input_type -> transom.admin.v1.ReloadRequest
-	15, // 20: transom.admin.v1.Admin.Drain:input_type -> transom.admin.v1.DrainRequest
-	17, // 21: transom.admin.v1.Admin.SetLogLevel:input_type -> transom.admin.v1.SetLogLevelRequest
-	1,  // 22: transom.admin.v1.Admin.GetStatus:output_type -> transom.admin.v1.Status
-	24, // 23: transom.admin.v1.Admin.GetConfig:output_type -> transom.config.v1.Config
-	6,  // 24: transom.admin.v1.Admin.GetSchema:output_type -> transom.admin.v1.Schema
-	8,  // 25: transom.admin.v1.Admin.ListMethods:output_type -> transom.admin.v1.ListMethodsResponse
-	11, // 26: transom.admin.v1.Admin.ListClusters:output_type -> transom.admin.v1.ListClustersResponse
-	1,  // 27: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
-	16, // 28: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
-	18, // 29: transom.admin.v1.Admin.SetLogLevel:output_type -> transom.admin.v1.SetLogLevelResponse
-	22, // [22:30] is the sub-list for method output_type
-	14, // [14:22] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	26, // 11: transom.admin.v1.Endpoint.report_age:type_name -> google.protobuf.Duration
+	26, // 12: transom.admin.v1.Endpoint.latency:type_name -> google.protobuf.Duration
+	26, // 13: transom.admin.v1.Endpoint.age:type_name -> google.protobuf.Duration
+	23, // 14: transom.admin.v1.Usage.start_time:type_name -> google.protobuf.Timestamp
+	23, // 15: transom.admin.v1.Usage.end_time:type_name -> google.protobuf.Timestamp
+	16, // 16: transom.admin.v1.Usage.rows:type_name -> transom.admin.v1.UsageRow
+	26, // 17: transom.admin.v1.UsageRow.time:type_name -> google.protobuf.Duration
+	26, // 18: transom.admin.v1.UsageRow.p50:type_name -> google.protobuf.Duration
+	26, // 19: transom.admin.v1.UsageRow.p95:type_name -> google.protobuf.Duration
+	26, // 20: transom.admin.v1.UsageRow.p99:type_name -> google.protobuf.Duration
+	26, // 21: transom.admin.v1.UsageRow.max:type_name -> google.protobuf.Duration
+	0,  // 22: transom.admin.v1.Admin.GetStatus:input_type -> transom.admin.v1.GetStatusRequest
+	4,  // 23: transom.admin.v1.Admin.GetConfig:input_type -> transom.admin.v1.GetConfigRequest
+	5,  // 24: transom.admin.v1.Admin.GetSchema:input_type -> transom.admin.v1.GetSchemaRequest
+	7,  // 25: transom.admin.v1.Admin.ListMethods:input_type -> transom.admin.v1.ListMethodsRequest
+	10, // 26: transom.admin.v1.Admin.ListClusters:input_type -> transom.admin.v1.ListClustersRequest
+	14, // 27: transom.admin.v1.Admin.GetUsage:input_type -> transom.admin.v1.GetUsageRequest
+	17, // 28: transom.admin.v1.Admin.Reload:input_type -> transom.admin.v1.ReloadRequest
+	18, // 29: transom.admin.v1.Admin.Drain:input_type -> transom.admin.v1.DrainRequest
+	20, // 30: transom.admin.v1.Admin.SetLogLevel:input_type -> transom.admin.v1.SetLogLevelRequest
+	1,  // 31: transom.admin.v1.Admin.GetStatus:output_type -> transom.admin.v1.Status
+	27, // 32: transom.admin.v1.Admin.GetConfig:output_type -> transom.config.v1.Config
+	6,  // 33: transom.admin.v1.Admin.GetSchema:output_type -> transom.admin.v1.Schema
+	8,  // 34: transom.admin.v1.Admin.ListMethods:output_type -> transom.admin.v1.ListMethodsResponse
+	11, // 35: transom.admin.v1.Admin.ListClusters:output_type -> transom.admin.v1.ListClustersResponse
+	15, // 36: transom.admin.v1.Admin.GetUsage:output_type -> transom.admin.v1.Usage
+	1,  // 37: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
+	19, // 38: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
+	21, // 39: transom.admin.v1.Admin.SetLogLevel:output_type -> transom.admin.v1.SetLogLevelResponse
+	31, // [31:40] is the sub-list for method output_type
+	22, // [22:31] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_transom_admin_v1_admin_proto_init() }
@@ -1413,7 +1776,7 @@ func file_transom_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_admin_v1_admin_proto_rawDesc), len(file_transom_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Admin_GetSchema_FullMethodName    = "/transom.admin.v1.Admin/GetSchema"
 	Admin_ListMethods_FullMethodName  = "/transom.admin.v1.Admin/ListMethods"
 	Admin_ListClusters_FullMethodName = "/transom.admin.v1.Admin/ListClusters"
+	Admin_GetUsage_FullMethodName     = "/transom.admin.v1.Admin/GetUsage"
 	Admin_Reload_FullMethodName       = "/transom.admin.v1.Admin/Reload"
 	Admin_Drain_FullMethodName        = "/transom.admin.v1.Admin/Drain"
 	Admin_SetLogLevel_FullMethodName  = "/transom.admin.v1.Admin/SetLogLevel"
@@ -49,6 +50,8 @@ type AdminClient interface {
 	ListMethods(ctx context.Context, in *ListMethodsRequest, opts ...grpc.CallOption) (*ListMethodsResponse, error)
 	// The clusters and their endpoints, by name and address.
 	ListClusters(ctx context.Context, in *ListClustersRequest, opts ...grpc.CallOption) (*ListClustersResponse, error)
+	// What consumers used, if usage is counted: by consumer and API, sorted so.
+	GetUsage(ctx context.Context, in *GetUsageRequest, opts ...grpc.CallOption) (*Usage, error)
 	// Read the configuration file, and what it names, again. A fault is FAILED_PRECONDITION and changes nothing; its text
 	// names the file and the line.
 	Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*Status, error)
@@ -116,6 +119,16 @@ func (c *adminClient) ListClusters(ctx context.Context, in *ListClustersRequest,
 	return out, nil
 }
 
+func (c *adminClient) GetUsage(ctx context.Context, in *GetUsageRequest, opts ...grpc.CallOption) (*Usage, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Usage)
+	err := c.cc.Invoke(ctx, Admin_GetUsage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*Status, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Status)
@@ -162,6 +175,8 @@ type AdminServer interface {
 	ListMethods(context.Context, *ListMethodsRequest) (*ListMethodsResponse, error)
 	// The clusters and their endpoints, by name and address.
 	ListClusters(context.Context, *ListClustersRequest) (*ListClustersResponse, error)
+	// What consumers used, if usage is counted: by consumer and API, sorted so.
+	GetUsage(context.Context, *GetUsageRequest) (*Usage, error)
 	// Read the configuration file, and what it names, again. A fault is FAILED_PRECONDITION and changes nothing; its text
 	// names the file and the line.
 	Reload(context.Context, *ReloadRequest) (*Status, error)
@@ -193,6 +208,9 @@ func (UnimplementedAdminServer) ListMethods(context.Context, *ListMethodsRequest
 }
 func (UnimplementedAdminServer) ListClusters(context.Context, *ListClustersRequest) (*ListClustersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListClusters not implemented")
+}
+func (UnimplementedAdminServer) GetUsage(context.Context, *GetUsageRequest) (*Usage, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetUsage not implemented")
 }
 func (UnimplementedAdminServer) Reload(context.Context, *ReloadRequest) (*Status, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reload not implemented")
@@ -314,6 +332,24 @@ func _Admin_ListClusters_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_GetUsage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetUsageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).GetUsage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_GetUsage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).GetUsage(ctx, req.(*GetUsageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Reload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ReloadRequest)
 	if err := dec(in); err != nil {
@@ -394,6 +430,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListClusters",
 			Handler:    _Admin_ListClusters_Handler,
+		},
+		{
+			MethodName: "GetUsage",
+			Handler:    _Admin_GetUsage_Handler,
 		},
 		{
 			MethodName: "Reload",

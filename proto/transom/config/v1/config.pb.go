@@ -238,7 +238,9 @@ type Config struct {
 	// Traces. Default: none.
 	Tracing *Tracing `protobuf:"bytes,43,opt,name=tracing,proto3" json:"tracing,omitempty"`
 	// When calls are turned away. Default: the defaults of Overload.
-	Overload      *Overload `protobuf:"bytes,44,opt,name=overload,proto3" json:"overload,omitempty"`
+	Overload *Overload `protobuf:"bytes,44,opt,name=overload,proto3" json:"overload,omitempty"`
+	// What consumers use is counted. Default: it is not.
+	Usage         *Usage `protobuf:"bytes,48,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -416,6 +418,13 @@ func (x *Config) GetTracing() *Tracing {
 func (x *Config) GetOverload() *Overload {
 	if x != nil {
 		return x.Overload
+	}
+	return nil
+}
+
+func (x *Config) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
 	}
 	return nil
 }
@@ -3217,7 +3226,10 @@ type Jwt struct {
 	// How the issuer is reached. Default: the defaults of Outbound.
 	Outbound *Outbound `protobuf:"bytes,9,opt,name=outbound,proto3" json:"outbound,omitempty"`
 	// Claims that backends get as metadata: {x-transom-email: email}. Default: none.
-	Metadata      map[string]string `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata map[string]string `protobuf:"bytes,10,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The claim that says what plan the caller is on, as a path: "plan", "org.tier". The plan of a known consumer goes before it.
+	// Default: tokens say nothing of plans.
+	PlanClaim     string `protobuf:"bytes,11,opt,name=plan_claim,json=planClaim,proto3" json:"plan_claim,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3322,6 +3334,13 @@ func (x *Jwt) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *Jwt) GetPlanClaim() string {
+	if x != nil {
+		return x.PlanClaim
+	}
+	return ""
+}
+
 // Introspection asks an authorization server about the token of "authorization: Bearer …". While it does not answer, calls
 // that need it end with UNAVAILABLE.
 type Introspection struct {
@@ -3343,7 +3362,10 @@ type Introspection struct {
 	// How the server is reached. Default: the defaults of Outbound.
 	Outbound *Outbound `protobuf:"bytes,8,opt,name=outbound,proto3" json:"outbound,omitempty"`
 	// Members of the answer that backends get as metadata: {x-transom-email: email}. Default: none.
-	Metadata      map[string]string `protobuf:"bytes,9,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Metadata map[string]string `protobuf:"bytes,9,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The member that says what plan the caller is on, as a path. The plan of a known consumer goes before it. Default: answers
+	// say nothing of plans.
+	PlanClaim     string `protobuf:"bytes,10,opt,name=plan_claim,json=planClaim,proto3" json:"plan_claim,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3441,6 +3463,13 @@ func (x *Introspection) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *Introspection) GetPlanClaim() string {
+	if x != nil {
+		return x.PlanClaim
+	}
+	return ""
+}
+
 // ClientCertificate takes who the caller is from its certificate: the first URI, DNS name or e-mail address among its
 // alternative names, else the common name; the identity is "provider:uri:…", "provider:dns:…", "provider:email:…" or
 // "provider:cn:…".
@@ -3519,7 +3548,7 @@ func (*Basic) Descriptor() ([]byte, []int) {
 
 // External lets a gRPC server decide. It is asked for every call, after the providers before it found no credential, and
 // gets method, address and metadata. Where it allows the call, it may set and remove metadata; its dynamic_metadata are the
-// caller's claims, and sub in them says who it is. Where it denies, its status, headers and body reach the client. While it
+// caller's claims, in which sub says who it is, plan what plan it is on, groups and roles what it belongs to. Where it denies, its status, headers and body reach the client. While it
 // does not answer, calls end with UNAVAILABLE.
 type External struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4668,7 +4697,7 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15google/rpc/code.proto\x1a\"transom/config/v1/operations.proto\"\xc1\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15google/rpc/code.proto\x1a\"transom/config/v1/operations.proto\"\xf1\n" +
 	"\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
@@ -4695,7 +4724,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"access_log\x18* \x01(\v2\x1c.transom.config.v1.AccessLogR\taccessLog\x124\n" +
 	"\atracing\x18+ \x01(\v2\x1a.transom.config.v1.TracingR\atracing\x127\n" +
-	"\boverload\x18, \x01(\v2\x1b.transom.config.v1.OverloadR\boverload\x1aW\n" +
+	"\boverload\x18, \x01(\v2\x1b.transom.config.v1.OverloadR\boverload\x12.\n" +
+	"\x05usage\x180 \x01(\v2\x18.transom.config.v1.UsageR\x05usage\x1aW\n" +
 	"\rClustersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
 	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xf4\x05\n" +
@@ -5003,7 +5033,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	" \x01(\bR\aforwardB\r\n" +
 	"\x04kind\x12\x05\xbaH\x02\b\x01\"B\n" +
 	"\x06ApiKey\x128\n" +
-	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\xda\x04\n" +
+	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\xf9\x04\n" +
 	"\x03Jwt\x12\x1f\n" +
 	"\x06issuer\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06issuer\x12&\n" +
 	"\taudiences\x18\x02 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\taudiences\x12\x19\n" +
@@ -5018,10 +5048,12 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\fgroup_claims\x18\b \x03(\tR\vgroupClaims\x127\n" +
 	"\boutbound\x18\t \x01(\v2\x1b.transom.config.v1.OutboundR\boutbound\x12i\n" +
 	"\bmetadata\x18\n" +
-	" \x03(\v2$.transom.config.v1.Jwt.MetadataEntryB'\xbaH$\x9a\x01!\"\x1fr\x1d2\x1b^x-transom-[a-z0-9-]{1,50}$R\bmetadata\x1a;\n" +
+	" \x03(\v2$.transom.config.v1.Jwt.MetadataEntryB'\xbaH$\x9a\x01!\"\x1fr\x1d2\x1b^x-transom-[a-z0-9-]{1,50}$R\bmetadata\x12\x1d\n" +
+	"\n" +
+	"plan_claim\x18\v \x01(\tR\tplanClaim\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x91\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb0\x04\n" +
 	"\rIntrospection\x12\x19\n" +
 	"\x03url\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x03url\x12$\n" +
 	"\tclient_id\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\bclientId\x12,\n" +
@@ -5031,7 +5063,10 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\rsubject_claim\x18\x06 \x01(\tR\fsubjectClaim\x12!\n" +
 	"\fgroup_claims\x18\a \x03(\tR\vgroupClaims\x127\n" +
 	"\boutbound\x18\b \x01(\v2\x1b.transom.config.v1.OutboundR\boutbound\x12s\n" +
-	"\bmetadata\x18\t \x03(\v2..transom.config.v1.Introspection.MetadataEntryB'\xbaH$\x9a\x01!\"\x1fr\x1d2\x1b^x-transom-[a-z0-9-]{1,50}$R\bmetadata\x1a;\n" +
+	"\bmetadata\x18\t \x03(\v2..transom.config.v1.Introspection.MetadataEntryB'\xbaH$\x9a\x01!\"\x1fr\x1d2\x1b^x-transom-[a-z0-9-]{1,50}$R\bmetadata\x12\x1d\n" +
+	"\n" +
+	"plan_claim\x18\n" +
+	" \x01(\tR\tplanClaim\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x13\n" +
@@ -5196,10 +5231,11 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*AccessLog)(nil),                   // 67: transom.config.v1.AccessLog
 	(*Tracing)(nil),                     // 68: transom.config.v1.Tracing
 	(*Overload)(nil),                    // 69: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),               // 70: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 71: google.protobuf.Duration
-	(code.Code)(0),                      // 72: google.rpc.Code
-	(*structpb.Struct)(nil),             // 73: google.protobuf.Struct
+	(*Usage)(nil),                       // 70: transom.config.v1.Usage
+	(*ProxyProtocol)(nil),               // 71: transom.config.v1.ProxyProtocol
+	(*durationpb.Duration)(nil),         // 72: google.protobuf.Duration
+	(code.Code)(0),                      // 73: google.rpc.Code
+	(*structpb.Struct)(nil),             // 74: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	4,   // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
@@ -5222,97 +5258,98 @@ var file_transom_config_v1_config_proto_depIdxs = []int32{
 	67,  // 17: transom.config.v1.Config.access_log:type_name -> transom.config.v1.AccessLog
 	68,  // 18: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
 	69,  // 19: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
-	5,   // 20: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	42,  // 21: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	7,   // 22: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	70,  // 23: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
-	0,   // 24: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	6,   // 25: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	71,  // 26: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	50,  // 27: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	51,  // 28: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	10,  // 29: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	11,  // 30: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	71,  // 31: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	71,  // 32: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	52,  // 33: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	53,  // 34: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	71,  // 35: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	54,  // 36: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	1,   // 37: transom.config.v1.Cluster.transport:type_name -> transom.config.v1.Cluster.Transport
-	71,  // 38: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	71,  // 39: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	71,  // 40: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	71,  // 41: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	23,  // 42: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	24,  // 43: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	28,  // 44: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
-	27,  // 45: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
-	14,  // 46: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
-	15,  // 47: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
-	16,  // 48: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
-	17,  // 49: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
-	18,  // 50: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
-	19,  // 51: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
-	20,  // 52: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
-	19,  // 53: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
-	19,  // 54: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
-	21,  // 55: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
-	22,  // 56: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
-	13,  // 57: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
-	55,  // 58: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
-	71,  // 59: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
-	13,  // 60: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
-	71,  // 61: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
-	56,  // 62: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
-	57,  // 63: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
-	58,  // 64: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
-	2,   // 65: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
-	72,  // 66: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
-	72,  // 67: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
-	59,  // 68: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
-	71,  // 69: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
-	26,  // 70: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
-	71,  // 71: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	71,  // 72: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	71,  // 73: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	60,  // 74: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
-	30,  // 75: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
-	71,  // 76: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	61,  // 77: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	62,  // 78: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	33,  // 79: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	34,  // 80: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	35,  // 81: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
-	36,  // 82: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
-	37,  // 83: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
-	38,  // 84: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
-	71,  // 85: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	39,  // 86: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	63,  // 87: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	71,  // 88: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
-	39,  // 89: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
-	64,  // 90: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
-	71,  // 91: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
-	73,  // 92: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	71,  // 93: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	71,  // 94: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	71,  // 95: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	71,  // 96: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	71,  // 97: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
-	71,  // 98: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
-	71,  // 99: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
-	71,  // 100: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	71,  // 101: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	9,   // 102: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	71,  // 103: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	32,  // 104: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	40,  // 105: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	106, // [106:106] is the sub-list for method output_type
-	106, // [106:106] is the sub-list for method input_type
-	106, // [106:106] is the sub-list for extension type_name
-	106, // [106:106] is the sub-list for extension extendee
-	0,   // [0:106] is the sub-list for field type_name
+	70,  // 20: transom.config.v1.Config.usage:type_name -> transom.config.v1.Usage
+	5,   // 21: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	42,  // 22: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	7,   // 23: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	71,  // 24: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	0,   // 25: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
+	6,   // 26: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
+	72,  // 27: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	50,  // 28: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	51,  // 29: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	10,  // 30: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	11,  // 31: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	72,  // 32: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	72,  // 33: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	52,  // 34: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	53,  // 35: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	72,  // 36: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	54,  // 37: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	1,   // 38: transom.config.v1.Cluster.transport:type_name -> transom.config.v1.Cluster.Transport
+	72,  // 39: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	72,  // 40: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	72,  // 41: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	72,  // 42: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	23,  // 43: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	24,  // 44: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	28,  // 45: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
+	27,  // 46: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
+	14,  // 47: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
+	15,  // 48: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
+	16,  // 49: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
+	17,  // 50: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
+	18,  // 51: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
+	19,  // 52: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
+	20,  // 53: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
+	19,  // 54: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
+	19,  // 55: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
+	21,  // 56: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
+	22,  // 57: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
+	13,  // 58: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
+	55,  // 59: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
+	72,  // 60: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
+	13,  // 61: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
+	72,  // 62: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
+	56,  // 63: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
+	57,  // 64: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
+	58,  // 65: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
+	2,   // 66: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
+	73,  // 67: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
+	73,  // 68: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
+	59,  // 69: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	72,  // 70: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	26,  // 71: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	72,  // 72: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	72,  // 73: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	72,  // 74: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	60,  // 75: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
+	30,  // 76: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
+	72,  // 77: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	61,  // 78: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	62,  // 79: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	33,  // 80: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	34,  // 81: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	35,  // 82: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	36,  // 83: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	37,  // 84: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	38,  // 85: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	72,  // 86: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	39,  // 87: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	63,  // 88: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	72,  // 89: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	39,  // 90: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	64,  // 91: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	72,  // 92: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	74,  // 93: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	72,  // 94: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	72,  // 95: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	72,  // 96: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	72,  // 97: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	72,  // 98: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
+	72,  // 99: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
+	72,  // 100: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
+	72,  // 101: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	72,  // 102: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	9,   // 103: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	72,  // 104: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	32,  // 105: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	40,  // 106: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	107, // [107:107] is the sub-list for method output_type
+	107, // [107:107] is the sub-list for method input_type
+	107, // [107:107] is the sub-list for extension type_name
+	107, // [107:107] is the sub-list for extension extendee
+	0,   // [0:107] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }

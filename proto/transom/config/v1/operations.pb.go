@@ -203,6 +203,83 @@ func (x *AccessLog) GetFile() string {
 	return ""
 }
 
+// Usage counts calls, errors, bytes and times for each consumer and API. The admin API tells the period under way and the one
+// before ("transom usage"); what was counted is kept over reloads that leave file, period and consumers as they are.
+type Usage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The file to append to, "stdout" or "stderr": one line of JSON for each consumer and API when a period ends, and when
+	// transom does. The file is opened for each period anew. Default: none.
+	File string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	// How long a period is. Periods begin at multiples of it in UTC, those of 24h at midnight. Default 1h, 1s … 744h.
+	Period *durationpb.Duration `protobuf:"bytes,2,opt,name=period,proto3" json:"period,omitempty"`
+	// How many consumers are told apart in a period; those beyond are counted together, as "_other". Default 10000, at most
+	// 1000000.
+	Consumers uint32 `protobuf:"varint,3,opt,name=consumers,proto3" json:"consumers,omitempty"`
+	// Methods that are counted together, by the name of the API that they make up. The most specific selector has a method; those
+	// that none has are counted by their service. Default: none.
+	Apis          map[string]*Usage_Api `protobuf:"bytes,4,rep,name=apis,proto3" json:"apis,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_transom_config_v1_operations_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_operations_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Usage) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *Usage) GetPeriod() *durationpb.Duration {
+	if x != nil {
+		return x.Period
+	}
+	return nil
+}
+
+func (x *Usage) GetConsumers() uint32 {
+	if x != nil {
+		return x.Consumers
+	}
+	return 0
+}
+
+func (x *Usage) GetApis() map[string]*Usage_Api {
+	if x != nil {
+		return x.Apis
+	}
+	return nil
+}
+
 // Tracing sends spans of sampled calls to an OpenTelemetry collector, and passes the trace context (W3C traceparent) on
 // to backends.
 type Tracing struct {
@@ -222,7 +299,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_transom_config_v1_operations_proto_msgTypes[3]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +311,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_operations_proto_msgTypes[3]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +324,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{3}
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Tracing) GetEndpoint() string {
@@ -295,7 +372,7 @@ type Overload struct {
 
 func (x *Overload) Reset() {
 	*x = Overload{}
-	mi := &file_transom_config_v1_operations_proto_msgTypes[4]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -307,7 +384,7 @@ func (x *Overload) String() string {
 func (*Overload) ProtoMessage() {}
 
 func (x *Overload) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_operations_proto_msgTypes[4]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -320,7 +397,7 @@ func (x *Overload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Overload.ProtoReflect.Descriptor instead.
 func (*Overload) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{4}
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Overload) GetCalls() uint32 {
@@ -356,7 +433,7 @@ type ProxyProtocol struct {
 
 func (x *ProxyProtocol) Reset() {
 	*x = ProxyProtocol{}
-	mi := &file_transom_config_v1_operations_proto_msgTypes[5]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +445,7 @@ func (x *ProxyProtocol) String() string {
 func (*ProxyProtocol) ProtoMessage() {}
 
 func (x *ProxyProtocol) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_operations_proto_msgTypes[5]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,12 +458,58 @@ func (x *ProxyProtocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyProtocol.ProtoReflect.Descriptor instead.
 func (*ProxyProtocol) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{5}
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ProxyProtocol) GetTrusted() []string {
 	if x != nil {
 		return x.Trusted
+	}
+	return nil
+}
+
+// Api is a group of methods.
+type Usage_Api struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As a policy's selectors. Required.
+	Selector      []string `protobuf:"bytes,1,rep,name=selector,proto3" json:"selector,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage_Api) Reset() {
+	*x = Usage_Api{}
+	mi := &file_transom_config_v1_operations_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage_Api) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage_Api) ProtoMessage() {}
+
+func (x *Usage_Api) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_operations_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage_Api.ProtoReflect.Descriptor instead.
+func (*Usage_Api) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{3, 1}
+}
+
+func (x *Usage_Api) GetSelector() []string {
+	if x != nil {
+		return x.Selector
 	}
 	return nil
 }
@@ -406,7 +529,17 @@ const file_transom_config_v1_operations_proto_rawDesc = "" +
 	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x12\x14\n" +
 	"\x05pprof\x18\x04 \x01(\bR\x05pprof\"(\n" +
 	"\tAccessLog\x12\x1b\n" +
-	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04file\"\xa1\x01\n" +
+	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04file\"\xf5\x02\n" +
+	"\x05Usage\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x12D\n" +
+	"\x06period\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xbd\xa3\x012\x02\b\x01R\x06period\x12'\n" +
+	"\tconsumers\x18\x03 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\tconsumers\x12e\n" +
+	"\x04apis\x18\x04 \x03(\v2\".transom.config.v1.Usage.ApisEntryB-\xbaH*\x9a\x01'\"%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$R\x04apis\x1aU\n" +
+	"\tApisEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x122\n" +
+	"\x05value\x18\x02 \x01(\v2\x1c.transom.config.v1.Usage.ApiR\x05value:\x028\x01\x1a+\n" +
+	"\x03Api\x12$\n" +
+	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\"\xa1\x01\n" +
 	"\aTracing\x12$\n" +
 	"\bendpoint\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x88\x01\x01R\bendpoint\x12/\n" +
 	"\x06sample\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06sample\x12!\n" +
@@ -432,23 +565,29 @@ func file_transom_config_v1_operations_proto_rawDescGZIP() []byte {
 	return file_transom_config_v1_operations_proto_rawDescData
 }
 
-var file_transom_config_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_transom_config_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_transom_config_v1_operations_proto_goTypes = []any{
 	(*Reload)(nil),              // 0: transom.config.v1.Reload
 	(*Admin)(nil),               // 1: transom.config.v1.Admin
 	(*AccessLog)(nil),           // 2: transom.config.v1.AccessLog
-	(*Tracing)(nil),             // 3: transom.config.v1.Tracing
-	(*Overload)(nil),            // 4: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),       // 5: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil), // 6: google.protobuf.Duration
+	(*Usage)(nil),               // 3: transom.config.v1.Usage
+	(*Tracing)(nil),             // 4: transom.config.v1.Tracing
+	(*Overload)(nil),            // 5: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),       // 6: transom.config.v1.ProxyProtocol
+	nil,                         // 7: transom.config.v1.Usage.ApisEntry
+	(*Usage_Api)(nil),           // 8: transom.config.v1.Usage.Api
+	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
 }
 var file_transom_config_v1_operations_proto_depIdxs = []int32{
-	6, // 0: transom.config.v1.Overload.retry_after:type_name -> google.protobuf.Duration
-	1, // [1:1] is the sub-list for method output_type
-	1, // [1:1] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	9, // 0: transom.config.v1.Usage.period:type_name -> google.protobuf.Duration
+	7, // 1: transom.config.v1.Usage.apis:type_name -> transom.config.v1.Usage.ApisEntry
+	9, // 2: transom.config.v1.Overload.retry_after:type_name -> google.protobuf.Duration
+	8, // 3: transom.config.v1.Usage.ApisEntry.value:type_name -> transom.config.v1.Usage.Api
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_operations_proto_init() }
@@ -462,7 +601,7 @@ func file_transom_config_v1_operations_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_operations_proto_rawDesc), len(file_transom_config_v1_operations_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

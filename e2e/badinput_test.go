@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -321,6 +322,7 @@ func TestBadFiles(t *testing.T) {
 		{"no certificate", []string{"--descriptors", good, "--upstream", "a:1", "--listen-tls", "127.0.0.1:0"}, 2, "--tls-cert"},
 		{"http3 without TLS", []string{"--descriptors", good, "--upstream", "a:1", "--listen", "127.0.0.1:0", "--http3"}, 2, "--listen-tls"},
 		{"unknown flag", []string{"--colour"}, 2, "colour"},
+		{"unexpected argument", []string{"--upstream", "a:1", "bank.binpb"}, 2, "bank.binpb"},
 		{"config missing", []string{"--config", dir + "/none.yaml"}, 1, "none.yaml"},
 		{"config no YAML", []string{"--config", write("a.yaml", "listeners: [")}, 1, "a.yaml:1:"},
 		{"config unknown field", []string{"--config", write("b.yaml", "listeners:\n  - {address: \":0\", colour: red}\nclusters: {a: {target: \"a:1\"}}\n")}, 1, "b.yaml:2:"},
@@ -341,4 +343,10 @@ func TestBadFiles(t *testing.T) {
 			}
 		})
 	}
+	t.Run("unknown command", func(t *testing.T) {
+		said, err := exec.CommandContext(t.Context(), process.Program(t), "server").CombinedOutput()
+		if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 2 || !strings.Contains(string(said), "did you mean serve?") {
+			t.Errorf("%v, said %q; want exit code 2 and a suggestion", err, said)
+		}
+	})
 }

@@ -75,7 +75,7 @@ func (f *adminFlags) call(ctx context.Context, fn func(context.Context, adminv1.
 func adminCommand[M proto.Message](use, short string, ask func(context.Context, adminv1.AdminClient) (M, error), write func(io.Writer, M) error) *cobra.Command {
 	var f adminFlags
 	cmd := &cobra.Command{
-		Use: use, Short: short, Args: cobra.NoArgs,
+		Use: use, Short: short, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return f.call(cmd.Context(), func(ctx context.Context, c adminv1.AdminClient) error {
 				m, err := ask(ctx, c)

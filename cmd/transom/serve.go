@@ -106,7 +106,7 @@ func serveCommand() *cobra.Command {
 		Short: "Run the proxy",
 		Example: `  transom serve --listen :8080 --descriptors bank.binpb --upstream dns:///bank:50051
   transom serve --config transom.yaml`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			level := &slog.LevelVar{}
 			if verbose {
@@ -145,7 +145,7 @@ func checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check configuration and descriptors; exit code 1 and every fault with its line if they are not sound",
-		Args:  cobra.NoArgs,
+		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, file, err := src.load()
 			if err != nil {

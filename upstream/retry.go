@@ -63,7 +63,7 @@ func (c *Cluster) again(ctx context.Context, call *rpc.Call, p *retryPolicy, n i
 	if d, ok := ctx.Deadline(); ok && now.Add(wait).After(d) {
 		return 0, false
 	}
-	if !c.budget.take(now) {
+	if !c.budget.Take(c.sinceStart(now)) {
 		call.Info.Note("retry", "over the cluster's budget")
 		return 0, false
 	}
@@ -122,54 +122,4 @@ func (t *throttle) add(d int64) int64 {
 			return n
 		}
 	}
-}
-
-// Settings of the budget.
-const (
-	budgetSeconds = 10
-	// budgetFloor is how many extra attempts per budgetSeconds there may always be, so that a quiet cluster has retries.
-	budgetFloor = 10
-)
-
-// budget limits the attempts of a cluster beyond the first of each call: over the last ten seconds they may be a share
-// of the calls, or budgetFloor. Counts are kept by the second and may be off by the few that arrive as a second begins.
-type budget struct {
-	ratio float64
-	slots [budgetSeconds + 1]budgetSlot
-}
-
-type budgetSlot struct {
-	second       atomic.Int64
-	calls, extra atomic.Int64
-}
-
-func (b *budget) slot(now time.Time) *budgetSlot {
-	sec := now.Unix()
-	s := &b.slots[sec%int64(len(b.slots))]
-	if old := s.second.Load(); old != sec && s.second.CompareAndSwap(old, sec) {
-		s.calls.Store(0)
-		s.extra.Store(0)
-	}
-	return s
-}
-
-// call counts a call.
-func (b *budget) call(now time.Time) { b.slot(now).calls.Add(1) }
-
-// take counts an extra attempt if there is room for one.
-func (b *budget) take(now time.Time) bool {
-	s := b.slot(now)
-	var calls, extra int64
-	sec := now.Unix()
-	for i := range b.slots {
-		if o := &b.slots[i]; sec-o.second.Load() < budgetSeconds {
-			calls += o.calls.Load()
-			extra += o.extra.Load()
-		}
-	}
-	if b.ratio <= 0 || float64(extra+1) > max(b.ratio*float64(calls), budgetFloor) {
-		return false
-	}
-	s.extra.Add(1)
-	return true
 }

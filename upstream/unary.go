@@ -52,7 +52,7 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 		defer cancel()
 	}
 	start := time.Now()
-	c.budget.call(start)
+	c.budget.Call(c.sinceStart(start))
 	var a answer
 	final := false
 	if p.hedge == nil {
@@ -150,7 +150,7 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 		if sent >= most {
 			return
 		}
-		if !c.budget.take(time.Now()) {
+		if !c.budget.Take(c.sinceStart(time.Now())) {
 			call.Info.Note("hedge", "over the cluster's budget")
 			most = sent
 			return

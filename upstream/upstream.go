@@ -33,6 +33,7 @@ import (
 
 	"transom/rpc"
 	"transom/upstream/loadaware"
+	"transom/upstream/loadaware/score"
 )
 
 // DefaultMaxMessageBytes is the limit of one answer message unless Config says otherwise.
@@ -196,7 +197,8 @@ type Cluster struct {
 	log        *slog.Logger
 	backend    backend
 	policies   *policies
-	budget     budget
+	budget     *score.Budget
+	start      time.Time // what the budget counts its time from
 	retryBytes int
 	gate       gate
 	hash       hashOn
@@ -230,7 +232,8 @@ func New(cfg Config, log *slog.Logger) (*Cluster, error) {
 	}
 	return &Cluster{
 		name: cfg.Name, log: log, backend: b, policies: p, hash: hash,
-		budget:     budget{ratio: orDefault(cfg.RetryBudget, 0.2)},
+		budget:     score.NewBudget(orDefault(cfg.RetryBudget, 0.2)),
+		start:      time.Now(),
 		retryBytes: orDefault(cfg.RetryBytes, 256<<10),
 		gate: gate{
 			limit:  int64(orDefault(cfg.MaxInFlight, 100_000)),
@@ -369,6 +372,9 @@ func (c *Cluster) Close(ctx context.Context) error {
 	}
 	return errors.Join(err, c.backend.Close())
 }
+
+// sinceStart is t as the budget wants it.
+func (c *Cluster) sinceStart(t time.Time) time.Duration { return t.Sub(c.start) }
 
 // enter counts a call in and reports whether it may run.
 func (c *Cluster) enter() bool {

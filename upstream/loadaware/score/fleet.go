@@ -55,6 +55,9 @@ type Params struct {
 	MaxEjected float64
 	// Panic is the part of the fleet that must be admissible for ejection to be respected at all.
 	Panic float64
+	// PanicErrors is the part of all calls that must fail for ejection not to be respected, FleetMemory the time constant of it.
+	PanicErrors float64
+	FleetMemory time.Duration
 	// FailurePenalty is the cost of one recent failure, in typical calls. ErrorPenalty is the cost of an error rate of 1
 	// above the fleet's.
 	FailurePenalty, ErrorPenalty float64
@@ -85,7 +88,7 @@ func Defaults() Params {
 		ReportMemory: 500 * time.Millisecond, OwnWeight: 15,
 		Choices: 4, ScanAll: 16, ZonePenalty: 0.1,
 		ConsecutiveFailures: 5, SuccessRateMargin: 0.3, SuccessRateVolume: 10, LatencyFactor: 20,
-		EjectFor: time.Second, EjectMax: 4 * time.Second, MaxEjected: 0.5, Panic: 0.5,
+		EjectFor: time.Second, EjectMax: 4 * time.Second, MaxEjected: 0.5, Panic: 0.5, PanicErrors: 0.3, FleetMemory: time.Second,
 		FailurePenalty: 5, ErrorPenalty: 100, HealthMemory: 3 * time.Second,
 		HungFactor: 10, HungAtLeast: 200 * time.Millisecond,
 		Probes: 0.03, ProbeAge: 20 * time.Millisecond,
@@ -101,10 +104,10 @@ const recents = 16
 type Fleet struct {
 	params atomic.Pointer[Params]
 
-	othersMean number // mean calls in flight from elsewhere per node
-	sharing    number // part of the load at the servers that comes from elsewhere, 0 to 1
-	median     number // median time per call without waiting, ns
-	errorRate  number
+	othersMean number      // mean calls in flight from elsewhere per node
+	sharing    number      // part of the load at the servers that comes from elsewhere, 0 to 1
+	median     number      // median time per call without waiting, ns
+	failing    number      // part of the calls of the last second or so that failed
 	variation  number      // of the time per call: variance over squared mean, pooled over the nodes
 	panicking  atomic.Bool // ejection is not respected
 	ejected    atomic.Int32
@@ -115,6 +118,8 @@ type Fleet struct {
 	ticking atomic.Bool
 	buf     []float64 // the tick's
 	looks   float64   // the tick's: calls that may go to see how slow nodes are
+	ends    float64   // the tick's: calls that ended in the last second or so, decaying, and those that failed
+	fails   float64
 
 	// The nodes that reported last, for picking where most reports would be stale.
 	recent     [recents]atomic.Pointer[Node]
@@ -150,7 +155,7 @@ func (f *Fleet) remember(n *Node) {
 // unlikely says whether k failures in a row are too many to be chance where the whole fleet fails as often as it does: less
 // than one in ten thousand.
 func (f *Fleet) unlikely(k int) bool {
-	rate := f.errorRate.get()
+	rate := f.failing.get()
 	return rate <= 0 || math.Pow(rate, float64(k)) < 1e-4
 }
 
@@ -199,6 +204,8 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	var own, others, withReport, good, bad, caps, ncaps, warm float64
 	var ejected int32
 	keep := 1 / (1 + float64(elapsed)/float64(p.HealthMemory))
+	keepFleet := 1 / (1 + float64(elapsed)/float64(p.FleetMemory))
+	f.ends, f.fails = f.ends*keepFleet, f.fails*keepFleet
 	for _, n := range t.nodes {
 		own += float64(n.inflight.Load())
 		if at := n.reported.get(); at > 0 && now-at < 30*time.Second {
@@ -208,6 +215,8 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		ok, bd := n.fold(now), n.bads.Swap(0)
 		n.calls.Add(uint64(ok) + uint64(bd))
 		calls += ok
+		f.ends += ok + float64(bd)
+		f.fails += float64(bd)
 		n.good.set(n.good.get()*keep + ok)
 		n.bad.set(n.bad.get()*keep + float64(bd))
 		good += n.good.get()
@@ -218,8 +227,13 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		}
 		if sv, k := n.serviceOf(); k >= 1 {
 			f.buf = append(f.buf, sv)
-			squares += n.square.get()
-			means += n.service.get() * n.service.get()
+			// A node far slower than the others would outweigh them all.
+			w := k
+			if far := 3 * f.median.get(); far > 0 && sv > far {
+				w *= far / sv * far / sv
+			}
+			squares += w * n.square.get()
+			means += w * n.service.get() * n.service.get()
 		}
 		if n.gated(gateEjected) {
 			ejected++
@@ -259,9 +273,21 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	if bad > 0 {
 		rate = bad / (good + bad)
 	}
-	f.errorRate.set(rate)
-	// Where most calls fail wherever they go, nobody is to be blamed.
-	f.panicking.Store(float64(int32(len(t.nodes))-ejected) < p.Panic*float64(len(t.nodes)) || rate > 0.4)
+	failing := 0.
+	if f.fails > 0 {
+		failing = f.fails / f.ends
+	}
+	f.failing.set(failing)
+	// Where many calls fail wherever they go, nobody is to be blamed, now or when it is over.
+	if failing > p.PanicErrors && ejected > 0 {
+		for _, n := range t.nodes {
+			n.clearGate(gateEjected)
+			n.ejections.Store(0)
+		}
+		f.ejected.Store(0)
+		ejected = 0
+	}
+	f.panicking.Store(float64(int32(len(t.nodes))-ejected) < p.Panic*float64(len(t.nodes)) || failing > p.PanicErrors)
 	typical := 1.
 	if ncaps > 0 {
 		typical = math.Exp(caps / ncaps)
@@ -313,21 +339,26 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 		// One more success than was seen, so that what is long ago weighs nothing.
 		excess = max(0, bad/(good+bad+1)-fleetRate)
 	}
-	n.penalty.set(excess*p.ErrorPenalty + max(0, n.penalty.get()-excess*p.ErrorPenalty)*0.5)
+	penalty := excess*p.ErrorPenalty + max(0, n.penalty.get()-excess*p.ErrorPenalty)*0.5
+	if penalty < 0.1 {
+		penalty = 0 // or what is left of one would decide for long between nodes that are alike otherwise
+	}
+	n.penalty.set(penalty)
 
 	if !n.gated(gateEjected) {
 		switch {
-		case p.SuccessRateMargin > 0 && good+bad >= p.SuccessRateVolume && excess > p.SuccessRateMargin,
+		case p.SuccessRateMargin > 0 && good+bad >= p.SuccessRateVolume && excess > p.SuccessRateMargin &&
+			excess*excess*(good+bad) > 16*fleetRate*(1-fleetRate), // four standard errors: where all fail now and then, some fail more often by chance
 			p.LatencyFactor > 0 && len(t.nodes) > 2 && k >= 8 && slow >= p.LatencyFactor:
 			t.fleet.eject(now, n)
 		case bad == 0 && n.ejections.Load() > 0 && now-n.ejectedUntil.get() > 4*p.EjectMax:
 			n.ejections.Store(0)
 		}
 	}
-	if slow > 1.25 && n.inflight.Load() == 0 && now-n.learnt.get() > p.Relearn && t.fleet.looks >= 1 && !n.gated(gateSuspect) {
+	if slow > 1.25 && n.inflight.Load() == 0 && t.fleet.looks >= 1 && !n.gated(gateSuspect) && n.worthALook(now) {
 		t.fleet.looks--
 		n.setGate(gateSuspect)
-	} else if n.gated(gateSuspect) && !n.failing.Load() && n.penalty.get() < 0.5 {
+	} else if n.gated(gateSuspect) && !n.failing.Load() && penalty == 0 {
 		n.clearGate(gateSuspect)
 	}
 	if n.gated(gateWarmup) && n.Age(now) >= p.Warmup {
@@ -340,6 +371,35 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 		n.setGate(gateHung)
 	}
 }
+
+// worthALook says whether a call should go to n, which seems slow, to see whether it still is: nobody has looked for long,
+// or who looked came back much sooner than expected. After a few such calls they alone are believed, if by chance they
+// would hardly differ so much (two standard errors).
+func (n *Node) worthALook(now time.Duration) bool {
+	calls, fresh, was := n.freshCalls.get(), n.fresh.get(), n.service.get()
+	long := now-n.learnt.get() > n.fleet.par().Relearn
+	if long || calls >= freshMost {
+		n.freshCalls.set(0)
+		n.fresh.set(0)
+		return long
+	}
+	if calls == 0 || fresh > was*freshFaster {
+		return false
+	}
+	if d := math.Log(was / fresh); calls >= freshLeast && d*d*calls > 4*n.fleet.variation.get() {
+		n.service.set(fresh)
+		n.samples.set(calls)
+		return false
+	}
+	return true
+}
+
+// Calls that went to see whether a slow node still is: from freshLeast on they may be believed, after freshMost they begin
+// anew, and as long as they take less than freshFaster of what was expected another may follow at once.
+const (
+	freshLeast, freshMost = 4, 16
+	freshFaster           = 0.7
+)
 
 // believe shrinks the logarithm d of how much slower a node seems, from k calls, towards 0 by how uncertain it is, and
 // returns the factor. Little deviations are mostly chance and would only make all proxies prefer the same node; large ones

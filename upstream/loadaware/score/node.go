@@ -56,6 +56,8 @@ type Node struct {
 	square  number  // mean of the squares
 	samples number  // how many calls are behind them, decaying
 	learnt  instant // when they were last folded with something new
+	// Mean and number of the calls since somebody last went to see whether the node is still slow.
+	fresh, freshCalls number
 	// Time per call as seen, for the policy that goes by it: peak EWMA in nanoseconds, by whoever holds learning.
 	learning atomic.Bool
 	latency  number
@@ -126,6 +128,8 @@ func (n *Node) Start(now time.Duration) {
 	n.samples.set(0)
 	n.service.set(0)
 	n.square.set(0)
+	n.fresh.set(0)
+	n.freshCalls.set(0)
 	n.latency.set(0)
 	n.good.set(0)
 	n.bad.set(0)
@@ -312,6 +316,9 @@ func (n *Node) fold(now time.Duration) (answered float64) {
 	k = max(c, min(k+c, par.Samples))
 	n.learnt.set(now)
 	n.samples.set(min(k, par.Samples))
+	fc := n.freshCalls.get() + c
+	n.freshCalls.set(fc)
+	n.fresh.set(n.fresh.get() + (mean-n.fresh.get())*c/fc)
 	a := c / k
 	n.service.set(n.service.get()*(1-a) + mean*a)
 	n.square.set(n.square.get()*(1-a) + sq*a)

@@ -3,6 +3,7 @@ package score_test
 import (
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 	"time"
 
@@ -259,6 +260,49 @@ func TestSlowNodeIsAvoided(t *testing.T) {
 		if got := b.shares(5000, at)[0]; got > 0.1/float64(n) {
 			t.Errorf("of %d nodes, the ten times slower got %.4f of the calls, want at most a tenth of fair", n, got)
 		}
+	}
+}
+
+// Calls that go to see whether a slow node still is follow each other while they come back soon.
+func TestNodeThatBecameFastGetsItsShare(t *testing.T) {
+	for _, n := range []int{3, 10, 40} {
+		b := newBench(t, score.Adaptive, n, nil)
+		slow := 10 * ms
+		at := func(i int) (time.Duration, score.Outcome) {
+			if i == 0 {
+				return slow, score.Answered
+			}
+			return ms, score.Answered
+		}
+		b.shares(10000, at)
+		slow = ms
+		b.shares(4000, at) // 4 s, of which 3 may pass before anybody looks
+		if got := b.shares(2000, at)[0]; got < 0.7/float64(n) {
+			t.Errorf("of %d nodes, the one that became fast 4 s ago got %.4f of the calls, want at least 0.7 of fair", n, got)
+		}
+	}
+}
+
+// Where all nodes fail alike none is to be blamed, though chance has it that some fail several times in a row.
+func TestFleetThatFailsKeepsAllNodes(t *testing.T) {
+	b := newBench(t, score.Adaptive, 10, nil)
+	b.shares(3000, ok)
+	rnd := score.Rand{State: 3}
+	half := func(int) (time.Duration, score.Outcome) {
+		if rnd.Float64() < 0.5 {
+			return ms, score.Failed
+		}
+		return ms, score.Answered
+	}
+	b.shares(2000, half)
+	for i, got := range b.shares(5000, half) {
+		if got < 0.04 || got > 0.25 {
+			t.Errorf("node %d got %.3f of the calls of a fleet that fails half of them, want about a tenth", i, got)
+		}
+	}
+	b.shares(4000, ok)
+	if got := slices.Min(b.shares(3000, ok)); got < 0.06 {
+		t.Errorf("4 s after the failures, a node got %.3f of the calls, want about a tenth", got)
 	}
 }
 

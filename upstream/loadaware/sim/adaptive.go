@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,12 @@ type policy interface {
 // Policies are the names that Run knows, the adaptive one first, the oracle last.
 func Policies() []string {
 	return []string{"adaptive", "random", "round_robin", "wrr", "least_request", "least_request_distinct", "peak_ewma", "linkerd", "prequal", "prequal_060", "c3", "kratos", "netflix", "oracle"}
+}
+
+// scoredPolicy says whether a policy is of package score.
+func scoredPolicy(name string) bool {
+	name, _, _ = strings.Cut(name, ":")
+	return slices.Contains([]string{"adaptive", "bounded_hash", "ring_hash", "wrr"}, name)
 }
 
 // newPolicy makes proxy k's policy. A name "adaptive:Param=value,…" changes parameters, for tuning.

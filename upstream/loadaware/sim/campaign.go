@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"crypto/sha256"
+	_ "embed"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -10,6 +11,16 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+)
+
+// What runs under the policies of the literature depend on, but for a few types of package score.
+var (
+	//go:embed engine.go
+	engineGo string
+	//go:embed baselines.go
+	baselinesGo string
+	//go:embed cell.go
+	cellGo string
 )
 
 // Campaign is a choice of scenarios to run.
@@ -25,7 +36,8 @@ type Campaign struct {
 	// Workers is how many runs go on at a time.
 	Workers int
 	// Cache is a directory for the results of single runs, so that a campaign can be resumed; "" for none. Build names the
-	// code that made them: results of other code are not taken.
+	// code that made them: results of other code are not taken. Those of policies that are not of package score outlive it
+	// as long as the simulator itself stays the same.
 	Cache, Build string
 	// Progress is told after each run. It may be nil.
 	Progress func(done, all int, what string)
@@ -121,7 +133,12 @@ func (c Campaign) one(cell Cell, policy string, seed uint64) (Summary, error) {
 	if c.Cache == "" {
 		return One(cell, policy, seed)
 	}
-	key, err := json.Marshal([]any{c.Build, cell, policy, seed})
+	// Work on the balancer's arithmetic leaves the results of the others valid.
+	code := c.Build
+	if !scoredPolicy(policy) {
+		code = engineGo + baselinesGo + cellGo
+	}
+	key, err := json.Marshal([]any{code, cell, policy, seed})
 	if err != nil {
 		return Summary{}, err
 	}

@@ -18,6 +18,9 @@ type Summary struct {
 	HealedShare    float64
 	Repeats        int
 	Attempts       float64 // per request
+	StormAttempts  float64 // the same during the first event
+	BeforeP99      float64 // ms, of the requests before the first event
+	AfterP99       float64 // ms, of those from five to fifteen seconds after its end; errors count as infinite
 	Probes         float64 // per request
 	Imbalance      float64 // greatest picks of a server over the mean
 	Oscillation    float64 // autocorrelation of a server's share per second, greatest of lags 1 to 10
@@ -38,6 +41,14 @@ func Summarize(r Result, c Cell, seed uint64) Summary {
 	}
 	slices.Sort(r.Latencies)
 	s.P50, s.P99, s.P999 = q(r.Latencies, r.Errors, 0.5), q(r.Latencies, r.Errors, 0.99), q(r.Latencies, r.Errors, 0.999)
+	if len(r.Before) > 0 && len(r.After) > 0 {
+		slices.Sort(r.Before)
+		slices.Sort(r.After)
+		s.BeforeP99, s.AfterP99 = q(r.Before, 0, 0.99), q(r.After, r.AfterErrors, 0.99)
+	}
+	if r.StormRequests > 0 {
+		s.StormAttempts = float64(r.StormAttempts) / float64(r.StormRequests)
+	}
 	if len(r.Cheap) > 0 {
 		slices.Sort(r.Cheap)
 		s.CheapP99 = q(r.Cheap, 0, 0.99)

@@ -29,6 +29,7 @@ const (
 	evProbed                   // its answer
 	evChange                   // Cell.Events[a] begins (b=1) or ends (b=0)
 	evOOB                      // all servers report out of band
+	evHedge                    // request a gets a second attempt, unless it has ended
 )
 
 // queue is a 4-ary heap of events.
@@ -85,6 +86,7 @@ type request struct {
 	need                   time.Duration // of service
 	load                   float64       // the policy's own, from its begin
 	proxy, node            int32
+	twin                   int32  // the other attempt of a hedged request, -1 if there is none
 	life                   uint32 // a timeout of an earlier request is ignored
 	gen                    uint32 // an answer of an earlier attempt or after the timeout is ignored
 	attempts               uint8
@@ -146,7 +148,8 @@ type World struct {
 	due     []timeout
 	dueHead int
 	end     time.Duration
-	budget  float64
+	retries *score.Budget // of all proxies together
+	hedges  *score.Budget
 	res     Result
 	zoneCum []float64
 	scratch fullReport
@@ -170,8 +173,14 @@ type Result struct {
 	// BadShare is the part of picks that went to the servers of the first event, from a second after it began to its end,
 	// relative to their fair share; BadErrors the part of requests of that time that failed.
 	BadPicks, BadAll, BadErrors int
-	// Healed counts the same in the last tenth of the run.
+	// Healed counts the same from five to fifteen seconds after the first event's end.
 	HealedPicks, HealedAll int
+	// Before and After are the latencies in ms of requests that came before the first event, and from five to fifteen seconds
+	// after its end; AfterErrors of these failed.
+	Before, After []float32
+	AfterErrors   int
+	// StormRequests came during the first event, StormAttempts were made then.
+	StormRequests, StormAttempts int
 	// Repeats are requests sent to a frozen server while another was in flight there, from a second after it froze.
 	Repeats int
 	// PerNode counts picks.
@@ -182,7 +191,7 @@ type Result struct {
 
 // Run runs a cell under a policy.
 func Run(c Cell, name string, seed uint64) (Result, error) {
-	w := &World{cell: c, rnd: rand.New(rand.NewPCG(seed, 1)), choice: score.Rand{State: seed * 7919}}
+	w := &World{cell: c, rnd: rand.New(rand.NewPCG(seed, 1)), choice: score.Rand{State: seed * 7919}, retries: score.NewBudget(0.2), hedges: score.NewBudget(0.02)}
 	w.servers = make([]server, c.Nodes)
 	w.present = make([]bool, c.Nodes)
 	w.nominal = make([]int, c.Nodes)
@@ -317,6 +326,10 @@ func (w *World) run() {
 			w.proxies[e.a].probed(w.now, int(e.b), w.full(int(e.b), w.report(int(e.b))))
 		case evChange:
 			w.change(&w.cell.Events[e.a], e.b == 1, e.a)
+		case evHedge:
+			if r := &w.reqs[e.a]; r.gen == e.gen && !r.over && w.hedges.Take(w.now) {
+				w.hedge(e.a)
+			}
 		case evOOB:
 			for i := range w.servers {
 				if s := &w.servers[i]; s.gone || s.frozen {
@@ -356,17 +369,10 @@ func (w *World) arrive() {
 		return
 	}
 	w.q.push(event{at: w.gap(), kind: evArrival})
-	var id int32
-	if n := len(w.free); n > 0 {
-		id = w.free[n-1]
-		w.free = w.free[:n-1]
-	} else {
-		id = int32(len(w.reqs))
-		w.reqs = append(w.reqs, request{})
-	}
+	id := w.entry()
 	r := &w.reqs[id]
 	life := r.life + 1
-	*r = request{arrived: w.now, gen: r.gen + 1, life: life, measured: w.now >= w.cell.Warmup, node: -1, tried: [3]int32{-1, -1, -1}}
+	*r = request{arrived: w.now, gen: r.gen + 1, life: life, measured: w.now >= w.cell.Warmup, node: -1, twin: -1, tried: [3]int32{-1, -1, -1}}
 	r.need, r.cheap = w.draw()
 	pr := w.rnd.IntN(w.cell.Proxies)
 	if w.zoneCum != nil {
@@ -385,12 +391,41 @@ func (w *World) arrive() {
 	if w.cell.HotKey > 0 && w.rnd.Float64() < w.cell.HotKey {
 		r.key = 12345
 	}
-	w.budget = min(w.budget+0.2, 100)
+	w.retries.Call(w.now)
+	w.hedges.Call(w.now)
 	if r.measured {
 		w.res.Requests++
+		if w.during(w.now, 0) {
+			w.res.StormRequests++
+		}
 	}
 	w.due = append(w.due, timeout{at: w.now + w.cell.Timeout, req: id, life: life})
 	w.send(id)
+	if w.cell.Hedge > 0 {
+		w.q.push(event{at: w.now + w.cell.Hedge, kind: evHedge, a: id, gen: r.gen})
+	}
+}
+
+// hedge makes a second attempt beside request id's first.
+func (w *World) hedge(id int32) {
+	twin := w.entry()
+	r, t := &w.reqs[id], &w.reqs[twin]
+	life, gen := t.life, t.gen
+	*t = *r
+	t.life, t.gen, t.twin = life+1, gen+1, id
+	r.twin = twin
+	w.send(twin)
+}
+
+// entry finds room for a request.
+func (w *World) entry() int32 {
+	if n := len(w.free); n > 0 {
+		id := w.free[n-1]
+		w.free = w.free[:n-1]
+		return id
+	}
+	w.reqs = append(w.reqs, request{})
+	return int32(len(w.reqs) - 1)
 }
 
 func (w *World) send(id int32) {
@@ -436,7 +471,10 @@ func (w *World) count(i int) {
 	}
 	e := &w.cell.Events[0]
 	hit := i >= e.First && i < e.First+e.Count
-	if w.during(w.now) {
+	if w.during(w.now, 0) {
+		w.res.StormAttempts++
+	}
+	if w.during(w.now, time.Second) {
 		w.res.BadAll++
 		if hit {
 			w.res.BadPicks++
@@ -445,7 +483,7 @@ func (w *World) count(i int) {
 			}
 		}
 	}
-	if w.now > w.end-(w.end-w.cell.Warmup)/10 {
+	if w.healed(w.now) {
 		w.res.HealedAll++
 		if hit {
 			w.res.HealedPicks++
@@ -453,15 +491,33 @@ func (w *World) count(i int) {
 	}
 }
 
-// during says whether at is at least a second into the first event.
-func (w *World) during(at time.Duration) bool {
+// during says whether at is at least after into the first event, and before its end.
+func (w *World) during(at, after time.Duration) bool {
 	if len(w.cell.Events) == 0 {
 		return false
 	}
 	e := &w.cell.Events[0]
 	at -= w.cell.Warmup
-	return at >= e.From+time.Second && (e.To == 0 || at < e.To)
+	return at >= e.From+after && (e.To == 0 || at < e.To)
 }
+
+// healed says whether at is from five to fifteen seconds after the first event's end: for new servers and cold ones, when
+// they have warmed up.
+func (w *World) healed(at time.Duration) bool {
+	if len(w.cell.Events) == 0 {
+		return false
+	}
+	e := &w.cell.Events[0]
+	end := e.To
+	if e.Kind == "add" || e.Kind == "cold" {
+		end = e.From + warmedUp
+	}
+	at -= w.cell.Warmup + end
+	return end > 0 && at >= 5*time.Second && at < 15*time.Second
+}
+
+// warmedUp is the age at which a cold server is warm however few requests it has had.
+const warmedUp = 90 * time.Second
 
 func (w *World) reach(id int32, gen uint32) {
 	r := &w.reqs[id]
@@ -587,8 +643,7 @@ func (w *World) finish(id int32, o score.Outcome, timedOut bool) {
 		}
 	}
 	w.proxies[r.proxy].done(w.now, r, o, rep, full)
-	if o == score.Failed && w.cell.Retry && r.attempts < 3 && w.budget >= 1 {
-		w.budget--
+	if o == score.Failed && w.cell.Retry && r.attempts < 3 && w.retries.Take(w.now) {
 		r.gen++
 		w.send(id)
 		return
@@ -600,14 +655,33 @@ func (w *World) finish(id int32, o score.Outcome, timedOut bool) {
 			if r.cheap && w.cell.Service == "bimodal" {
 				w.res.Cheap = append(w.res.Cheap, ms)
 			}
+			switch {
+			case w.healed(r.arrived):
+				w.res.After = append(w.res.After, ms)
+			case len(w.cell.Events) > 0 && r.arrived < w.cell.Warmup+w.cell.Events[0].From:
+				w.res.Before = append(w.res.Before, ms)
+			}
 		} else {
 			w.res.Errors++
-			if w.during(r.arrived) {
+			if w.during(r.arrived, time.Second) {
 				w.res.BadErrors++
+			}
+			if w.healed(r.arrived) {
+				w.res.AfterErrors++
 			}
 		}
 	}
 	r.over = true
+	if r.twin >= 0 {
+		t := &w.reqs[r.twin]
+		if !t.over {
+			// The other attempt is cancelled. Its server goes on with what it has begun.
+			t.over = true
+			w.live[t.node]--
+			w.proxies[t.proxy].done(w.now, t, score.Cut, score.NoReport(), nil)
+		}
+		r.twin, t.twin = -1, -1
+	}
 	if !timedOut || w.servers[r.node].gone {
 		w.release(id)
 	}
@@ -714,7 +788,7 @@ func (w *World) change(e *Event, begin bool, index int32) {
 			return
 		case "cold":
 			if begin {
-				s.coldLeft, s.coldFrom, s.coldUntil = 500, e.Factor, w.now+90*time.Second
+				s.coldLeft, s.coldFrom, s.coldUntil = 500, e.Factor, w.now+warmedUp
 				s.booted = w.now
 			}
 		case "add":
@@ -722,7 +796,7 @@ func (w *World) change(e *Event, begin bool, index int32) {
 			if begin {
 				s.booted = w.now
 				if e.Factor > 1 {
-					s.coldLeft, s.coldFrom, s.coldUntil = 500, e.Factor, w.now+90*time.Second
+					s.coldLeft, s.coldFrom, s.coldUntil = 500, e.Factor, w.now+warmedUp
 				}
 			}
 		case "drain":

@@ -44,7 +44,10 @@ type Cell struct {
 	Reports string        `yaml:"reports"`
 	OOB     time.Duration `yaml:"oob"`
 	// Retry repeats UNAVAILABLE on another server, within a budget of a fifth of the requests.
-	Retry  bool          `yaml:"retry"`
+	Retry bool `yaml:"retry"`
+	// Hedge is the delay after which a request that has no answer is sent to a second server too, as long as that adds no
+	// more than 2 % to the requests; 0 for not at all.
+	Hedge  time.Duration `yaml:"hedge"`
 	Zones  int           `yaml:"zones"`
 	Hot    float64       `yaml:"hot"` // load of the first zone; the others have Load
 	Cross  time.Duration `yaml:"cross"`
@@ -114,6 +117,7 @@ func (c Cell) over(b Cell) Cell {
 	or(&c.Reports, b.Reports, "trailer")
 	or(&c.OOB, b.OOB)
 	or(&c.Retry, b.Retry)
+	or(&c.Hedge, b.Hedge)
 	or(&c.Zones, b.Zones, 1)
 	or(&c.Hot, b.Hot)
 	or(&c.Cross, b.Cross)

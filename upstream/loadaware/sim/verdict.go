@@ -70,15 +70,16 @@ func Verdicts(all []ScenarioResult) []Verdict {
 				if r.median("prequal", errs) == 0 {
 					add("no errors where Prequal has none", of(errs) == 0, "%.4f", of(errs))
 				}
-			case "S5":
-				if r.Cell.Events[0].Kind == "add" {
-					add("full share in the end", of(healed) > 0.9, "%.2f of fair", of(healed))
-				}
+			case "S5", "S10":
+				add("full share 5 s after they are warm", of(healed) >= 0.9, "%.2f of fair", of(healed))
 			case "S6":
 				add("≤ 1 % errors a second after the fault", of(late) <= 0.01, "%.4f", of(late))
-				add("full share after healing", of(healed) >= 0.9, "%.2f of fair", of(healed))
+				add("full share 5 s after healing", of(healed) >= 0.9, "%.2f of fair", of(healed))
 			case "S7":
 				add("slow server's share ≤ 1/10 of fair", of(share) <= 0.1, "%.3f", of(share))
+				if r.Cell.Events[0].To > 0 {
+					add("full share 5 s after healing", of(healed) >= 0.9, "%.2f of fair", of(healed))
+				}
 			case "S8":
 				if r.Cell.Events[0].Kind == "kill" {
 					add("no client errors", of(errs) == 0, "%.5f", of(errs))
@@ -94,9 +95,18 @@ func Verdicts(all []ScenarioResult) []Verdict {
 			case "S13":
 				one := s.Results[0].tail("adaptive")
 				add("p99 ≤ 1.25× that of one proxy", r.tail("adaptive") <= 1.25*one, "%.3f×", r.tail("adaptive")/one)
+			case "S14":
+				if r.Cell.Hedge > 0 {
+					bare := s.Results[0].tail("adaptive") // the same cell without
+					att := of(func(s Summary) float64 { return s.Attempts })
+					add("hedging lowers p99", r.tail("adaptive") < bare, "%.1f ms against %.1f", r.tail("adaptive"), bare)
+					add("≤ 2 % extra calls", att <= 1.02, "%.3f attempts per request", att)
+				}
 			case "S15":
-				att := of(func(s Summary) float64 { return s.Attempts })
-				add("attempts ≤ 1.2 per request", att <= 1.2, "%.3f", att)
+				att := of(func(s Summary) float64 { return s.StormAttempts })
+				add("attempts ≤ 1.2 per request in the storm", att <= 1.2, "%.3f", att)
+				before, after := of(func(s Summary) float64 { return s.BeforeP99 }), of(func(s Summary) float64 { return s.AfterP99 })
+				add("p99 5 s after the storm as before, ± 10 %", after <= 1.1*before, "%.0f ms against %.0f", after, before)
 			case "S16":
 				rep := of(func(s Summary) float64 { return float64(s.Repeats) })
 				add("no second request to a frozen server", rep == 0, "%.0f", rep)

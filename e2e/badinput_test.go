@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -306,6 +307,7 @@ func TestBadFiles(t *testing.T) {
 		return path
 	}
 	good := write("good.binpb", string(bank.DescriptorSet()))
+	rest := "descriptors: [{file: " + good + "}]\nclusters: {a: {target: \"a:1\"}}\n"
 	for _, tc := range []struct {
 		name string
 		args []string
@@ -329,6 +331,11 @@ func TestBadFiles(t *testing.T) {
 		{"config bad duration", []string{"--config", write("c.yaml", "listeners:\n  - address: \":0\"\nclusters: {a: {target: \"a:1\"}}\ndrain:\n  timeout: soon\n")}, 1, "c.yaml:5:"},
 		{"config unknown cluster", []string{"--config", write("d.yaml", "listeners:\n  - address: \":0\"\ndescriptors:\n  - file: "+good+"\nclusters: {a: {target: \"a:1\"}}\npolicies:\n  - selector: \"*\"\n    cluster: b\n")}, 1, "d.yaml:8:"},
 		{"config dead selector", []string{"--config", write("e.yaml", "listeners:\n  - address: \":0\"\ndescriptors:\n  - file: "+good+"\nclusters: {a: {target: \"a:1\"}}\npolicies:\n  - selector: bank.v1.Acounts.*\n    timeout: 1s\n")}, 1, "bank.v1.Accounts"},
+		{"config address", []string{"--config", write("g.yaml", "listeners:\n  - {address: \"127.0.0.1:99999\"}\n"+rest)}, 1, "g.yaml:2:15:"},
+		{"config no port", []string{"--config", write("h.yaml", "listeners:\n  - {address: nonsense}\n"+rest)}, 1, "h.yaml:2:15:"},
+		{"config address twice", []string{"--config", write("i.yaml", "listeners:\n  - {address: \"127.0.0.1:1\"}\n  - {address: \"127.0.0.1:1\"}\n"+rest)}, 1, "i.yaml:3:15:"},
+		{"config admin open to all", []string{"--config", write("j.yaml", "listeners:\n  - {address: \":0\"}\nadmin: {address: \"0.0.0.0:1\"}\n"+rest)}, 1, "j.yaml:3:18:"},
+		{"config admin without its token", []string{"--config", write("k.yaml", "listeners:\n  - {address: \":0\"}\nadmin: {address: \":1\", token_file: /nowhere}\n"+rest)}, 1, "k.yaml:3:36:"},
 		{"config two of one rank", []string{"--config", write("f.yaml", "listeners:\n  - address: \":0\"\ndescriptors:\n  - file: "+good+"\nclusters: {a: {target: \"a:1\"}}\npolicies:\n  - {selector: bank.v1.*, timeout: 1s}\n  - {selector: bank.v1.*, timeout: 2s}\n")}, 1, "timeout"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -340,6 +347,13 @@ func TestBadFiles(t *testing.T) {
 			_ = cmd.Run()
 			if code := cmd.ProcessState.ExitCode(); code != tc.code || !strings.Contains(stderr.String(), tc.want) {
 				t.Errorf("exit code %d, want %d; said %q, want %q in it", code, tc.code, stderr.String(), tc.want)
+			}
+			if !slices.Contains(tc.args, "--config") {
+				return
+			}
+			said, _ := exec.CommandContext(ctx, process.Program(t), append([]string{"check"}, tc.args...)...).CombinedOutput()
+			if !strings.Contains(string(said), tc.want) {
+				t.Errorf("check said %q, want %q in it", said, tc.want)
 			}
 		})
 	}

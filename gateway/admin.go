@@ -187,6 +187,23 @@ func isLoopback(host string) bool {
 	return err == nil && a.IsLoopback()
 }
 
+// adminToken reads the token that requests must show, "" if they need none.
+func adminToken(cfg *configv1.Admin) (string, error) {
+	path := cfg.GetTokenFile()
+	if path == "" {
+		return "", nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	token := strings.TrimSpace(string(b))
+	if token == "" {
+		return "", fmt.Errorf("%s is empty", path)
+	}
+	return token, nil
+}
+
 // adminHandler is everything that the admin listener serves.
 func (g *Gateway) adminHandler(cfg *configv1.Admin) (http.Handler, error) {
 	front, err := g.adminFront()
@@ -204,15 +221,11 @@ func (g *Gateway) adminHandler(cfg *configv1.Admin) (http.Handler, error) {
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
 	var guarded http.Handler = mux
-	if path := cfg.GetTokenFile(); path != "" {
-		b, err := os.ReadFile(path)
-		token := strings.TrimSpace(string(b))
-		if err == nil && token == "" {
-			err = fmt.Errorf("%s is empty", path)
-		}
-		if err != nil {
-			return nil, &Fault{"admin.token_file", err.Error()}
-		}
+	token, err := adminToken(cfg)
+	if err != nil {
+		return nil, &Fault{"admin.token_file", err.Error()}
+	}
+	if token != "" {
 		guarded = needToken(token, guarded)
 	}
 	guarded = sameSite(cfg, guarded)

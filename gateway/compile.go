@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -85,9 +86,18 @@ func corsOf(l *configv1.Listener) (*listeners.CORS, error) {
 	return listeners.NewCORS(cc)
 }
 
-// checkListeners finds the faults of the listeners' settings that show without binding a socket.
+// checkListeners finds the faults of the listeners' settings, the admin listener's too, that show without binding a socket.
 func (b *builder) checkListeners() {
+	first := map[string]int{}
 	for i, l := range b.cfg.GetListeners() {
+		if err := checkAddress(b.ctx, l.GetAddress()); err != nil {
+			b.faultOf(fmt.Sprintf("listeners[%d].address", i), err)
+		} else if _, port, _ := net.SplitHostPort(l.GetAddress()); port != "0" {
+			if other, ok := first[l.GetAddress()]; ok {
+				b.fault(fmt.Sprintf("listeners[%d].address", i), "%s is the address of listeners[%d] already", l.GetAddress(), other)
+			}
+			first[l.GetAddress()] = i
+		}
 		if _, err := corsOf(l); err != nil {
 			b.faultOf(fmt.Sprintf("listeners[%d].cors", i), err)
 		}
@@ -100,6 +110,26 @@ func (b *builder) checkListeners() {
 		}
 		b.tls = append(b.tls, tc)
 	}
+	if a := b.cfg.GetAdmin(); a != nil {
+		if err := allowedAdmin(a); err != nil {
+			b.faultOf("admin.address", err)
+		}
+		if _, err := adminToken(a); err != nil {
+			b.faultOf("admin.token_file", err)
+		}
+	}
+}
+
+// checkAddress says what is wrong with an address to listen on, apart from whether it is this machine's and free.
+func checkAddress(ctx context.Context, address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = net.DefaultResolver.LookupPort(ctx, "tcp", port)
+	}
+	if err != nil {
+		return fmt.Errorf("want host:port: %w", err)
+	}
+	return nil
 }
 
 // listenerConfig turns a listener's configuration into what package listeners takes.

@@ -146,6 +146,9 @@ func appendFloat32(dst []byte, f float32) []byte {
 	} else if b >= 0xff<<23 {
 		return appendNonFinite(dst, b != 0xff<<23)
 	}
+	if b == 115<<23 { // 2^-12 lies half-way between two shortest decimals. protojson has which of them strconv takes
+		return strconv.AppendFloat(dst, float64(f), 'f', -1, 32)
+	}
 	exp := int(b >> 23)
 	m := uint64(b & (1<<23 - 1))
 	if exp == 0 {

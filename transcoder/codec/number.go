@@ -91,17 +91,24 @@ func value8(w uint64) uint64 {
 	return ((w&0xff000000ff)*(100+1000000<<32) + (w>>16&0xff000000ff)*(1+10000<<32)) >> 32
 }
 
-// digitRun returns how many of the eight bytes of w, from the lowest on, are digits, and the number they write.
-func digitRun(w uint64) (n int, v uint64) {
-	t := w ^ ascii0 // digits become 0 to 9
-	m := (t + 0x7676767676767676 | t) & each80
-	if m == 0 {
-		return 8, value8(w)
-	}
-	z := uint(bits.TrailingZeros64(m)) &^ 7
+// digitSpan looks for the end of the digits at the start of w, the first in its lowest byte. It returns w with digits as 0
+// to 9, for spanValue, and how many bits the digits take, 64 when all bytes are digits.
+func digitSpan(w uint64) (t uint64, z uint) {
+	t = w ^ ascii0
+	return t, uint(bits.TrailingZeros64((t+0x7676767676767676|t)&each80)) &^ 7
+}
+
+// spanValue returns the number that the digits of digitSpan write.
+func spanValue(t uint64, z uint) uint64 {
 	t <<= 64 - z // leading zeros; nothing is left of no digits, as shifts by 64 give 0
 	t = t*10 + t>>8
-	return int(z >> 3), ((t&0xff000000ff)*(100+1000000<<32) + (t>>16&0xff000000ff)*(1+10000<<32)) >> 32
+	return ((t&0xff000000ff)*(100+1000000<<32) + (t>>16&0xff000000ff)*(1+10000<<32)) >> 32
+}
+
+// digitRun returns how many of the eight bytes of w, from the lowest on, are digits, and the number they write.
+func digitRun(w uint64) (n int, v uint64) {
+	t, z := digitSpan(w)
+	return int(z >> 3), spanValue(t, z)
 }
 
 // tens holds the powers of ten of a digit run.
@@ -147,60 +154,30 @@ func scanNumber(in []byte, i int, n *decimal) int {
 	}
 	start := i
 	var d uint64
-	used := 0            // digits of d
-	exp := 0             // of the last digit of d
-	frac := -1           // where the digits behind the point begin
-	if i+17 <= len(in) { // most numbers have up to seven digits before the point
-		k, v := digitRun(binary.LittleEndian.Uint64(in[i:]))
-		if k == 0 || in[i] == '0' && k > 1 {
-			return -1
+	used := 0  // digits of d
+	exp := 0   // of the last digit of d
+	frac := -1 // where the digits behind the point begin
+	d, used, i = digitsAt(in, i, 0, 0)
+	for i < len(in) && in[i]-'0' < 10 {
+		n.long = n.long || used >= 19
+		if used < 19 {
+			d = d*10 + uint64(in[i]-'0')
+			used++
 		}
-		if k < 8 {
-			switch c := in[i+k]; {
-			case c == '.':
-				i += k + 1
-				kf, f := digitRun(binary.LittleEndian.Uint64(in[i:]))
-				if kf == 8 {
-					frac, d = i, v*1e8+f
-					i += 8
-					if used = k + 8; v == 0 {
-						used = digitCount(uint32(f))
-					}
-				} else if kf > 0 && in[i+kf]|0x20 != 'e' {
-					n.digits, n.exp = v*tens[kf]+f, -kf
-					return i + kf
-				} else {
-					i = start
-				}
-			case c|0x20 != 'e':
-				n.digits, n.whole = v, true
-				return i + k
-			}
-		}
+		i++
 	}
-	if frac < 0 {
-		d, used, i = digitsAt(in, i, 0, 0)
-		for i < len(in) && in[i]-'0' < 10 {
-			n.long = n.long || used >= 19
-			if used < 19 {
-				d = d*10 + uint64(in[i]-'0')
-				used++
-			}
-			i++
-		}
-		count := i - start
-		if count == 0 || in[start] == '0' && count > 1 {
-			return -1
-		}
-		if d == 0 || n.long {
-			exp = count - max(used, 1)
-		}
-		n.whole = true
-		if i < len(in) && in[i] == '.' {
-			n.whole = false
-			i++
-			frac = i
-		}
+	count := i - start
+	if count == 0 || in[start] == '0' && count > 1 {
+		return -1
+	}
+	if d == 0 || n.long {
+		exp = count - max(used, 1)
+	}
+	n.whole = true
+	if i < len(in) && in[i] == '.' {
+		n.whole = false
+		i++
+		frac = i
 	}
 	if frac >= 0 {
 		if !n.long {

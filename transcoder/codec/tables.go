@@ -91,13 +91,16 @@ type field struct {
 	null     bool // JSON null is a value: google.protobuf.Value and NullValue
 	packed   bool // written packed
 	utf8     bool // parsers refuse text that is not UTF-8
+	zigzag   bool
+	integral bool // an integer, but no enum
 	tagLen   uint8
 	oneof    uint16 // 1 + index among the message's oneofs of two and more, 0 for none
 	others   []int  // the indices of the other members of the oneof
 	wire     protowire.Type
-	idx      int32  // index in message.fields
-	tag      uint32 // of one value; a packed list has wire type 2 instead
-	tagBytes uint64 // the encoded tag as written (packed where packed), first byte lowest
+	idx      int32     // index in message.fields
+	tag      uint32    // of one value; a packed list has wire type 2 instead
+	tagBytes uint64    // the encoded tag as written (packed where packed), first byte lowest
+	most     [2]uint64 // of an integer or enum: the largest value, and the largest of a negative one without its sign
 	key      [styles]keyText
 	name     [styles]nameText
 
@@ -279,6 +282,18 @@ func (t *Types) compileField(f *field, fd protoreflect.FieldDescriptor) {
 		f.wire = protowire.VarintType
 	}
 	f.tag = uint32(protowire.EncodeTag(fd.Number(), f.wire))
+	switch f.kind {
+	case kindInt32, kindSint32, kindSfixed32, kindEnum:
+		f.most = [2]uint64{math.MaxInt32, 1 << 31}
+	case kindInt64, kindSint64, kindSfixed64:
+		f.most = [2]uint64{math.MaxInt64, 1 << 63}
+	case kindUint32, kindFixed32:
+		f.most[0] = math.MaxUint32
+	case kindUint64, kindFixed64:
+		f.most[0] = math.MaxUint64
+	}
+	f.integral = f.most[0] != 0 && f.kind != kindEnum
+	f.zigzag = f.kind == kindSint32 || f.kind == kindSint64
 	if md := fd.Message(); md != nil {
 		f.msg = t.compile(md)
 		f.null = md.FullName() == "google.protobuf.Value"

@@ -37,10 +37,18 @@ func mustEscape(w uint64) uint64 {
 // appendQuoted writes s as a JSON string and reports whether s is valid UTF-8. It escapes what protojson escapes: the
 // quote, the backslash and control characters.
 func appendQuoted(dst, s []byte) ([]byte, bool) {
-	dst = room(dst, len(s)+16)
+	dst = room(dst, len(s)+40)
 	n := len(dst)
 	out := dst[n : n+len(s)+16]
 	out[0] = '"'
+	if vectors {
+		if k, high := copyPlain(&out[1], unsafe.SliceData(s), len(s)); k == len(s) {
+			out[1+k] = '"'
+			return dst[:n+k+2], high == 0 || validUTF8(s)
+		} else if k >= 0 {
+			return appendEscaped(dst, s, k, high)
+		}
+	}
 	var high uint64
 	i := 0
 	if len(s) >= 8 {
@@ -48,7 +56,7 @@ func appendQuoted(dst, s []byte) ([]byte, bool) {
 		for ; i+16 <= len(s); i += 16 {
 			a, b := load64(from, i), load64(from, i+8)
 			if mustEscape(a)|mustEscape(b) != 0 {
-				return appendEscaped(dst, s, i, high)
+				return appendEscaped(dst, s, i, high&each80)
 			}
 			high |= a | b
 			store64(to, i, a)
@@ -57,7 +65,7 @@ func appendQuoted(dst, s []byte) ([]byte, bool) {
 		if i+8 <= len(s) {
 			w := load64(from, i)
 			if mustEscape(w) != 0 {
-				return appendEscaped(dst, s, i, high)
+				return appendEscaped(dst, s, i, high&each80)
 			}
 			high |= w
 			store64(to, i, w)
@@ -68,7 +76,7 @@ func appendQuoted(dst, s []byte) ([]byte, bool) {
 		w := tailWord(s, i)
 		// Spaces fill the word up, they are never special.
 		if mustEscape(w|0x20*each01<<((len(s)-i)*8)) != 0 {
-			return appendEscaped(dst, s, i, high)
+			return appendEscaped(dst, s, i, high&each80)
 		}
 		high |= w
 		binary.LittleEndian.PutUint64(out[1+i:], w)
@@ -77,17 +85,27 @@ func appendQuoted(dst, s []byte) ([]byte, bool) {
 	return dst[:n+len(s)+2], high&each80 == 0 || validUTF8(s)
 }
 
-// appendEscaped goes on where appendQuoted met a byte of s[i:] to escape; the quote and s[:i] are in dst's spare room.
+// appendEscaped goes on where appendQuoted met a byte of s[i:] to escape; the quote and s[:i] are in dst's spare room, and
+// high is not 0 when s[:i] has a byte with the high bit.
 func appendEscaped(dst, s []byte, i int, high uint64) ([]byte, bool) {
 	dst = dst[:len(dst)+1+i]
 	for i < len(s) {
-		if i+8 <= len(s) {
+		if vectors && s[i] >= ' ' {
+			dst = room(dst, len(s)-i+32)
+			if k, h := copyPlain(unsafe.SliceData(dst[len(dst):cap(dst)]), &s[i], len(s)-i); k >= 0 {
+				high |= h
+				dst = dst[:len(dst)+k]
+				if i += k; i == len(s) {
+					break
+				}
+			}
+		} else if i+8 <= len(s) {
 			w := binary.LittleEndian.Uint64(s[i:])
 			k := 8
 			if m := mustEscape(w); m != 0 {
 				k = bits.TrailingZeros64(m) >> 3
 			}
-			high |= w
+			high |= w & each80
 			dst = room(dst, 16)
 			n := len(dst)
 			binary.LittleEndian.PutUint64(dst[n:n+8], w)
@@ -98,7 +116,7 @@ func appendEscaped(dst, s []byte, i int, high uint64) ([]byte, bool) {
 		}
 		c := s[i]
 		i++
-		high |= uint64(c)
+		high |= uint64(c & 0x80)
 		switch {
 		case c >= ' ' && c != '"' && c != '\\':
 			dst = append(dst, c)
@@ -106,7 +124,7 @@ func appendEscaped(dst, s []byte, i int, high uint64) ([]byte, bool) {
 			dst = appendEscape(dst, c)
 		}
 	}
-	return append(dst, '"'), high&each80 == 0 || validUTF8(s)
+	return append(dst, '"'), high == 0 || validUTF8(s)
 }
 
 func appendEscape(dst []byte, c byte) []byte {
@@ -190,9 +208,28 @@ func tailWord(s []byte, i int) uint64 {
 }
 
 // scanString looks for the end of a JSON string whose first character is in[i]. It returns the index of the closing
-// quote, or -1 when there is none or a control character comes first; whether there are backslashes; and a word that has
-// a high bit set when a byte has.
+// quote, or -1 when there is none or a control character comes first; whether there are backslashes; and a word that is not
+// 0 when a byte has the high bit.
 func scanString(in []byte, i int) (end int, escaped bool, high uint64) {
+	for vectors && i < len(in) {
+		k, h := scanPlain(&in[i], len(in)-i)
+		if k < 0 {
+			break
+		}
+		high |= h
+		if i += k; i == len(in) {
+			break
+		}
+		switch in[i] {
+		case '"':
+			return i, escaped, high
+		case '\\':
+			escaped = true
+			i += 2
+		default:
+			return -1, escaped, high
+		}
+	}
 	from := unsafe.SliceData(in)
 	for i+8 <= len(in) {
 		for ; i+16 <= len(in); i += 16 {
@@ -200,7 +237,7 @@ func scanString(in []byte, i int) (end int, escaped bool, high uint64) {
 			if mustEscape(a)|mustEscape(b) != 0 {
 				break
 			}
-			high |= a | b
+			high |= (a | b) & each80
 		}
 		if i+8 > len(in) {
 			break
@@ -208,16 +245,16 @@ func scanString(in []byte, i int) (end int, escaped bool, high uint64) {
 		w := load64(from, i)
 		m := mustEscape(w)
 		if m == 0 {
-			high |= w
+			high |= w & each80
 			i += 8
 			continue
 		}
 		k := bits.TrailingZeros64(m) &^ 7
-		high |= w & (1<<k - 1)
+		high |= w & (1<<k - 1) & each80
 		i += k >> 3
 		switch in[i] {
 		case '"':
-			return i, escaped, high & each80
+			return i, escaped, high
 		case '\\':
 			escaped = true
 			i += 2
@@ -229,69 +266,97 @@ func scanString(in []byte, i int) (end int, escaped bool, high uint64) {
 		c := in[i]
 		switch {
 		case c == '"':
-			return i, escaped, high & each80
+			return i, escaped, high
 		case c == '\\':
 			escaped = true
 			i++
 		case c < ' ':
 			return -1, escaped, high
 		default:
-			high |= uint64(c)
+			high |= uint64(c & 0x80)
 		}
 		i++
 	}
 	return -1, escaped, high
 }
 
+// unescapes maps what follows a backslash to what both mean, 0 for what is no escape or \u.
+var unescapes = [256]byte{'"': '"', '\\': '\\', '/': '/', 'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t'}
+
 // appendUnescaped writes what the inside of a JSON string means. It returns nil when an escape is malformed or a surrogate
 // stands alone. s was found by scanString.
 func appendUnescaped(dst, s []byte) []byte {
-	for len(s) > 0 {
-		k := 0
-		for k < len(s) && s[k] != '\\' {
-			k++
-		}
-		dst = append(dst, s[:k]...)
-		s = s[k:]
-		if len(s) < 2 {
-			break
-		}
-		c := s[1]
-		switch c {
-		case '"', '\\', '/':
-		case 'b':
-			c = '\b'
-		case 'f':
-			c = '\f'
-		case 'n':
-			c = '\n'
-		case 'r':
-			c = '\r'
-		case 't':
-			c = '\t'
-		case 'u':
-			r := hex4(s)
-			if r < 0 {
-				return nil
-			}
-			s = s[6:]
-			if r&^0x7ff == 0xd800 { // UTF-16: a high surrogate needs its low one, a low one never comes first
-				low := hex4(s)
-				if r >= 0xdc00 || low&^0x3ff != 0xdc00 {
-					return nil
-				}
-				s = s[6:]
-				r = 0x10000 + (r-0xd800)<<10 + low - 0xdc00
-			}
-			dst = utf8.AppendRune(dst, r)
+	dst = room(dst, len(s)+8) // no escape is shorter than what it means
+	n := len(dst)
+	out := dst[n : n+len(s)+8]
+	o, i := 0, 0
+	for i+8 <= len(s) {
+		w := binary.LittleEndian.Uint64(s[i:])
+		binary.LittleEndian.PutUint64(out[o:], w)
+		m := ((w ^ 0x5c*each01) - each01) & ^(w ^ 0x5c*each01) & each80 // backslashes; marks above the lowest may be false
+		if m == 0 {
+			i += 8
+			o += 8
 			continue
-		default:
+		}
+		k := bits.TrailingZeros64(m) >> 3
+		i += k
+		o += k
+		if i+1 < len(s) {
+			if c := unescapes[s[i+1]]; c != 0 {
+				out[o] = c
+				o++
+				i += 2
+				continue
+			}
+		}
+		size, read := unescape(out[o:], s[i:])
+		if read == 0 {
 			return nil
 		}
-		dst = append(dst, c)
-		s = s[2:]
+		o += size
+		i += read
 	}
-	return dst
+	for i < len(s) {
+		if s[i] != '\\' {
+			out[o] = s[i]
+			o++
+			i++
+			continue
+		}
+		size, read := unescape(out[o:], s[i:])
+		if read == 0 {
+			return nil
+		}
+		o += size
+		i += read
+	}
+	return dst[:n+o]
+}
+
+// unescape writes what the escape at the start of s means to out. It returns the sizes of both, 0 when it is malformed.
+func unescape(out, s []byte) (size, read int) {
+	if len(s) < 2 {
+		return 0, 0
+	}
+	if c := unescapes[s[1]]; c != 0 {
+		out[0] = c
+		return 1, 2
+	}
+	r := hex4(s)
+	if r < 0 {
+		return 0, 0
+	}
+	read = 6
+	if r&^0x7ff == 0xd800 { // UTF-16: a high surrogate needs its low one, a low one never comes first
+		low := hex4(s[6:])
+		if r >= 0xdc00 || low&^0x3ff != 0xdc00 {
+			return 0, 0
+		}
+		read = 12
+		r = 0x10000 + (r-0xd800)<<10 + low - 0xdc00
+	}
+	return utf8.EncodeRune(out, r), read
 }
 
 // hex4 reads \uXXXX at the start of s, or returns -1.

@@ -3,6 +3,7 @@ package codec
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
 	"slices"
 	"strconv"
 
@@ -140,14 +141,18 @@ func (r *reader) object(dst []byte, m *message, i int, inAny bool) ([]byte, int)
 		keyAt := i
 		i++
 		var f *field
-		if next < len(m.fields) && i+16 <= len(in) {
-			// Clients write fields in order of declaration more often than not.
-			g := &m.fields[next]
-			k := &g.name[r.style]
-			if (binary.LittleEndian.Uint64(in[i:])^k.w[0])&k.mask[0]|(binary.LittleEndian.Uint64(in[i+8:])^k.w[1])&k.mask[1] == 0 &&
-				(k.n <= 16 || len(in)-i >= k.n && string(in[i+16:i+k.n]) == k.rest) {
-				f = g
-				i += k.n
+		if i+16 <= len(in) {
+			// Clients write fields in order of declaration more often than not, and leave out some.
+			a, b := binary.LittleEndian.Uint64(in[i:]), binary.LittleEndian.Uint64(in[i+8:])
+			for x := next; x < len(m.fields) && x < next+4; x++ {
+				g := &m.fields[x]
+				k := &g.name[r.style]
+				if (a^k.w[0])&k.mask[0]|(b^k.w[1])&k.mask[1] == 0 &&
+					(k.n <= 16 || len(in)-i >= k.n && string(in[i+16:i+k.n]) == k.rest) {
+					f = g
+					i += k.n
+					break
+				}
 			}
 		}
 		if f == nil {
@@ -355,19 +360,12 @@ func appendTag(dst []byte, f *field) []byte {
 func (r *reader) single(dst []byte, f *field, i int) ([]byte, int) {
 	switch f.kind {
 	case kindString:
+		if out, end := r.shortString(dst, f, i); end >= 0 {
+			return out, end
+		}
 		s, escaped, end := r.string(i)
 		if end < 0 || len(s) == 0 && f.implicit {
 			return dst, end
-		}
-		if !escaped && len(s) <= 16 && end <= len(r.in)-16 {
-			dst = room(dst, 40)
-			n := len(dst)
-			binary.LittleEndian.PutUint64(dst[n:n+8], f.tagBytes)
-			n += int(f.tagLen)
-			dst = dst[:n+17]
-			dst[n] = byte(len(s))
-			*(*[16]byte)(dst[n+1:]) = *(*[16]byte)(s[:16])
-			return dst[:n+1+len(s)], end
 		}
 		return r.appendString(appendTag(dst, f), s, escaped, i, end)
 	case kindBytes:
@@ -396,11 +394,23 @@ func (r *reader) single(dst []byte, f *field, i int) ([]byte, int) {
 		}
 		return protowire.AppendVarint(dst, uint64(f.tag&^7|uint32(protowire.EndGroupType))), i
 	}
-	v, i := r.number(f, i)
+	var v uint64
+	switch {
+	case f.integral:
+		v, i = r.integer(f, i)
+	case f.kind == kindDouble && r.at(i) != '"':
+		v, i = r.floatNumber(f, i)
+	default:
+		v, i = r.number(f, i)
+	}
 	if i < 0 || v == 0 && f.implicit || f.kind == kindEnum && r.dropped {
 		return dst, i
 	}
-	return appendRaw(appendTag(dst, f), f.wire, v), i
+	dst = appendTag(dst, f)
+	if f.wire == protowire.VarintType && v < 0x80 {
+		return append(dst, byte(v)), i
+	}
+	return appendRaw(dst, f.wire, v), i
 }
 
 // appendRaw writes a numeric value in its wire type. dst must have room for 10 bytes.
@@ -420,14 +430,34 @@ func appendRaw(dst []byte, t protowire.Type, v uint64) []byte {
 // appendVarint writes a varint. dst must have room for 10 bytes.
 func appendVarint(dst []byte, v uint64) []byte {
 	n := len(dst)
-	dst = dst[:n+10]
-	for v >= 0x80 {
-		dst[n] = byte(v) | 0x80
-		v >>= 7
-		n++
+	if v < 0x80 {
+		dst = dst[:n+1]
+		dst[n] = byte(v)
+		return dst
 	}
-	dst[n] = byte(v)
-	return dst[:n+1]
+	return appendLongVarint(dst, v)
+}
+
+// appendLongVarint is appendVarint without a branch for each byte.
+func appendLongVarint(dst []byte, v uint64) []byte {
+	n := len(dst)
+	out := dst[n : n+10]
+	size := uint(bits.Len64(v)*9+64) / 64
+	if size > 8 {
+		out[8] = byte(v>>56) | 0x80
+		out[9] = byte(v >> 63)
+		if size == 9 {
+			out[8] &= 0x7f
+		}
+		v |= 1 << 56 // all eight below go on
+	}
+	// Groups of seven bits to bytes of eight: 56 bits to two times 28 in 32, to four times 14 in 16, to eight times 7 in 8.
+	w := v&0xfffffff | v<<4&0xfffffff00000000
+	w = w&0x3fff00003fff | w<<2&0x3fff00003fff0000
+	w = w&0x7f007f007f007f | w<<1&0x7f007f007f007f00
+	w |= each80 & (1<<(8*min(size-1, 8)) - 1)
+	binary.LittleEndian.PutUint64(out, w)
+	return dst[:n+int(size)]
 }
 
 // string reads a JSON string and returns what is between its quotes, valid UTF-8 but not unescaped.
@@ -445,6 +475,30 @@ func (r *reader) string(i int) (s []byte, escaped bool, end int) {
 		return nil, false, r.fail(i, "not valid UTF-8")
 	}
 	return s, escaped, end + 1
+}
+
+// shortString reads a string without escapes whose length fits one byte, and writes its record, in one go. It returns -1
+// for any other, before anything is written or noted.
+func (r *reader) shortString(dst []byte, f *field, i int) ([]byte, int) {
+	in := r.in
+	if !vectors || i+1 >= len(in) || in[i] != '"' {
+		return dst, -1
+	}
+	dst = room(dst, 8+1+127+32)
+	n := len(dst)
+	binary.LittleEndian.PutUint64(dst[n:n+8], f.tagBytes)
+	n += int(f.tagLen)
+	out := dst[n : n+160]
+	i++
+	k, high := copyPlain(&out[1], &in[i], min(len(in)-i, 127))
+	if k < 0 || uint(i+k) >= uint(len(in)) || in[i+k] != '"' || high != 0 && !validUTF8(in[i:i+k]) {
+		return dst, -1
+	}
+	if k == 0 && f.implicit && f.shape == shapeSingular {
+		return dst, i + 1
+	}
+	out[0] = byte(k)
+	return dst[:n+1+k], i + k + 1
 }
 
 // appendString writes the length and content of a string found by string, which began at in[i] and ended before end.
@@ -577,37 +631,28 @@ func (r *reader) list(dst []byte, f *field, i int) ([]byte, int) {
 		r.depth++
 		return dst, i + 1
 	}
-	start := len(dst)
-	at, extra := 0, r.extra
-	if f.packed {
-		dst = append(appendTag(dst, f), 0)
-		at = len(dst)
+	if f.kind < kindString {
+		if dst, i = r.numbers(dst, f, i); i >= 0 {
+			r.depth++
+		}
+		return dst, i
 	}
 	width := 1 // the last message's length took this many bytes
 	for {
-		switch {
-		case f.kind < kindString:
-			var v uint64
-			if v, i = r.number(f, i); i < 0 {
-				return dst, i
+		switch f.kind {
+		case kindString:
+			if out, end := r.shortString(dst, f, i); end >= 0 {
+				dst, i = out, end
+				break
 			}
-			switch {
-			case r.dropped:
-				r.dropped = false
-			case f.packed:
-				dst = appendRaw(room(dst, 10), f.wire, v)
-			default:
-				dst = appendRaw(appendTag(dst, f), f.wire, v)
-			}
-		case f.kind == kindString:
 			s, escaped, end := r.string(i)
 			if end < 0 {
 				return dst, end
 			}
 			dst, i = r.appendString(appendTag(dst, f), s, escaped, i, end)
-		case f.kind == kindBytes:
+		case kindBytes:
 			dst, i = r.bytes(appendTag(dst, f), i)
-		case f.kind == kindMessage:
+		case kindMessage:
 			dst = append(appendTag(dst, f), "\x00\x00\x00\x00\x00"[:width]...)
 			at, extra := len(dst), r.extra
 			if dst, i = r.message(dst, f.msg, i); i < 0 {
@@ -641,14 +686,60 @@ func (r *reader) list(dst []byte, f *field, i int) ([]byte, int) {
 		}
 		return dst, r.expected(i, "a comma or the end of the array")
 	}
+	r.depth++
+	return dst, i
+}
+
+// numbers is list from the first element at in[i] on, for numeric, boolean and enum fields.
+func (r *reader) numbers(dst []byte, f *field, i int) ([]byte, int) {
+	in := r.in
+	start := len(dst)
+	at, extra := 0, r.extra
 	if f.packed {
-		if len(dst) == at {
-			dst = dst[:start]
+		dst = append(appendTag(dst, f), 0)
+		at = len(dst)
+	}
+	for {
+		var v uint64
+		switch {
+		case f.integral:
+			v, i = r.integer(f, i)
+		case (f.kind == kindDouble || f.kind == kindFloat) && r.at(i) != '"':
+			v, i = r.floatNumber(f, i)
+		default:
+			v, i = r.number(f, i)
+		}
+		if i < 0 {
+			return dst, i
+		}
+		if r.dropped {
+			r.dropped = false
 		} else {
-			dst = r.close(dst, at, 1, extra)
+			dst = room(dst, 32)
+			if !f.packed {
+				dst = appendTag(dst, f)
+			}
+			dst = appendRaw(dst, f.wire, v)
+		}
+		if uint(i) >= uint(len(in)) || in[i] <= ' ' {
+			i = space(in, i)
+		}
+		if c := r.at(i); c == ']' {
+			i++
+			break
+		} else if c != ',' {
+			return dst, r.expected(i, "a comma or the end of the array")
+		}
+		if i++; uint(i) < uint(len(in)) && in[i] <= ' ' {
+			i = space(in, i)
 		}
 	}
-	r.depth++
+	if f.packed {
+		if len(dst) == at {
+			return dst[:start], i
+		}
+		dst = r.close(dst, at, 1, extra)
+	}
 	return dst, i
 }
 

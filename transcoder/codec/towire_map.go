@@ -37,37 +37,17 @@ func (r *reader) mapField(dst []byte, f *field, i int) ([]byte, int) {
 			return dst, r.expected(i, "a map key")
 		}
 		keyAt := i
-		s, escaped, end := r.string(i)
-		if end < 0 {
-			return dst, end
-		}
 		start := len(dst)
 		dst = append(appendTag(dst, f), 0)
 		at, extra := len(dst), r.extra
-		k := mapKey{at: int32(i + 1), end: int32(end - 1), escaped: escaped}
-		if kf.kind == kindString {
-			key := len(dst) + 1
-			dst, i = r.appendString(appendTag(dst, kf), s, escaped, i, end)
-			if i < 0 {
-				return dst, i
-			}
-			if escaped {
-				k.hash = hashName(r.keyText(k, &dst, key))
-			} else {
-				k.hash = hashName(s)
-			}
-		} else {
-			v, ok := r.numericKey(kf, s, escaped)
-			if !ok {
-				return dst, r.expected(i, "a map key of type "+kf.desc.Kind().String())
-			}
-			k.hash = v
-			dst = appendRaw(appendTag(dst, kf), kf.wire, v)
+		var k mapKey
+		if dst, k, i = r.mapKey(dst, kf, i); i < 0 {
+			return dst, i
 		}
 		if !r.newKey(k, kf, kbase, xbase) {
 			return dst, r.fail(keyAt, "duplicate map key "+found(in, keyAt))
 		}
-		if i = space(in, end); r.at(i) != ':' {
+		if i = space(in, i); r.at(i) != ':' {
 			return dst, r.expected(i, "a colon")
 		}
 		if i++; uint(i) < uint(len(in)) && in[i] <= ' ' {
@@ -105,6 +85,39 @@ func (r *reader) mapField(dst []byte, f *field, i int) ([]byte, int) {
 	}
 }
 
+// mapKey reads a map key and writes its record.
+func (r *reader) mapKey(dst []byte, kf *field, i int) ([]byte, mapKey, int) {
+	if kf.kind == kindString {
+		if out, end := r.shortString(dst, kf, i); end >= 0 {
+			k := mapKey{hash: hashName(r.in[i+1 : end-1]), at: int32(i + 1), end: int32(end - 1)}
+			return out, k, end
+		}
+	}
+	s, escaped, end := r.string(i)
+	if end < 0 {
+		return dst, mapKey{}, end
+	}
+	k := mapKey{at: int32(i + 1), end: int32(end - 1), escaped: escaped}
+	if kf.kind != kindString {
+		v, ok := r.numericKey(kf, s, escaped)
+		if !ok {
+			return dst, k, r.expected(i, "a map key of type "+kf.desc.Kind().String())
+		}
+		k.hash = v
+		return appendRaw(appendTag(dst, kf), kf.wire, v), k, end
+	}
+	key := len(dst) + 1
+	if dst, i = r.appendString(appendTag(dst, kf), s, escaped, i, end); i < 0 {
+		return dst, k, i
+	}
+	if escaped {
+		k.hash = hashName(r.keyText(k, dst, key))
+	} else {
+		k.hash = hashName(s)
+	}
+	return dst, k, end
+}
+
 // numericKey reads the key of a map whose keys are integers or booleans, as protojson does: in decimal, where a sign and
 // leading zeros are no harm.
 func (r *reader) numericKey(kf *field, s []byte, escaped bool) (uint64, bool) {
@@ -127,9 +140,9 @@ func (r *reader) numericKey(kf *field, s []byte, escaped bool) (uint64, bool) {
 		if err != nil {
 			return 0, false
 		}
-		neg := v < 0
-		if neg {
-			v = -v
+		neg := 0
+		if v < 0 {
+			v, neg = -v, 1
 		}
 		return kf.integer(uint64(v), neg)
 	}
@@ -220,12 +233,12 @@ func (r *reader) forgetKey(xbase int) {
 }
 
 // keyText returns the key that was just written to dst at key, its length first.
-func (r *reader) keyText(k mapKey, dst *[]byte, key int) []byte {
-	from, to := span(*dst, key)
-	if to != len(*dst) { // its length is to be widened later
+func (r *reader) keyText(k mapKey, dst []byte, key int) []byte {
+	from, to := span(dst, key)
+	if to != len(dst) { // its length is to be widened later
 		return appendUnescaped(nil, r.in[k.at:k.end])
 	}
-	return (*dst)[from:to]
+	return dst[from:to]
 }
 
 // sameText reports whether two string keys mean the same.

@@ -98,6 +98,9 @@ func (r *reader) value(dst []byte, m *message, i int) ([]byte, int) {
 	dst = room(dst, 16)
 	switch c := r.at(i); c {
 	case '"':
+		if out, end := r.shortString(dst, &m.fields[m.lookup(3)], i); end >= 0 {
+			return out, end
+		}
 		s, escaped, end := r.string(i)
 		if end < 0 {
 			return dst, end

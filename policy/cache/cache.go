@@ -39,6 +39,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"transom/descriptors"
 	"transom/rpc"
@@ -167,7 +168,7 @@ func (c *Cache) Middleware(m *descriptors.Method, cfg Config) (rpc.Middleware, e
 	slices.Sort(vary)
 	cfg.Vary = slices.Compact(vary)
 	return func(next rpc.Handler) rpc.Handler {
-		h := &handler{cache: c, cfg: cfg, method: m, next: next}
+		h := &handler{cache: c, cfg: cfg, method: m, input: shapeOf(m.Desc.Input(), map[protoreflect.FullName]*shape{}), next: next}
 		return h.run
 	}, nil
 }
@@ -177,6 +178,7 @@ type handler struct {
 	cache  *Cache
 	cfg    Config
 	method *descriptors.Method
+	input  *shape
 	next   rpc.Handler
 }
 
@@ -186,7 +188,7 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 		call.Info.Fail(rpc.SourceClient)
 		return err
 	}
-	header, key, ok := h.key(call, request)
+	key, ok := h.key(call, request)
 	if !ok {
 		call.Info.Note("cache", "bypass")
 		call.Stream = &replayed{Stream: call.Stream, in: request}
@@ -201,13 +203,13 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 			return h.give(ctx, call, old, "hit", "transom; hit")
 		}
 		if age < old.ttl+old.swr {
-			h.refresh(call, key, header, request)
+			h.refresh(call, key, request)
 			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-while-revalidate")
 		}
 	}
 	f, leads := h.cache.lead(key)
 	if leads {
-		return h.lead(ctx, call, key, header, request, f, old, now)
+		return h.lead(ctx, call, key, request, f, old, now)
 	}
 	select {
 	case <-f.done:
@@ -221,7 +223,7 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 		return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
 	case f.err == nil, ownFault(f.err):
 		// What others may not have, or the other's own deadline: fetch alone, not one after the other.
-		return h.alone(ctx, call, header, request)
+		return h.alone(ctx, call, request)
 	}
 	call.Info.Fail(rpc.SourceUpstream)
 	call.Info.Note("cache", "collapsed")
@@ -268,7 +270,7 @@ func (c *Cache) land(key string, f *flight) {
 }
 
 // lead fetches the answer for itself and those that wait.
-func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, header metadata.MD, request rpc.Message, f *flight, old *entry, now time.Time) error {
+func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, request rpc.Message, f *flight, old *entry, now time.Time) error {
 	landed := false
 	defer func() {
 		if !landed { // next panicked
@@ -277,7 +279,7 @@ func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, header m
 		}
 	}()
 	var r recorder
-	f.entry, f.err = h.fetch(ctx, call, key, header, request, &r)
+	f.entry, f.err = h.fetch(ctx, call, key, request, &r)
 	landed = true
 	h.cache.land(key, f)
 	if f.err != nil && old.saves(f.err, now) {
@@ -293,17 +295,17 @@ func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, header m
 }
 
 // alone fetches for itself only.
-func (h *handler) alone(ctx context.Context, call *rpc.Call, header metadata.MD, request rpc.Message) error {
+func (h *handler) alone(ctx context.Context, call *rpc.Call, request rpc.Message) error {
 	var r recorder
-	_, err := h.fetch(ctx, call, "", header, request, &r)
+	_, err := h.fetch(ctx, call, "", request, &r)
 	return r.forward(ctx, call, err, "transom; fwd=miss")
 }
 
 // fetch makes the call with the metadata of its key, and keeps the answer under key if it may be kept; "" keeps nothing.
-func (h *handler) fetch(ctx context.Context, call *rpc.Call, key string, header metadata.MD, request rpc.Message, r *recorder) (*entry, error) {
+func (h *handler) fetch(ctx context.Context, call *rpc.Call, key string, request rpc.Message, r *recorder) (*entry, error) {
 	r.in = request
 	inner := *call
-	inner.Header, inner.Stream = maps.Clone(header), r
+	inner.Header, inner.Stream = h.header(call), r
 	if err := h.next(ctx, &inner); err != nil {
 		return nil, err
 	}
@@ -318,7 +320,7 @@ func (h *handler) fetch(ctx context.Context, call *rpc.Call, key string, header 
 }
 
 // refresh brings the answer up to date in the background, unless that is under way or there are too many.
-func (h *handler) refresh(call *rpc.Call, key string, header metadata.MD, request rpc.Message) {
+func (h *handler) refresh(call *rpc.Call, key string, request rpc.Message) {
 	c := h.cache
 	select {
 	case c.slots <- struct{}{}:
@@ -338,7 +340,7 @@ func (h *handler) refresh(call *rpc.Call, key string, header metadata.MD, reques
 	}
 	c.wg.Add(1)
 	c.mu.Unlock()
-	again := rpc.Call{Method: call.Method, Peer: call.Peer, Principal: call.Principal, Info: &rpc.Info{Protocol: rpc.ProtocolLocal, Start: time.Now()}}
+	again := rpc.Call{Method: call.Method, Header: h.header(call), Peer: call.Peer, Principal: call.Principal, Info: &rpc.Info{Protocol: rpc.ProtocolLocal, Start: time.Now()}}
 	// The caller's request lives as long as its call.
 	request = rpc.NewMessage(slices.Clone(request.Bytes()))
 	go func() {
@@ -348,7 +350,7 @@ func (h *handler) refresh(call *rpc.Call, key string, header metadata.MD, reques
 		ctx, cancel := context.WithTimeout(c.ctx, refreshTimeout)
 		defer cancel()
 		var r recorder
-		f.entry, f.err = h.fetch(ctx, &again, key, header, request, &r)
+		f.entry, f.err = h.fetch(ctx, &again, key, request, &r)
 		r.drop()
 	}()
 }
@@ -358,8 +360,8 @@ func (h *handler) give(ctx context.Context, call *rpc.Call, e *entry, note, cach
 	call.Info.Note("cache", note)
 	md := make(metadata.MD, len(e.header)+2)
 	maps.Copy(md, e.header)
-	md["cache-status"] = []string{cacheStatus}
-	md["age"] = []string{strconv.FormatInt(int64(time.Since(e.stored)/time.Second), 10)}
+	values := []string{cacheStatus, strconv.FormatInt(int64(time.Since(e.stored)/time.Second), 10)}
+	md["cache-status"], md["age"] = values[:1:1], values[1:]
 	if err := call.Stream.SendHeader(md); err != nil {
 		return err
 	}
@@ -373,47 +375,61 @@ func (h *handler) give(ctx context.Context, call *rpc.Call, e *entry, note, cach
 	return nil
 }
 
-// key is what an answer is found by, and the metadata that the backend gets. It is not ok if the call cannot be cached.
-func (h *handler) key(call *rpc.Call, m rpc.Message) (header metadata.MD, key string, ok bool) {
-	msg, err := rpc.Decode(h.method.Desc.Input(), m.Bytes())
-	if err != nil {
-		return nil, "", false
+// keyed reports whether the metadata of that name is part of the key.
+func (h *handler) keyed(name string) bool {
+	return slices.Contains(h.cfg.Vary, name) ||
+		!h.cfg.Shared && (name == "authorization" || name == "cookie" || strings.HasPrefix(name, "x-transom-"))
+}
+
+// header is the metadata that the backend gets: what is part of the key, and the trace context.
+func (h *handler) header(call *rpc.Call) metadata.MD {
+	md := make(metadata.MD, len(call.Header))
+	for name, values := range call.Header {
+		if h.keyed(name) || name == "traceparent" || name == "tracestate" {
+			md[name] = values
+		}
 	}
-	b := make([]byte, 0, 256+m.Len())
-	b = appendText(appendText(b, h.method.FullPath), h.cfg.Salt)
+	return md
+}
+
+// key is what an answer is found by. It is not ok if the call cannot be cached.
+func (h *handler) key(call *rpc.Call, m rpc.Message) (key string, ok bool) {
+	var buf [512]byte
+	b := appendText(appendText(buf[:0], h.method.FullPath), h.cfg.Salt)
 	if call.Principal != nil && !h.cfg.Shared {
 		b = appendText(append(b, 'p'), call.Principal.Provider)
 		b = appendText(b, call.Principal.Consumer)
 	}
-	names := make([]string, 0, 8)
+	var few [8]string
+	names := few[:0]
 	for name := range call.Header {
-		switch {
-		case slices.Contains(h.cfg.Vary, name),
-			!h.cfg.Shared && (name == "authorization" || name == "cookie" || strings.HasPrefix(name, "x-transom-")):
+		if h.keyed(name) {
 			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
-	header = make(metadata.MD, len(names)+2)
 	b = binary.AppendUvarint(b, uint64(len(names)))
 	for _, name := range names {
 		values := call.Header[name]
-		header[name] = values
 		b = binary.AppendUvarint(appendText(b, name), uint64(len(values)))
 		for _, v := range values {
 			b = appendText(b, v)
 		}
 	}
-	for _, name := range []string{"traceparent", "tracestate"} {
-		if v := call.Header[name]; v != nil {
-			header[name] = v
+	wire := m.Bytes()
+	if !h.input.canonical(wire, 0) {
+		msg, err := rpc.Decode(h.method.Desc.Input(), wire)
+		if err == nil {
+			wire, err = proto.MarshalOptions{Deterministic: true}.Marshal(msg)
+		}
+		if err != nil {
+			return "", false
 		}
 	}
-	b, err = proto.MarshalOptions{Deterministic: true}.MarshalAppend(b, msg)
-	if err != nil || len(b) > maxKey {
-		return nil, "", false
+	if len(b)+len(wire) > maxKey {
+		return "", false
 	}
-	return header, string(b), true
+	return string(append(b, wire...)), true
 }
 
 func appendText(dst []byte, s string) []byte {

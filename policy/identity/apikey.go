@@ -64,7 +64,7 @@ func (p *APIKeys) identify(_ context.Context, call *rpc.Call) (*caller, error) {
 	default:
 		return nil, invalid("the call has more than one API key")
 	}
-	hash := sha256.Sum256([]byte(values[0]))
+	hash := hashOf(values[0])
 	for _, k := range p.byPrefix[binary.LittleEndian.Uint64(hash[:])] {
 		if subtle.ConstantTimeCompare(k.hash[:], hash[:]) == 1 {
 			return k.who, nil

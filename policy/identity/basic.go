@@ -2,7 +2,6 @@ package identity
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"runtime"
 	"strings"
@@ -56,7 +55,7 @@ func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	hash := sha256.Sum256([]byte(v))
+	hash := hashOf(v)
 	now := time.Now()
 	if e, ok := p.cache.get(&hash, now); ok {
 		return e.who, nil

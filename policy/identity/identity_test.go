@@ -218,3 +218,19 @@ func FuzzKeySet(f *testing.F) {
 		}
 	})
 }
+
+// TestAllocations: that a credential was seen before is found without an allocation.
+func TestAllocations(t *testing.T) {
+	var c credentialCache
+	token := strings.Repeat("x", 900)
+	now := time.Now()
+	c.put(hashOf(token), cached{until: now.Add(time.Minute)}, now)
+	if n := testing.AllocsPerRun(100, func() {
+		hash := hashOf(token)
+		if _, ok := c.get(&hash, now); !ok {
+			t.Fatal("what was put is gone")
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

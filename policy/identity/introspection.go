@@ -103,7 +103,7 @@ func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, 
 	if len(token) > maxTokenBytes {
 		return nil, invalid("the token is too long")
 	}
-	hash := sha256.Sum256([]byte(token))
+	hash := hashOf(token)
 	if e, ok := p.cache.get(&hash, time.Now()); ok {
 		if e.who == nil {
 			return nil, invalid("the token is not active")

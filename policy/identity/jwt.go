@@ -2,7 +2,6 @@ package identity
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -112,7 +111,7 @@ func (p *JWT) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	hash := sha256.Sum256([]byte(token))
+	hash := hashOf(token)
 	now := time.Now()
 	if e, ok := p.cache.get(&hash, now); ok {
 		if set := p.keys.keys.Load(); set != nil && e.epoch == set.epoch {

@@ -129,13 +129,15 @@ type Limiter struct {
 	quotas  *table[used]
 	running *table[int32]
 	clock   clock
+	// quoted is the name as an item of "ratelimit" begins with it.
+	quoted string
 }
 
 // plan is an Amount made ready.
 type plan struct {
 	Amount
-	// text is the value of ratelimit-policy.
-	text string
+	// policy is the value of ratelimit-policy; nil of Concurrent. It is shared and never changed.
+	policy []string
 	// cost and tolerance are the increment of one call and the burst, in µs.
 	cost, tolerance float64
 	// share is what this process allows by itself while Redis does not answer; nil if the limit is not shared.
@@ -144,7 +146,7 @@ type plan struct {
 
 // New makes a Limiter. cfg must have been parsed and so is taken to be right.
 func New(cfg Config) *Limiter {
-	l := &Limiter{cfg: cfg, plans: map[string]*plan{}, clock: newClock()}
+	l := &Limiter{cfg: cfg, plans: map[string]*plan{}, clock: newClock(), quoted: strconv.Quote(cfg.Name)}
 	l.def = l.plan(cfg.Amount)
 	for name, a := range cfg.Plans {
 		l.plans[name] = l.plan(a)
@@ -167,7 +169,7 @@ func (l *Limiter) plan(a Amount) *plan {
 		p.Burst = p.Count
 	}
 	if l.cfg.Kind != Concurrent {
-		p.text = fmt.Sprintf("%q;q=%d;w=%d", l.cfg.Name, p.Count, max(1, int64(a.Period/time.Second)))
+		p.policy = []string{fmt.Sprintf("%s;q=%d;w=%d", l.quoted, p.Count, max(1, int64(a.Period/time.Second)))}
 	}
 	p.cost = float64(a.Period.Microseconds()) / float64(a.Count)
 	p.tolerance = p.cost * float64(p.Burst)
@@ -357,8 +359,8 @@ func (l *Limiter) refusal(call *rpc.Call, v verdict) error {
 		st = detailed
 	}
 	md := metadata.MD{"retry-after": {strconv.FormatInt(seconds(v.wait), 10)}}
-	if v.plan.text != "" {
-		md["ratelimit"], md["ratelimit-policy"] = []string{string(l.state(nil, v))}, []string{v.plan.text}
+	if v.plan.policy != nil {
+		md["ratelimit"], md["ratelimit-policy"] = []string{string(l.state(nil, v))}, v.plan.policy
 	}
 	return rpc.WithHeader(st.Err(), md)
 }
@@ -377,8 +379,7 @@ func (l *Limiter) unknown(call *rpc.Call, cause error) error {
 
 // state appends the item of "ratelimit": "name";r=remaining;t=seconds.
 func (l *Limiter) state(dst []byte, v verdict) []byte {
-	dst = strconv.AppendQuote(dst, l.cfg.Name)
-	dst = strconv.AppendInt(append(dst, ";r="...), v.remaining, 10)
+	dst = strconv.AppendInt(append(append(dst, l.quoted...), ";r="...), v.remaining, 10)
 	return strconv.AppendInt(append(dst, ";t="...), seconds(v.reset), 10)
 }
 

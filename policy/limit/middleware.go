@@ -123,6 +123,7 @@ type announced struct {
 	limits   []*Limiter
 	all      []verdict
 	verdicts [2]verdict // where all is, mostly
+	state    [1]string  // what SendHeader says of them
 	told     bool
 }
 
@@ -131,19 +132,21 @@ func (a *announced) SendHeader(md metadata.MD) error {
 	if md == nil {
 		md = make(metadata.MD, 2)
 	}
-	var state, policy []byte
+	var stateBuf, policyBuf [128]byte
+	state, policy := stateBuf[:0], policyBuf[:0]
 	for i, v := range a.all {
 		if i > 0 {
 			state, policy = append(state, ", "...), append(policy, ", "...)
 		}
 		state = a.limits[i].state(state, v)
 		if len(a.all) > 1 {
-			policy = append(policy, v.plan.text...)
+			policy = append(policy, v.plan.policy[0]...)
 		}
 	}
-	md["ratelimit"] = []string{string(state)}
+	a.state[0] = string(state)
+	md["ratelimit"] = a.state[:]
 	if len(a.all) == 1 {
-		md["ratelimit-policy"] = []string{a.all[0].plan.text}
+		md["ratelimit-policy"] = a.all[0].plan.policy
 	} else {
 		md["ratelimit-policy"] = []string{string(policy)}
 	}

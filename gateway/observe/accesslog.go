@@ -28,6 +28,9 @@ type AccessLog struct {
 	timer *time.Timer
 	// lost counts lines that could not be written.
 	lost uint64
+	// second is the one that clock is the text of.
+	second int64
+	clock  []byte
 }
 
 const (
@@ -110,9 +113,11 @@ func (l *AccessLog) flush() {
 	l.buf = l.buf[:0]
 }
 
-// end appends the line of one exchange.
+// end appends the line of one exchange. Times are UTC, durations milliseconds.
 func (l *AccessLog) end(x *listeners.Exchange, took time.Duration) {
-	now := x.Start.Add(took)
+	now := x.Start.Add(took).UTC()
+	var room [1 << 10]byte
+	fields := appendFields(room[:0], x, took) // outside the lock
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.buf) == 0 {
@@ -122,71 +127,82 @@ func (l *AccessLog) end(x *listeners.Exchange, took time.Duration) {
 			l.timer.Reset(flushAfter)
 		}
 	}
-	l.buf = appendLine(l.buf, x, now, took)
+	l.buf = append(l.appendTime(append(l.buf, `{"time":"`...), now), '"')
+	l.buf = append(append(l.buf, fields...), '}', '\n')
 	if len(l.buf) >= flushAt {
 		l.flush()
 	}
 }
 
-// appendLine appends one line. Times are UTC, durations milliseconds.
-func appendLine(b []byte, x *listeners.Exchange, now time.Time, took time.Duration) []byte {
+// appendTime appends a time of UTC to the microsecond (RFC 3339). Most lines are of the second of the line before.
+func (l *AccessLog) appendTime(b []byte, t time.Time) []byte {
+	if s := t.Unix(); s != l.second || l.clock == nil {
+		l.second, l.clock = s, t.AppendFormat(l.clock[:0], "2006-01-02T15:04:05")
+	}
+	b = append(append(b, l.clock...), '.')
+	us := t.Nanosecond() / int(time.Microsecond)
+	for digit := 100_000; digit > 0; digit /= 10 {
+		b = append(b, byte('0'+us/digit%10))
+	}
+	return append(b, 'Z')
+}
+
+// appendFields appends what comes behind the time, each field with a comma before it.
+func appendFields(b []byte, x *listeners.Exchange, took time.Duration) []byte {
 	r := x.Request
-	b = append(b, `{"time":"`...)
-	b = now.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000Z")
-	b = append(b, '"')
 	var info *rpc.Info
 	if x.Call != nil {
 		info = x.Call.Info
 	}
 	if info != nil {
-		b = text(b, "request_id", info.RequestID)
+		b = text(b, `,"request_id":`, info.RequestID)
 	}
-	b = text(b, "trace_id", traceID(r))
-	b = text(b, "listener", x.Listener)
-	b = text(b, "client.address", r.RemoteAddr)
-	b = text(b, "network.protocol.version", versionName(uint8(r.ProtoMajor)))
-	b = text(b, "transom.protocol", x.Protocol.String())
-	b = text(b, "http.request.method", r.Method)
-	b = text(b, "url.path", r.URL.Path)
+	b = text(b, `,"trace_id":`, traceID(r))
+	b = text(b, `,"listener":`, x.Listener)
+	b = text(b, `,"client.address":`, r.RemoteAddr)
+	b = text(b, `,"network.protocol.version":`, versionName(uint8(r.ProtoMajor)))
+	b = text(b, `,"transom.protocol":`, x.Protocol.String())
+	b = text(b, `,"http.request.method":`, r.Method)
+	b = text(b, `,"url.path":`, r.URL.Path)
 	if info != nil && info.Binding != nil {
-		b = text(b, "http.route", info.Binding.Template)
+		b = text(b, `,"http.route":`, info.Binding.Template)
 	}
-	b = number(b, "http.response.status_code", int64(x.HTTPStatus))
+	b = number(b, `,"http.response.status_code":`, int64(x.HTTPStatus))
 	if x.Call != nil && x.Call.Method != nil && len(x.Call.Method.FullPath) > 0 {
-		b = text(b, "rpc.method", x.Call.Method.FullPath[1:])
+		b = text(b, `,"rpc.method":`, x.Call.Method.FullPath[1:])
 	}
-	b = text(b, "rpc.status_code", codeName(x.Status.Code()))
+	b = text(b, `,"rpc.status_code":`, codeName(x.Status.Code()))
 	if info != nil && info.ErrorSource != rpc.SourceNone {
-		b = text(b, "transom.error_source", info.ErrorSource.String())
+		b = text(b, `,"transom.error_source":`, info.ErrorSource.String())
 		if x.Err != nil {
-			b = text(b, "error", x.Err.Error())
+			b = text(b, `,"error":`, x.Err.Error())
 		}
 	}
 	if x.Call != nil && x.Call.Principal != nil {
-		b = text(b, "consumer", x.Call.Principal.Consumer)
+		b = text(b, `,"consumer":`, x.Call.Principal.Consumer)
 	}
-	b = millis(b, "duration_ms", took)
+	b = millis(b, `,"duration_ms":`, took)
 	if info != nil {
 		if info.Attempts > 0 {
-			b = text(b, "cluster", info.Cluster)
-			b = text(b, "upstream.address", info.Endpoint)
-			b = number(b, "attempts", int64(info.Attempts))
-			b = millis(b, "upstream_ms", info.Upstream)
+			b = text(b, `,"cluster":`, info.Cluster)
+			b = text(b, `,"upstream.address":`, info.Endpoint)
+			b = number(b, `,"attempts":`, int64(info.Attempts))
+			b = millis(b, `,"upstream_ms":`, info.Upstream)
 		}
-		b = number(b, "bytes_in", info.BytesIn)
-		b = number(b, "bytes_out", info.BytesOut)
-		b = number(b, "messages_in", info.MessagesIn)
-		b = number(b, "messages_out", info.MessagesOut)
+		b = number(b, `,"bytes_in":`, info.BytesIn)
+		b = number(b, `,"bytes_out":`, info.BytesOut)
+		b = number(b, `,"messages_in":`, info.MessagesIn)
+		b = number(b, `,"messages_out":`, info.MessagesOut)
 		if len(info.Notes) > 0 {
 			for _, k := range slices.Sorted(maps.Keys(info.Notes)) {
-				b = text(b, k, info.Notes[k])
+				b = text(b, `,"`+k+`":`, info.Notes[k])
 			}
 		}
 	}
 	if ua := r.Header["User-Agent"]; len(ua) > 0 {
-		b = text(b, "user_agent", ua[0])
+		b = text(b, `,"user_agent":`, ua[0])
 	}
-	return append(b, '}', '\n')
+	return b
 }
 
 // traceID is that of the W3C trace context that r came with, "" if it has none.
@@ -200,28 +216,34 @@ func traceID(r *http.Request) string {
 // maxText bounds one value, in bytes.
 const maxText = 1 << 10
 
-// text appends a field, unless it is empty. Keys are plain.
+// text appends a field whose key is as it is written, `,"key":`, unless v is empty.
 func text(b []byte, key, v string) []byte {
 	if v == "" {
 		return b
 	}
-	b = append(b, ',', '"')
-	b = append(b, key...)
-	b = append(b, '"', ':', '"')
 	if len(v) > maxText {
 		v = v[:maxText]
 	}
+	b = append(append(b, key...), '"')
 	return append(appendEscaped(b, v), '"')
 }
 
 const hexDigits = "0123456789abcdef"
+
+// plain are the bytes that stand for themselves in a JSON string.
+var plain = func() (p [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		p[c] = c != '"' && c != '\\'
+	}
+	return p
+}()
 
 // appendEscaped appends v as the inside of a JSON string; what is not UTF-8 becomes U+FFFD.
 func appendEscaped(b []byte, v string) []byte {
 	start := 0
 	for i := 0; i < len(v); {
 		c := v[i]
-		if c >= ' ' && c != '"' && c != '\\' && c < utf8.RuneSelf {
+		if plain[c] {
 			i++
 			continue
 		}
@@ -251,10 +273,7 @@ func appendEscaped(b []byte, v string) []byte {
 }
 
 func number(b []byte, key string, n int64) []byte {
-	b = append(b, ',', '"')
-	b = append(b, key...)
-	b = append(b, '"', ':')
-	return strconv.AppendInt(b, n, 10)
+	return strconv.AppendInt(append(b, key...), n, 10)
 }
 
 // millis appends a duration with three digits behind the point.

@@ -91,7 +91,7 @@ demo-client: deps ## Build the TypeScript client into the demo's page
 	@cp clients/web/build/transom-web.js cmd/transom/demo/page/
 
 .PHONY: e2e
-e2e: deps build imports ghz build/tools/h2spec web ## Run the end-to-end tests: real processes, real clients
+e2e: deps build imports ghz build/tools/h2spec build/tools/pebble web ## Run the end-to-end tests: real processes, real clients
 	@go test -vet=off -count=1 -timeout $(E2E_BUDGET) ./e2e/...
 
 .PHONY: soak
@@ -169,6 +169,10 @@ h2spec: build/tools/h2spec ## Run the HTTP/2 suite h2spec against transom and ag
 	@go test -vet=off -count=1 -v ./e2e/h2spec
 build/tools/h2spec: .tools/h2spec.mod .tools/h2spec.sum
 	@mkdir -p build/tools && go build -modfile=.tools/h2spec.mod -o $@ github.com/summerwind/h2spec/cmd/h2spec
+
+# Let's Encrypt's test authority.
+build/tools/pebble: .tools/pebble.mod .tools/pebble.sum
+	@mkdir -p build/tools && go build -modfile=.tools/pebble.mod -o $@ github.com/letsencrypt/pebble/v2/cmd/pebble
 
 # The public protos that ours import come out of Go modules.
 .PHONY: imports

@@ -45,6 +45,8 @@ require (
 	google.golang.org/protobuf v1.36.12
 )
 
+require github.com/mholt/acmez/v3 v3.1.7 // indirect
+
 require (
 	cel.dev/expr v0.25.3 // indirect
 	cloud.google.com/go/compute/metadata v0.9.0 // indirect

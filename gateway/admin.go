@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"transom/descriptors"
+	"transom/gateway/acme"
 	"transom/listeners"
 	adminv1 "transom/proto/transom/admin/v1"
 	configv1 "transom/proto/transom/config/v1"
@@ -42,6 +43,7 @@ type view struct {
 	cfg     *configv1.Config
 	servers []*serving
 	missing []string
+	issuers []*acme.Issuer
 }
 
 // admin is the operator's listener.
@@ -352,8 +354,12 @@ func (g *Gateway) getStatus(context.Context, *adminv1.GetStatusRequest) (*adminv
 		tcp, udp, sockets := l.server.Connections()
 		info.Connections, info.Websockets = uint32(tcp+udp), uint32(sockets)
 		if l.certs != nil {
-			at, _ := l.certs.notAfter()
-			info.CertificateExpireTime = timestamppb.New(at)
+			if at, _ := l.certs.notAfter(); !at.IsZero() {
+				info.CertificateExpireTime = timestamppb.New(at)
+			}
+			for _, n := range l.certs.inForce.Load().issued() {
+				info.Issued = append(info.Issued, issuedName(n))
+			}
 		}
 		s.Listeners = append(s.Listeners, info)
 	}
@@ -361,6 +367,17 @@ func (g *Gateway) getStatus(context.Context, *adminv1.GetStatusRequest) (*adminv
 		s.Methods, s.Routes = uint32(len(snap.schema.Methods())), uint32(len(snap.schema.Bindings()))
 	})
 	return s, nil
+}
+
+func issuedName(n acme.Status) *adminv1.IssuedName {
+	out := &adminv1.IssuedName{Name: n.Name, Fault: n.Fault}
+	if !n.NotAfter.IsZero() {
+		out.ExpireTime = timestamppb.New(n.NotAfter)
+	}
+	if !n.Next.IsZero() {
+		out.NextTime = timestamppb.New(n.Next)
+	}
+	return out
 }
 
 func (g *Gateway) getConfig(context.Context, *adminv1.GetConfigRequest) (*configv1.Config, error) {

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -101,14 +100,20 @@ func (b *builder) checkListeners() {
 		if _, err := corsOf(l); err != nil {
 			b.faultOf(fmt.Sprintf("listeners[%d].cors", i), err)
 		}
-		var tc *tls.Config
+		var terms *listenerTLS
 		if t := l.GetTls(); t != nil {
-			var err error
-			if tc, err = loadTLS(t); err != nil {
+			tc, err := loadTLS(t)
+			if err != nil {
 				b.faultOf(fmt.Sprintf("listeners[%d].tls", i), err)
 			}
+			terms = &listenerTLS{config: tc}
+			if a := t.GetAcme(); a != nil {
+				if terms.issuer = b.issuer(fmt.Sprintf("listeners[%d].tls.acme", i), a); terms.issuer != nil {
+					tc.GetCertificate = terms.issuer.Certificate
+				}
+			}
 		}
-		b.tls = append(b.tls, tc)
+		b.tls = append(b.tls, terms)
 	}
 	if a := b.cfg.GetAdmin(); a != nil {
 		if err := allowedAdmin(a); err != nil {
@@ -212,7 +217,9 @@ type builder struct {
 	// missing are the indexes of the descriptor sources that did not answer.
 	missing []int
 	// tls is by listener; nil for plain text.
-	tls []*tls.Config
+	tls []*listenerTLS
+	// issuing are the issuers that there are by key, issuers those of this configuration.
+	issuing, issuers map[string]*issuing
 	// dry says that nothing will be served, so that nothing need be written or sent.
 	dry      bool
 	overload *overload

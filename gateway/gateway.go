@@ -81,8 +81,9 @@ type Gateway struct {
 	sockets *Sockets
 	// offline says that nothing is to be served.
 	offline bool
-	// sources are by key.
+	// sources and issuers are by key.
 	sources map[string]*source
+	issuers map[string]*issuing
 }
 
 // New compiles cfg, connects to its clusters and binds its listeners; Run serves. All faults of cfg are reported at once,
@@ -222,6 +223,13 @@ func (g *Gateway) reconcile(ctx context.Context, serving, following *sync.WaitGr
 	}
 	if g.complete.Load() {
 		g.isUp.Do(func() { close(g.up) })
+	}
+	for _, s := range g.issuers {
+		if s.stop == nil {
+			var own context.Context
+			own, s.stop = context.WithCancel(ctx)
+			following.Go(func() { s.issuer.Run(own) })
+		}
 	}
 	for key, s := range g.sources {
 		if s.stop != nil {

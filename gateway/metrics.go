@@ -36,7 +36,7 @@ type state struct {
 	clusterInFlight, clusterQueued, endpoints              *prometheus.Desc
 	endpointHealthy, endpointInFlight, endpointUtilization *prometheus.Desc
 	memoryUsed, memoryLimit, shed, refused                 *prometheus.Desc
-	mirrored, mirrorsInFlight                              *prometheus.Desc
+	mirrored, mirrorsInFlight, acmeOrders                  *prometheus.Desc
 }
 
 var _ prometheus.Collector = (*state)(nil)
@@ -67,6 +67,7 @@ func newState(g *Gateway) *state {
 		refused:             d("transom_connections_refused_total", "TCP connections closed because there were too many.", "listener"),
 		mirrored:            d("transom_mirrored_calls_total", "Copies of calls by the cluster that they went to: sent and ended well (ok) or not (failed), or never sent because there were too many at a time (dropped).", "transom_cluster", "result"),
 		mirrorsInFlight:     d("transom_mirrored_calls_in_flight", "Copies of calls under way.", "transom_cluster"),
+		acmeOrders:          d("transom_acme_orders_total", "Certificates asked for from an authority (tls.acme), and got or not; of the configuration in force.", "result"),
 		memoryLimit:         d("transom_memory_limit_bytes", "The limit (GOMEMLIMIT), 0 for none."),
 	}
 }
@@ -95,6 +96,13 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 	used, limit := memory()
 	gauge(s.memoryUsed, float64(used))
 	gauge(s.memoryLimit, float64(limit))
+	var issued, failed int64
+	for _, i := range s.g.view.Load().issuers {
+		good, bad := i.Orders()
+		issued, failed = issued+good, failed+bad
+	}
+	out <- prometheus.MustNewConstMetric(s.acmeOrders, prometheus.CounterValue, float64(issued), "success")
+	out <- prometheus.MustNewConstMetric(s.acmeOrders, prometheus.CounterValue, float64(failed), "failure")
 	seen := map[string]bool{}
 	for _, l := range s.g.view.Load().servers {
 		name := l.server.Name()
@@ -110,8 +118,9 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(s.refused, prometheus.CounterValue, float64(l.server.Refused()), name)
 		gauge(s.websockets, float64(sockets), name)
 		if l.certs != nil {
-			at, subject := l.certs.notAfter()
-			gauge(s.notAfter, float64(at.Unix()), name, subject)
+			if at, subject := l.certs.notAfter(); !at.IsZero() {
+				gauge(s.notAfter, float64(at.Unix()), name, subject)
+			}
 		}
 	}
 	for _, c := range s.g.mirrors.Counts() {

@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -142,7 +141,7 @@ func Locate(err error, file *configfile.File) error {
 
 // compile makes a plan of cfg, without effect on what is in force but that clusters begin to connect.
 func (g *Gateway) compile(ctx context.Context, cfg *configv1.Config, anew rereads) (*plan, error) {
-	b := &builder{ctx: ctx, cfg: cfg, log: g.log, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, anew: anew, dry: g.offline, overload: &g.overload, mirrors: g.mirrors}
+	b := &builder{ctx: ctx, cfg: cfg, log: g.log, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, issuing: g.issuers, anew: anew, dry: g.offline, overload: &g.overload, mirrors: g.mirrors}
 	s, err := b.build()
 	if err != nil {
 		return nil, err
@@ -198,12 +197,17 @@ func (g *Gateway) commit(ctx context.Context, p *plan) error {
 			s.stop()
 		}
 	}
-	g.cfg, g.sources, g.servers = p.cfg, p.sources, next
+	for key, s := range g.issuers {
+		if p.builder.issuers[key] == nil && s.stop != nil {
+			s.stop()
+		}
+	}
+	g.cfg, g.sources, g.issuers, g.servers = p.cfg, p.sources, p.builder.issuers, next
 	g.complete.Store(len(p.missing) == 0)
 	if len(p.missing) == 0 {
 		g.started.Store(true)
 	}
-	g.view.Store(&view{cfg: p.cfg, servers: next, missing: p.missingNames()})
+	g.view.Store(&view{cfg: p.cfg, servers: next, missing: p.missingNames(), issuers: issuersOf(p.builder.issuers)})
 	announce(g.health, p.snapshot.schema, len(p.missing) == 0)
 	g.loads.good.Add(1)
 	g.loads.ok.Store(true)
@@ -248,7 +252,7 @@ func (g *Gateway) openListeners(ctx context.Context, p *plan) ([]*serving, error
 		fc, err := frontConfig(p.cfg, l, g.Ready)
 		var front *listeners.Front
 		if err == nil {
-			fc.Observer = p.observer(g)
+			fc.Observer, fc.Challenge = p.observer(g), keyAuthorization(p.builder.issuers)
 			front = listeners.NewFront(fc, &g.current, g.log)
 			s := &serving{key: key, cfg: listenerConfig(p.cfg, l), drain: drainOf(p.cfg)}
 			if was := old[key]; was != nil && was.cfg == s.cfg && (was.certs != nil) == (p.builder.tls[i] != nil) {
@@ -278,12 +282,12 @@ func (g *Gateway) openListeners(ctx context.Context, p *plan) ([]*serving, error
 }
 
 // open binds the listener, or takes over the sockets of was, or those given.
-func (s *serving) open(ctx context.Context, front *listeners.Front, tc *tls.Config, was *serving, given *listeners.Sockets, log *slog.Logger) error {
+func (s *serving) open(ctx context.Context, front *listeners.Front, terms *listenerTLS, was *serving, given *listeners.Sockets, log *slog.Logger) error {
 	lc := s.cfg
 	lc.Sockets = given
-	if tc != nil {
+	if terms != nil {
 		s.certs = &certificates{}
-		s.certs.inForce.Store(tc)
+		s.certs.inForce.Store(terms)
 		lc.TLS = s.certs.config()
 	}
 	var err error

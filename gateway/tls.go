@@ -10,23 +10,38 @@ import (
 	"sync/atomic"
 	"time"
 
+	"transom/gateway/acme"
 	configv1 "transom/proto/transom/config/v1"
 )
 
 // certificates are a listener's TLS settings in force. Each handshake takes them anew, so that a reload needs no new socket.
-type certificates struct{ inForce atomic.Pointer[tls.Config] }
+type certificates struct{ inForce atomic.Pointer[listenerTLS] }
+
+// listenerTLS are a listener's TLS settings, as compiled.
+type listenerTLS struct {
+	config *tls.Config
+	// issuer may be nil.
+	issuer *acme.Issuer
+}
 
 // config is what the listener is given.
 func (c *certificates) config() *tls.Config {
 	return &tls.Config{
-		MinVersion:         tls.VersionTLS12,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.inForce.Load(), nil },
+		MinVersion: tls.VersionTLS12,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			now := c.inForce.Load()
+			if now.issuer != nil && len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acme.Protocol {
+				return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{acme.Protocol}, GetCertificate: now.issuer.Challenge}, nil
+			}
+			return now.config, nil
+		},
 	}
 }
 
-// notAfter is when the first of the certificates expires, and its name.
+// notAfter is when the first of the certificates expires, and its name; zero if there is none yet.
 func (c *certificates) notAfter() (at time.Time, subject string) {
-	for _, pair := range c.inForce.Load().Certificates {
+	now := c.inForce.Load()
+	for _, pair := range now.config.Certificates {
 		if at.IsZero() || pair.Leaf.NotAfter.Before(at) {
 			at, subject = pair.Leaf.NotAfter, pair.Leaf.Subject.CommonName
 			if len(pair.Leaf.DNSNames) > 0 {
@@ -34,13 +49,30 @@ func (c *certificates) notAfter() (at time.Time, subject string) {
 			}
 		}
 	}
+	for _, s := range now.issued() {
+		if !s.NotAfter.IsZero() && (at.IsZero() || s.NotAfter.Before(at)) {
+			at, subject = s.NotAfter, s.Name
+		}
+	}
 	return at, subject
+}
+
+// issued are the names that an authority certifies.
+func (l *listenerTLS) issued() []acme.Status {
+	if l.issuer == nil {
+		return nil
+	}
+	return l.issuer.Status()
 }
 
 // loadTLS reads the files of a listener's TLS settings.
 func loadTLS(t *configv1.TLS) (*tls.Config, error) {
 	tc := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
-	pairs := append([]*configv1.KeyPair{{Certificate: t.GetCertificate(), Key: t.GetKey()}}, t.GetMore()...)
+	var pairs []*configv1.KeyPair
+	if t.GetCertificate() != "" {
+		pairs = append(pairs, &configv1.KeyPair{Certificate: t.GetCertificate(), Key: t.GetKey()})
+	}
+	pairs = append(pairs, t.GetMore()...)
 	var errs []error
 	for _, p := range pairs {
 		pair, err := tls.LoadX509KeyPair(p.GetCertificate(), p.GetKey())
@@ -82,7 +114,9 @@ func watchedFiles(cfg *configv1.Config) []string {
 		if t == nil {
 			continue
 		}
-		files = append(files, t.GetCertificate(), t.GetKey())
+		if t.GetCertificate() != "" {
+			files = append(files, t.GetCertificate(), t.GetKey())
+		}
 		for _, p := range t.GetMore() {
 			files = append(files, p.GetCertificate(), p.GetKey())
 		}

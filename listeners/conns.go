@@ -189,9 +189,13 @@ func (s *Server) accepting() net.Listener {
 	return boundedListener{l, &s.door, s.proxies}
 }
 
-// redirect answers with the same URL on https (308, which keeps method and body).
-func redirect(port int) http.Handler {
+// redirect answers with the same URL on https (308, which keeps method and body), but to authorities' challenges, which come
+// over plain HTTP.
+func (s *Server) redirect(port int) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if s.front.Load().answersChallenge(w, r) {
+			return
+		}
 		host := r.Host
 		if h, _, err := net.SplitHostPort(host); err == nil {
 			host = h

@@ -26,6 +26,9 @@ type FrontConfig struct {
 	HealthPath string
 	// Ready reports whether traffic should come; nil is always.
 	Ready func() bool
+	// Challenge is what to answer an authority that asks, below /.well-known/acme-challenge/, whether the request's host is ours (ACME's
+	// http-01). Nil is nothing.
+	Challenge func(token string) (keyAuthorization string, ok bool)
 	// IdleBody is how long a request body may make no progress; 0 is 30 s.
 	IdleBody time.Duration
 	// IdleWrite is how long a client may take nothing of what there is for it; 0 is 30 s.
@@ -75,6 +78,9 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor == 1 {
 		guardLength(w, r)
 	}
+	if f.cfg.Challenge != nil && f.answersChallenge(w, r) {
+		return
+	}
 	if f.cfg.HealthPath != "" && r.URL.Path == f.cfg.HealthPath && (r.Method == http.MethodGet || r.Method == http.MethodHead) {
 		f.serveHealth(w)
 		return
@@ -84,6 +90,24 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	f.calls.ServeHTTP(w, r)
+}
+
+// challengePath is where an authority asks (RFC 8555, 8.3).
+const challengePath = "/.well-known/acme-challenge/"
+
+// answersChallenge answers an authority, if the request is one of its.
+func (f *Front) answersChallenge(w http.ResponseWriter, r *http.Request) bool {
+	token, ok := strings.CutPrefix(r.URL.Path, challengePath)
+	if !ok || f.cfg.Challenge == nil || r.Method != http.MethodGet {
+		return false
+	}
+	auth, ok := f.cfg.Challenge(token)
+	if !ok {
+		return false
+	}
+	w.Header()["Content-Type"] = []string{"application/octet-stream"}
+	_, _ = w.Write([]byte(auth))
+	return true
 }
 
 // serveCall tells the protocols apart.

@@ -190,7 +190,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 	s.calls, s.cut = context.WithCancelCause(context.WithoutCancel(ctx))
 	var handler http.Handler = http.HandlerFunc(s.serve)
 	if cfg.RedirectPort != 0 {
-		handler = redirect(cfg.RedirectPort)
+		handler = s.redirect(cfg.RedirectPort)
 	}
 	if cfg.HTTP3 {
 		port := tcp.Addr().(*net.TCPAddr).Port //nolint:forcetypeassert // a "tcp" listener has a TCP address

@@ -144,6 +144,18 @@ func writeStatus(w io.Writer, s *adminv1.Status) error {
 			fmt.Fprintf(tw, "; certificate until %s", t.AsTime().Local().Format(time.DateTime))
 		}
 		fmt.Fprintln(tw)
+		for _, n := range l.GetIssued() {
+			fmt.Fprintf(tw, "  %s\t", n.GetName())
+			if t := n.GetExpireTime(); t != nil {
+				fmt.Fprintf(tw, "certificate until %s", t.AsTime().Local().Format(time.DateTime))
+			} else {
+				fmt.Fprint(tw, "no certificate yet")
+			}
+			if n.GetFault() != "" {
+				fmt.Fprintf(tw, "; last attempt: %s", n.GetFault())
+			}
+			fmt.Fprintln(tw)
+		}
 	}
 	return tw.Flush()
 }

@@ -142,6 +142,12 @@ func TestFaults(t *testing.T) {
 		{"oneof", minimal + "descriptors: {file: a, reflection: {cluster: a}}\n", `3:36: reflection: field file is already set for oneof source`},
 		{"oneof empty", minimal + "descriptors: [{}]\n", `3:15: source: exactly one field is required in oneof`},
 		{"http3 without tls", "listeners: {address: ':80', http3: true}\nclusters: {a: {target: 'b:1'}}\n", `1:12: listeners[0]: http3 needs tls`},
+		{"tls without anything", "listeners: {address: ':80', tls: {}}\nclusters: {a: {target: 'b:1'}}\n", `1:34: tls: tls needs certificate and key, or acme`},
+		{"certificate without key", "listeners: {address: ':80', tls: {certificate: a}}\nclusters: {a: {target: 'b:1'}}\n", `1:34: tls: tls needs certificate and key, or acme`},
+		{
+			"acme", "listeners: {address: ':80', tls: {acme: {names: ['*.a.example', localhost], directory: 'http://ca'}}}\nclusters: {a: {target: 'b:1'}}\n",
+			`1:41: storage: must be at least 1 characters|1:41: accept_terms: must equal true|1:50: names[0]: does not match regex pattern|1:65: names[1]: does not match regex pattern|1:88: directory: does not match regex pattern`,
+		},
 		{"credentials", "listeners: {address: ':80', cors: {allow_origins: '*', allow_credentials: true}}\nclusters: {a: {target: 'b:1'}}\n", `1:35: cors: allow_credentials needs origins by name, not "*"`},
 		{"cluster name", "listeners: {address: ':80'}\nclusters: {A: {target: 'b:1'}}\n", `2:15: clusters["A"]: does not match regex pattern`},
 		{"variable unset", minimal + "drain: {delay: '${NOPE}'}\n", `3:16: ${NOPE}: the environment variable is not set`},

@@ -227,8 +227,10 @@ type Listener struct {
 	// Of the certificate that expires first.
 	CertificateExpireTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=certificate_expire_time,json=certificateExpireTime,proto3" json:"certificate_expire_time,omitempty"`
 	// Open connections, WebSockets among them.
-	Connections   uint32 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"`
-	Websockets    uint32 `protobuf:"varint,7,opt,name=websockets,proto3" json:"websockets,omitempty"`
+	Connections uint32 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"`
+	Websockets  uint32 `protobuf:"varint,7,opt,name=websockets,proto3" json:"websockets,omitempty"`
+	// The names that an authority certifies (tls.acme).
+	Issued        []*IssuedName `protobuf:"bytes,8,rep,name=issued,proto3" json:"issued,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -312,6 +314,85 @@ func (x *Listener) GetWebsockets() uint32 {
 	return 0
 }
 
+func (x *Listener) GetIssued() []*IssuedName {
+	if x != nil {
+		return x.Issued
+	}
+	return nil
+}
+
+// IssuedName is a name that certificates are got for from an authority.
+type IssuedName struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// When the certificate expires; none if there is none yet.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Why the last attempt to get one failed; empty if it did not.
+	Fault string `protobuf:"bytes,3,opt,name=fault,proto3" json:"fault,omitempty"`
+	// When the next one is got, or tried.
+	NextTime      *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=next_time,json=nextTime,proto3" json:"next_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssuedName) Reset() {
+	*x = IssuedName{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssuedName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssuedName) ProtoMessage() {}
+
+func (x *IssuedName) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssuedName.ProtoReflect.Descriptor instead.
+func (*IssuedName) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *IssuedName) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *IssuedName) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *IssuedName) GetFault() string {
+	if x != nil {
+		return x.Fault
+	}
+	return ""
+}
+
+func (x *IssuedName) GetNextTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTime
+	}
+	return nil
+}
+
 // Reloads is how reloads of configuration and descriptors went; the start is the first.
 type Reloads struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -326,7 +407,7 @@ type Reloads struct {
 
 func (x *Reloads) Reset() {
 	*x = Reloads{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -338,7 +419,7 @@ func (x *Reloads) String() string {
 func (*Reloads) ProtoMessage() {}
 
 func (x *Reloads) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -351,7 +432,7 @@ func (x *Reloads) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reloads.ProtoReflect.Descriptor instead.
 func (*Reloads) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Reloads) GetSucceeded() uint32 {
@@ -391,7 +472,7 @@ type GetConfigRequest struct {
 
 func (x *GetConfigRequest) Reset() {
 	*x = GetConfigRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -403,7 +484,7 @@ func (x *GetConfigRequest) String() string {
 func (*GetConfigRequest) ProtoMessage() {}
 
 func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -416,7 +497,7 @@ func (x *GetConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetConfigRequest.ProtoReflect.Descriptor instead.
 func (*GetConfigRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 // GetSchemaRequest asks for the schema.
@@ -428,7 +509,7 @@ type GetSchemaRequest struct {
 
 func (x *GetSchemaRequest) Reset() {
 	*x = GetSchemaRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -440,7 +521,7 @@ func (x *GetSchemaRequest) String() string {
 func (*GetSchemaRequest) ProtoMessage() {}
 
 func (x *GetSchemaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -453,7 +534,7 @@ func (x *GetSchemaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSchemaRequest.ProtoReflect.Descriptor instead.
 func (*GetSchemaRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 // Schema is what can be called.
@@ -468,7 +549,7 @@ type Schema struct {
 
 func (x *Schema) Reset() {
 	*x = Schema{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +561,7 @@ func (x *Schema) String() string {
 func (*Schema) ProtoMessage() {}
 
 func (x *Schema) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +574,7 @@ func (x *Schema) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Schema.ProtoReflect.Descriptor instead.
 func (*Schema) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Schema) GetFiles() *descriptorpb.FileDescriptorSet {
@@ -521,7 +602,7 @@ type ListMethodsRequest struct {
 
 func (x *ListMethodsRequest) Reset() {
 	*x = ListMethodsRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +614,7 @@ func (x *ListMethodsRequest) String() string {
 func (*ListMethodsRequest) ProtoMessage() {}
 
 func (x *ListMethodsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +627,7 @@ func (x *ListMethodsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMethodsRequest.ProtoReflect.Descriptor instead.
 func (*ListMethodsRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListMethodsRequest) GetPrefix() string {
@@ -566,7 +647,7 @@ type ListMethodsResponse struct {
 
 func (x *ListMethodsResponse) Reset() {
 	*x = ListMethodsResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -578,7 +659,7 @@ func (x *ListMethodsResponse) String() string {
 func (*ListMethodsResponse) ProtoMessage() {}
 
 func (x *ListMethodsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -591,7 +672,7 @@ func (x *ListMethodsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListMethodsResponse.ProtoReflect.Descriptor instead.
 func (*ListMethodsResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListMethodsResponse) GetMethods() []*Method {
@@ -620,7 +701,7 @@ type Method struct {
 
 func (x *Method) Reset() {
 	*x = Method{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -632,7 +713,7 @@ func (x *Method) String() string {
 func (*Method) ProtoMessage() {}
 
 func (x *Method) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -645,7 +726,7 @@ func (x *Method) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Method.ProtoReflect.Descriptor instead.
 func (*Method) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{9}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Method) GetName() string {
@@ -692,7 +773,7 @@ type ListClustersRequest struct {
 
 func (x *ListClustersRequest) Reset() {
 	*x = ListClustersRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +785,7 @@ func (x *ListClustersRequest) String() string {
 func (*ListClustersRequest) ProtoMessage() {}
 
 func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +798,7 @@ func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersRequest.ProtoReflect.Descriptor instead.
 func (*ListClustersRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{10}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{11}
 }
 
 // ListClustersResponse has clusters.
@@ -730,7 +811,7 @@ type ListClustersResponse struct {
 
 func (x *ListClustersResponse) Reset() {
 	*x = ListClustersResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -742,7 +823,7 @@ func (x *ListClustersResponse) String() string {
 func (*ListClustersResponse) ProtoMessage() {}
 
 func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -755,7 +836,7 @@ func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersResponse.ProtoReflect.Descriptor instead.
 func (*ListClustersResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{11}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListClustersResponse) GetClusters() []*Cluster {
@@ -781,7 +862,7 @@ type Cluster struct {
 
 func (x *Cluster) Reset() {
 	*x = Cluster{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +874,7 @@ func (x *Cluster) String() string {
 func (*Cluster) ProtoMessage() {}
 
 func (x *Cluster) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +887,7 @@ func (x *Cluster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Cluster.ProtoReflect.Descriptor instead.
 func (*Cluster) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{12}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Cluster) GetName() string {
@@ -874,7 +955,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +967,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +980,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{13}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Endpoint) GetAddress() string {
@@ -1033,7 +1114,7 @@ type GetUsageRequest struct {
 
 func (x *GetUsageRequest) Reset() {
 	*x = GetUsageRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1126,7 @@ func (x *GetUsageRequest) String() string {
 func (*GetUsageRequest) ProtoMessage() {}
 
 func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1139,7 @@ func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{14}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetUsageRequest) GetConsumer() string {
@@ -1111,7 +1192,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1204,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1217,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Usage) GetStartTime() *timestamppb.Timestamp {
@@ -1199,7 +1280,7 @@ type UsageRow struct {
 
 func (x *UsageRow) Reset() {
 	*x = UsageRow{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1292,7 @@ func (x *UsageRow) String() string {
 func (*UsageRow) ProtoMessage() {}
 
 func (x *UsageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1305,7 @@ func (x *UsageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRow.ProtoReflect.Descriptor instead.
 func (*UsageRow) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UsageRow) GetConsumer() string {
@@ -1341,7 +1422,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1353,7 +1434,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1366,7 +1447,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 // DrainRequest asks for the end.
@@ -1378,7 +1459,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1390,7 +1471,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1403,7 +1484,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 // DrainResponse says that it will come.
@@ -1415,7 +1496,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1508,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1521,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 // SetLogLevelRequest sets the level.
@@ -1454,7 +1535,7 @@ type SetLogLevelRequest struct {
 
 func (x *SetLogLevelRequest) Reset() {
 	*x = SetLogLevelRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1466,7 +1547,7 @@ func (x *SetLogLevelRequest) String() string {
 func (*SetLogLevelRequest) ProtoMessage() {}
 
 func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1479,7 +1560,7 @@ func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelRequest.ProtoReflect.Descriptor instead.
 func (*SetLogLevelRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetLogLevelRequest) GetLevel() string {
@@ -1500,7 +1581,7 @@ type SetLogLevelResponse struct {
 
 func (x *SetLogLevelResponse) Reset() {
 	*x = SetLogLevelResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1512,7 +1593,7 @@ func (x *SetLogLevelResponse) String() string {
 func (*SetLogLevelResponse) ProtoMessage() {}
 
 func (x *SetLogLevelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1525,7 +1606,7 @@ func (x *SetLogLevelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelResponse.ProtoReflect.Descriptor instead.
 func (*SetLogLevelResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SetLogLevelResponse) GetLevel() string {
@@ -1558,7 +1639,7 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"goroutines\x18\v \x01(\rR\n" +
 	"goroutines\x12!\n" +
 	"\fmemory_bytes\x18\f \x01(\x04R\vmemoryBytes\x12,\n" +
-	"\x12memory_limit_bytes\x18\r \x01(\x04R\x10memoryLimitBytes\"\xf6\x01\n" +
+	"\x12memory_limit_bytes\x18\r \x01(\x04R\x10memoryLimitBytes\"\xac\x02\n" +
 	"\bListener\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
@@ -1568,7 +1649,15 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\vconnections\x18\x06 \x01(\rR\vconnections\x12\x1e\n" +
 	"\n" +
 	"websockets\x18\a \x01(\rR\n" +
-	"websockets\"\xae\x01\n" +
+	"websockets\x124\n" +
+	"\x06issued\x18\b \x03(\v2\x1c.transom.admin.v1.IssuedNameR\x06issued\"\xac\x01\n" +
+	"\n" +
+	"IssuedName\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12;\n" +
+	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12\x14\n" +
+	"\x05fault\x18\x03 \x01(\tR\x05fault\x127\n" +
+	"\tnext_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bnextTime\"\xae\x01\n" +
 	"\aReloads\x12\x1c\n" +
 	"\tsucceeded\x18\x01 \x01(\rR\tsucceeded\x12\x16\n" +
 	"\x06failed\x18\x02 \x01(\rR\x06failed\x12%\n" +
@@ -1686,83 +1775,87 @@ func file_transom_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_transom_admin_v1_admin_proto_rawDescData
 }
 
-var file_transom_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_transom_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_transom_admin_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),               // 0: transom.admin.v1.GetStatusRequest
 	(*Status)(nil),                         // 1: transom.admin.v1.Status
 	(*Listener)(nil),                       // 2: transom.admin.v1.Listener
-	(*Reloads)(nil),                        // 3: transom.admin.v1.Reloads
-	(*GetConfigRequest)(nil),               // 4: transom.admin.v1.GetConfigRequest
-	(*GetSchemaRequest)(nil),               // 5: transom.admin.v1.GetSchemaRequest
-	(*Schema)(nil),                         // 6: transom.admin.v1.Schema
-	(*ListMethodsRequest)(nil),             // 7: transom.admin.v1.ListMethodsRequest
-	(*ListMethodsResponse)(nil),            // 8: transom.admin.v1.ListMethodsResponse
-	(*Method)(nil),                         // 9: transom.admin.v1.Method
-	(*ListClustersRequest)(nil),            // 10: transom.admin.v1.ListClustersRequest
-	(*ListClustersResponse)(nil),           // 11: transom.admin.v1.ListClustersResponse
-	(*Cluster)(nil),                        // 12: transom.admin.v1.Cluster
-	(*Endpoint)(nil),                       // 13: transom.admin.v1.Endpoint
-	(*GetUsageRequest)(nil),                // 14: transom.admin.v1.GetUsageRequest
-	(*Usage)(nil),                          // 15: transom.admin.v1.Usage
-	(*UsageRow)(nil),                       // 16: transom.admin.v1.UsageRow
-	(*ReloadRequest)(nil),                  // 17: transom.admin.v1.ReloadRequest
-	(*DrainRequest)(nil),                   // 18: transom.admin.v1.DrainRequest
-	(*DrainResponse)(nil),                  // 19: transom.admin.v1.DrainResponse
-	(*SetLogLevelRequest)(nil),             // 20: transom.admin.v1.SetLogLevelRequest
-	(*SetLogLevelResponse)(nil),            // 21: transom.admin.v1.SetLogLevelResponse
-	nil,                                    // 22: transom.admin.v1.Method.FromEntry
-	(*timestamppb.Timestamp)(nil),          // 23: google.protobuf.Timestamp
-	(*descriptorpb.FileDescriptorSet)(nil), // 24: google.protobuf.FileDescriptorSet
-	(*v1.Policy)(nil),                      // 25: transom.config.v1.Policy
-	(*durationpb.Duration)(nil),            // 26: google.protobuf.Duration
-	(*v1.Config)(nil),                      // 27: transom.config.v1.Config
+	(*IssuedName)(nil),                     // 3: transom.admin.v1.IssuedName
+	(*Reloads)(nil),                        // 4: transom.admin.v1.Reloads
+	(*GetConfigRequest)(nil),               // 5: transom.admin.v1.GetConfigRequest
+	(*GetSchemaRequest)(nil),               // 6: transom.admin.v1.GetSchemaRequest
+	(*Schema)(nil),                         // 7: transom.admin.v1.Schema
+	(*ListMethodsRequest)(nil),             // 8: transom.admin.v1.ListMethodsRequest
+	(*ListMethodsResponse)(nil),            // 9: transom.admin.v1.ListMethodsResponse
+	(*Method)(nil),                         // 10: transom.admin.v1.Method
+	(*ListClustersRequest)(nil),            // 11: transom.admin.v1.ListClustersRequest
+	(*ListClustersResponse)(nil),           // 12: transom.admin.v1.ListClustersResponse
+	(*Cluster)(nil),                        // 13: transom.admin.v1.Cluster
+	(*Endpoint)(nil),                       // 14: transom.admin.v1.Endpoint
+	(*GetUsageRequest)(nil),                // 15: transom.admin.v1.GetUsageRequest
+	(*Usage)(nil),                          // 16: transom.admin.v1.Usage
+	(*UsageRow)(nil),                       // 17: transom.admin.v1.UsageRow
+	(*ReloadRequest)(nil),                  // 18: transom.admin.v1.ReloadRequest
+	(*DrainRequest)(nil),                   // 19: transom.admin.v1.DrainRequest
+	(*DrainResponse)(nil),                  // 20: transom.admin.v1.DrainResponse
+	(*SetLogLevelRequest)(nil),             // 21: transom.admin.v1.SetLogLevelRequest
+	(*SetLogLevelResponse)(nil),            // 22: transom.admin.v1.SetLogLevelResponse
+	nil,                                    // 23: transom.admin.v1.Method.FromEntry
+	(*timestamppb.Timestamp)(nil),          // 24: google.protobuf.Timestamp
+	(*descriptorpb.FileDescriptorSet)(nil), // 25: google.protobuf.FileDescriptorSet
+	(*v1.Policy)(nil),                      // 26: transom.config.v1.Policy
+	(*durationpb.Duration)(nil),            // 27: google.protobuf.Duration
+	(*v1.Config)(nil),                      // 28: transom.config.v1.Config
 }
 var file_transom_admin_v1_admin_proto_depIdxs = []int32{
-	23, // 0: transom.admin.v1.Status.start_time:type_name -> google.protobuf.Timestamp
+	24, // 0: transom.admin.v1.Status.start_time:type_name -> google.protobuf.Timestamp
 	2,  // 1: transom.admin.v1.Status.listeners:type_name -> transom.admin.v1.Listener
-	3,  // 2: transom.admin.v1.Status.reloads:type_name -> transom.admin.v1.Reloads
-	23, // 3: transom.admin.v1.Listener.certificate_expire_time:type_name -> google.protobuf.Timestamp
-	23, // 4: transom.admin.v1.Reloads.last_success_time:type_name -> google.protobuf.Timestamp
-	24, // 5: transom.admin.v1.Schema.files:type_name -> google.protobuf.FileDescriptorSet
-	9,  // 6: transom.admin.v1.ListMethodsResponse.methods:type_name -> transom.admin.v1.Method
-	25, // 7: transom.admin.v1.Method.policy:type_name -> transom.config.v1.Policy
-	22, // 8: transom.admin.v1.Method.from:type_name -> transom.admin.v1.Method.FromEntry
-	12, // 9: transom.admin.v1.ListClustersResponse.clusters:type_name -> transom.admin.v1.Cluster
-	13, // 10: transom.admin.v1.Cluster.endpoints:type_name -> transom.admin.v1.Endpoint
-	26, // 11: transom.admin.v1.Endpoint.report_age:type_name -> google.protobuf.Duration
-	26, // 12: transom.admin.v1.Endpoint.latency:type_name -> google.protobuf.Duration
-	26, // 13: transom.admin.v1.Endpoint.age:type_name -> google.protobuf.Duration
-	23, // 14: transom.admin.v1.Usage.start_time:type_name -> google.protobuf.Timestamp
-	23, // 15: transom.admin.v1.Usage.end_time:type_name -> google.protobuf.Timestamp
-	16, // 16: transom.admin.v1.Usage.rows:type_name -> transom.admin.v1.UsageRow
-	26, // 17: transom.admin.v1.UsageRow.time:type_name -> google.protobuf.Duration
-	26, // 18: transom.admin.v1.UsageRow.p50:type_name -> google.protobuf.Duration
-	26, // 19: transom.admin.v1.UsageRow.p95:type_name -> google.protobuf.Duration
-	26, // 20: transom.admin.v1.UsageRow.p99:type_name -> google.protobuf.Duration
-	26, // 21: transom.admin.v1.UsageRow.max:type_name -> google.protobuf.Duration
-	0,  // 22: transom.admin.v1.Admin.GetStatus:input_type -> transom.admin.v1.GetStatusRequest
-	4,  // 23: transom.admin.v1.Admin.GetConfig:input_type -> transom.admin.v1.GetConfigRequest
-	5,  // 24: transom.admin.v1.Admin.GetSchema:input_type -> transom.admin.v1.GetSchemaRequest
-	7,  // 25: transom.admin.v1.Admin.ListMethods:input_type -> transom.admin.v1.ListMethodsRequest
-	10, // 26: transom.admin.v1.Admin.ListClusters:input_type -> transom.admin.v1.ListClustersRequest
-	14, // 27: transom.admin.v1.Admin.GetUsage:input_type -> transom.admin.v1.GetUsageRequest
-	17, // 28: transom.admin.v1.Admin.Reload:input_type -> transom.admin.v1.ReloadRequest
-	18, // 29: transom.admin.v1.Admin.Drain:input_type -> transom.admin.v1.DrainRequest
-	20, // 30: transom.admin.v1.Admin.SetLogLevel:input_type -> transom.admin.v1.SetLogLevelRequest
-	1,  // 31: transom.admin.v1.Admin.GetStatus:output_type -> transom.admin.v1.Status
-	27, // 32: transom.admin.v1.Admin.GetConfig:output_type -> transom.config.v1.Config
-	6,  // 33: transom.admin.v1.Admin.GetSchema:output_type -> transom.admin.v1.Schema
-	8,  // 34: transom.admin.v1.Admin.ListMethods:output_type -> transom.admin.v1.ListMethodsResponse
-	11, // 35: transom.admin.v1.Admin.ListClusters:output_type -> transom.admin.v1.ListClustersResponse
-	15, // 36: transom.admin.v1.Admin.GetUsage:output_type -> transom.admin.v1.Usage
-	1,  // 37: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
-	19, // 38: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
-	21, // 39: transom.admin.v1.Admin.SetLogLevel:output_type -> transom.admin.v1.SetLogLevelResponse
-	31, // [31:40] is the sub-list for method output_type
-	22, // [22:31] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	4,  // 2: transom.admin.v1.Status.reloads:type_name -> transom.admin.v1.Reloads
+	24, // 3: transom.admin.v1.Listener.certificate_expire_time:type_name -> google.protobuf.Timestamp
+	3,  // 4: transom.admin.v1.Listener.issued:type_name -> transom.admin.v1.IssuedName
+	24, // 5: transom.admin.v1.IssuedName.expire_time:type_name -> google.protobuf.Timestamp
+	24, // 6: transom.admin.v1.IssuedName.next_time:type_name -> google.protobuf.Timestamp
+	24, // 7: transom.admin.v1.Reloads.last_success_time:type_name -> google.protobuf.Timestamp
+	25, // 8: transom.admin.v1.Schema.files:type_name -> google.protobuf.FileDescriptorSet
+	10, // 9: transom.admin.v1.ListMethodsResponse.methods:type_name -> transom.admin.v1.Method
+	26, // 10: transom.admin.v1.Method.policy:type_name -> transom.config.v1.Policy
+	23, // 11: transom.admin.v1.Method.from:type_name -> transom.admin.v1.Method.FromEntry
+	13, // 12: transom.admin.v1.ListClustersResponse.clusters:type_name -> transom.admin.v1.Cluster
+	14, // 13: transom.admin.v1.Cluster.endpoints:type_name -> transom.admin.v1.Endpoint
+	27, // 14: transom.admin.v1.Endpoint.report_age:type_name -> google.protobuf.Duration
+	27, // 15: transom.admin.v1.Endpoint.latency:type_name -> google.protobuf.Duration
+	27, // 16: transom.admin.v1.Endpoint.age:type_name -> google.protobuf.Duration
+	24, // 17: transom.admin.v1.Usage.start_time:type_name -> google.protobuf.Timestamp
+	24, // 18: transom.admin.v1.Usage.end_time:type_name -> google.protobuf.Timestamp
+	17, // 19: transom.admin.v1.Usage.rows:type_name -> transom.admin.v1.UsageRow
+	27, // 20: transom.admin.v1.UsageRow.time:type_name -> google.protobuf.Duration
+	27, // 21: transom.admin.v1.UsageRow.p50:type_name -> google.protobuf.Duration
+	27, // 22: transom.admin.v1.UsageRow.p95:type_name -> google.protobuf.Duration
+	27, // 23: transom.admin.v1.UsageRow.p99:type_name -> google.protobuf.Duration
+	27, // 24: transom.admin.v1.UsageRow.max:type_name -> google.protobuf.Duration
+	0,  // 25: transom.admin.v1.Admin.GetStatus:input_type -> transom.admin.v1.GetStatusRequest
+	5,  // 26: transom.admin.v1.Admin.GetConfig:input_type -> transom.admin.v1.GetConfigRequest
+	6,  // 27: transom.admin.v1.Admin.GetSchema:input_type -> transom.admin.v1.GetSchemaRequest
+	8,  // 28: transom.admin.v1.Admin.ListMethods:input_type -> transom.admin.v1.ListMethodsRequest
+	11, // 29: transom.admin.v1.Admin.ListClusters:input_type -> transom.admin.v1.ListClustersRequest
+	15, // 30: transom.admin.v1.Admin.GetUsage:input_type -> transom.admin.v1.GetUsageRequest
+	18, // 31: transom.admin.v1.Admin.Reload:input_type -> transom.admin.v1.ReloadRequest
+	19, // 32: transom.admin.v1.Admin.Drain:input_type -> transom.admin.v1.DrainRequest
+	21, // 33: transom.admin.v1.Admin.SetLogLevel:input_type -> transom.admin.v1.SetLogLevelRequest
+	1,  // 34: transom.admin.v1.Admin.GetStatus:output_type -> transom.admin.v1.Status
+	28, // 35: transom.admin.v1.Admin.GetConfig:output_type -> transom.config.v1.Config
+	7,  // 36: transom.admin.v1.Admin.GetSchema:output_type -> transom.admin.v1.Schema
+	9,  // 37: transom.admin.v1.Admin.ListMethods:output_type -> transom.admin.v1.ListMethodsResponse
+	12, // 38: transom.admin.v1.Admin.ListClusters:output_type -> transom.admin.v1.ListClustersResponse
+	16, // 39: transom.admin.v1.Admin.GetUsage:output_type -> transom.admin.v1.Usage
+	1,  // 40: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
+	20, // 41: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
+	22, // 42: transom.admin.v1.Admin.SetLogLevel:output_type -> transom.admin.v1.SetLogLevelResponse
+	34, // [34:43] is the sub-list for method output_type
+	25, // [25:34] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_transom_admin_v1_admin_proto_init() }
@@ -1776,7 +1869,7 @@ func file_transom_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_admin_v1_admin_proto_rawDesc), len(file_transom_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -567,12 +567,13 @@ func (x *Listener) GetRedirectHttps() uint32 {
 	return 0
 }
 
-// TLS is how a listener identifies itself and its clients. TLS 1.2 is the least version.
+// TLS is how a listener identifies itself and its clients, by certificates from files, from an authority, or both. TLS 1.2 is
+// the least version.
 type TLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The PEM file of the certificate chain, the leaf first. Required.
+	// The PEM file of the certificate chain, the leaf first. Needs key. Default: none; then acme is required.
 	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	// The PEM file of its private key. Required.
+	// The PEM file of its private key. Needs certificate. Default: none.
 	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// The PEM file of the authorities that client certificates are checked against. Required by client_auth.
 	ClientCa string `protobuf:"bytes,3,opt,name=client_ca,json=clientCa,proto3" json:"client_ca,omitempty"`
@@ -580,7 +581,10 @@ type TLS struct {
 	ClientAuth TLS_ClientAuth `protobuf:"varint,4,opt,name=client_auth,json=clientAuth,proto3,enum=transom.config.v1.TLS_ClientAuth" json:"client_auth,omitempty"`
 	// Further certificates, of which a client gets the first that has the name it asks for (SNI) and an algorithm that it
 	// knows. Default: none.
-	More          []*KeyPair `protobuf:"bytes,40,rep,name=more,proto3" json:"more,omitempty"`
+	More []*KeyPair `protobuf:"bytes,40,rep,name=more,proto3" json:"more,omitempty"`
+	// Get certificates from an authority, for the names it lists; clients that ask for another name get those from files.
+	// Default: none.
+	Acme          *Acme `protobuf:"bytes,41,opt,name=acme,proto3" json:"acme,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -646,6 +650,13 @@ func (x *TLS) GetClientAuth() TLS_ClientAuth {
 func (x *TLS) GetMore() []*KeyPair {
 	if x != nil {
 		return x.More
+	}
+	return nil
+}
+
+func (x *TLS) GetAcme() *Acme {
+	if x != nil {
+		return x.Acme
 	}
 	return nil
 }
@@ -4744,20 +4755,22 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x0eredirect_https\x18) \x01(\rB\t\xbaH\x06*\x04\x18\xff\xff\x03R\rredirectHttps:\x8f\x02\xbaH\x8b\x02\x1as\n" +
 	"\x17listener.redirect_https\x12+redirect_https is for listeners without tls\x1a+this.redirect_https == 0u || !has(this.tls)\x1a?\n" +
 	"\x0elistener.http3\x12\x0fhttp3 needs tls\x1a\x1c!this.http3 || has(this.tls)\x1aS\n" +
-	"\x15listener.webtransport\x12\x18webtransport needs http3\x1a !this.webtransport || this.http3\"\xba\x03\n" +
-	"\x03TLS\x12)\n" +
-	"\vcertificate\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\vcertificate\x12\x19\n" +
-	"\x03key\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x03key\x12\x1b\n" +
+	"\x15listener.webtransport\x12\x18webtransport needs http3\x1a !this.webtransport || this.http3\"\xfb\x04\n" +
+	"\x03TLS\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x1b\n" +
 	"\tclient_ca\x18\x03 \x01(\tR\bclientCa\x12L\n" +
 	"\vclient_auth\x18\x04 \x01(\x0e2!.transom.config.v1.TLS.ClientAuthB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
 	"clientAuth\x12.\n" +
-	"\x04more\x18( \x03(\v2\x1a.transom.config.v1.KeyPairR\x04more\"q\n" +
+	"\x04more\x18( \x03(\v2\x1a.transom.config.v1.KeyPairR\x04more\x12+\n" +
+	"\x04acme\x18) \x01(\v2\x17.transom.config.v1.AcmeR\x04acme\"q\n" +
 	"\n" +
 	"ClientAuth\x12\x1b\n" +
 	"\x17CLIENT_AUTH_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10CLIENT_AUTH_NONE\x10\x01\x12\x17\n" +
 	"\x13CLIENT_AUTH_REQUEST\x10\x02\x12\x17\n" +
-	"\x13CLIENT_AUTH_REQUIRE\x10\x03:_\xbaH\\\x1aZ\n" +
+	"\x13CLIENT_AUTH_REQUIRE\x10\x03:\x84\x02\xbaH\x80\x02\x1a\xa1\x01\n" +
+	"\x0ftls.certificate\x12&tls needs certificate and key, or acme\x1afthis.certificate != '' && this.key != '' || this.certificate == '' && this.key == '' && has(this.acme)\x1aZ\n" +
 	"\rtls.client_ca\x12\x1bclient_auth needs client_ca\x1a,this.client_auth < 2 || this.client_ca != ''\"O\n" +
 	"\aKeyPair\x12)\n" +
 	"\vcertificate\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\vcertificate\x12\x19\n" +
@@ -5233,9 +5246,10 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*Overload)(nil),                    // 69: transom.config.v1.Overload
 	(*Usage)(nil),                       // 70: transom.config.v1.Usage
 	(*ProxyProtocol)(nil),               // 71: transom.config.v1.ProxyProtocol
-	(*durationpb.Duration)(nil),         // 72: google.protobuf.Duration
-	(code.Code)(0),                      // 73: google.rpc.Code
-	(*structpb.Struct)(nil),             // 74: google.protobuf.Struct
+	(*Acme)(nil),                        // 72: transom.config.v1.Acme
+	(*durationpb.Duration)(nil),         // 73: google.protobuf.Duration
+	(code.Code)(0),                      // 74: google.rpc.Code
+	(*structpb.Struct)(nil),             // 75: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	4,   // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
@@ -5265,91 +5279,92 @@ var file_transom_config_v1_config_proto_depIdxs = []int32{
 	71,  // 24: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
 	0,   // 25: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
 	6,   // 26: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	72,  // 27: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	50,  // 28: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	51,  // 29: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	10,  // 30: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	11,  // 31: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	72,  // 32: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	72,  // 33: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	52,  // 34: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	53,  // 35: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	72,  // 36: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	54,  // 37: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	1,   // 38: transom.config.v1.Cluster.transport:type_name -> transom.config.v1.Cluster.Transport
-	72,  // 39: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	72,  // 40: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	72,  // 41: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	72,  // 42: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	23,  // 43: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	24,  // 44: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	28,  // 45: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
-	27,  // 46: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
-	14,  // 47: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
-	15,  // 48: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
-	16,  // 49: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
-	17,  // 50: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
-	18,  // 51: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
-	19,  // 52: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
-	20,  // 53: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
-	19,  // 54: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
-	19,  // 55: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
-	21,  // 56: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
-	22,  // 57: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
-	13,  // 58: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
-	55,  // 59: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
-	72,  // 60: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
-	13,  // 61: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
-	72,  // 62: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
-	56,  // 63: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
-	57,  // 64: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
-	58,  // 65: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
-	2,   // 66: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
-	73,  // 67: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
-	73,  // 68: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
-	59,  // 69: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
-	72,  // 70: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
-	26,  // 71: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
-	72,  // 72: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	72,  // 73: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	72,  // 74: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	60,  // 75: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
-	30,  // 76: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
-	72,  // 77: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	61,  // 78: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	62,  // 79: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	33,  // 80: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	34,  // 81: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	35,  // 82: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
-	36,  // 83: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
-	37,  // 84: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
-	38,  // 85: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
-	72,  // 86: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	39,  // 87: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	63,  // 88: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	72,  // 89: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
-	39,  // 90: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
-	64,  // 91: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
-	72,  // 92: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
-	74,  // 93: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	72,  // 94: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	72,  // 95: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	72,  // 96: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	72,  // 97: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	72,  // 98: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
-	72,  // 99: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
-	72,  // 100: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
-	72,  // 101: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	72,  // 102: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	9,   // 103: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	72,  // 104: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	32,  // 105: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	40,  // 106: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	107, // [107:107] is the sub-list for method output_type
-	107, // [107:107] is the sub-list for method input_type
-	107, // [107:107] is the sub-list for extension type_name
-	107, // [107:107] is the sub-list for extension extendee
-	0,   // [0:107] is the sub-list for field type_name
+	72,  // 27: transom.config.v1.TLS.acme:type_name -> transom.config.v1.Acme
+	73,  // 28: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	50,  // 29: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	51,  // 30: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	10,  // 31: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	11,  // 32: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	73,  // 33: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	73,  // 34: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	52,  // 35: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	53,  // 36: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	73,  // 37: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	54,  // 38: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	1,   // 39: transom.config.v1.Cluster.transport:type_name -> transom.config.v1.Cluster.Transport
+	73,  // 40: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	73,  // 41: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	73,  // 42: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	73,  // 43: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	23,  // 44: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	24,  // 45: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	28,  // 46: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
+	27,  // 47: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
+	14,  // 48: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
+	15,  // 49: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
+	16,  // 50: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
+	17,  // 51: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
+	18,  // 52: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
+	19,  // 53: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
+	20,  // 54: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
+	19,  // 55: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
+	19,  // 56: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
+	21,  // 57: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
+	22,  // 58: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
+	13,  // 59: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
+	55,  // 60: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
+	73,  // 61: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
+	13,  // 62: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
+	73,  // 63: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
+	56,  // 64: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
+	57,  // 65: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
+	58,  // 66: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
+	2,   // 67: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
+	74,  // 68: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
+	74,  // 69: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
+	59,  // 70: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	73,  // 71: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	26,  // 72: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	73,  // 73: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	73,  // 74: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	73,  // 75: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	60,  // 76: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
+	30,  // 77: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
+	73,  // 78: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	61,  // 79: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	62,  // 80: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	33,  // 81: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	34,  // 82: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	35,  // 83: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	36,  // 84: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	37,  // 85: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	38,  // 86: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	73,  // 87: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	39,  // 88: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	63,  // 89: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	73,  // 90: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	39,  // 91: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	64,  // 92: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	73,  // 93: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	75,  // 94: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	73,  // 95: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	73,  // 96: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	73,  // 97: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	73,  // 98: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	73,  // 99: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
+	73,  // 100: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
+	73,  // 101: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
+	73,  // 102: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	73,  // 103: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	9,   // 104: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	73,  // 105: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	32,  // 106: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	40,  // 107: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	108, // [108:108] is the sub-list for method output_type
+	108, // [108:108] is the sub-list for method input_type
+	108, // [108:108] is the sub-list for extension type_name
+	108, // [108:108] is the sub-list for extension extendee
+	0,   // [0:108] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }

@@ -23,6 +23,58 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Challenge is what the authority looks at.
+type Acme_Challenge int32
+
+const (
+	Acme_CHALLENGE_UNSPECIFIED Acme_Challenge = 0
+	// A certificate in a TLS handshake at port 443 (tls-alpn-01).
+	Acme_CHALLENGE_TLS Acme_Challenge = 1
+	// An answer over plain HTTP at port 80 (http-01).
+	Acme_CHALLENGE_HTTP Acme_Challenge = 2
+)
+
+// Enum value maps for Acme_Challenge.
+var (
+	Acme_Challenge_name = map[int32]string{
+		0: "CHALLENGE_UNSPECIFIED",
+		1: "CHALLENGE_TLS",
+		2: "CHALLENGE_HTTP",
+	}
+	Acme_Challenge_value = map[string]int32{
+		"CHALLENGE_UNSPECIFIED": 0,
+		"CHALLENGE_TLS":         1,
+		"CHALLENGE_HTTP":        2,
+	}
+)
+
+func (x Acme_Challenge) Enum() *Acme_Challenge {
+	p := new(Acme_Challenge)
+	*p = x
+	return p
+}
+
+func (x Acme_Challenge) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Acme_Challenge) Descriptor() protoreflect.EnumDescriptor {
+	return file_transom_config_v1_operations_proto_enumTypes[0].Descriptor()
+}
+
+func (Acme_Challenge) Type() protoreflect.EnumType {
+	return &file_transom_config_v1_operations_proto_enumTypes[0]
+}
+
+func (x Acme_Challenge) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Acme_Challenge.Descriptor instead.
+func (Acme_Challenge) EnumDescriptor() ([]byte, []int) {
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{7, 0}
+}
+
 // Reload is how changes are put in force while transom runs: of the configuration file and what it names (on SIGHUP, by
 // the admin API, or when a file changes), and of descriptors. A change with a fault changes nothing.
 type Reload struct {
@@ -468,6 +520,117 @@ func (x *ProxyProtocol) GetTrusted() []string {
 	return nil
 }
 
+// Acme gets certificates from an authority (ACME, RFC 8555), one for each name, and new ones in time. The authority must reach
+// the listener at port 443 of the names (tls-alpn-01), or a listener without tls at their port 80 (http-01). Until there is a
+// certificate, handshakes of its name fail. Transoms that share the storage share the certificates.
+type Acme struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The DNS names, in lower case and without wildcards. Required.
+	Names []string `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	// The directory to keep account, certificates and keys in. It is made if it is not there, for transom's user only. Required.
+	Storage string `protobuf:"bytes,2,opt,name=storage,proto3" json:"storage,omitempty"`
+	// The authority's terms of service are agreed to. Required.
+	AcceptTerms bool `protobuf:"varint,3,opt,name=accept_terms,json=acceptTerms,proto3" json:"accept_terms,omitempty"`
+	// The authority's directory. Default "https://acme-v02.api.letsencrypt.org/directory".
+	Directory string `protobuf:"bytes,4,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Where the authority may write to when something is wrong. Default: nowhere.
+	Email string `protobuf:"bytes,5,opt,name=email,proto3" json:"email,omitempty"`
+	// The PEM file of the authorities that vouch for the directory's server. Default: the system's.
+	Ca string `protobuf:"bytes,6,opt,name=ca,proto3" json:"ca,omitempty"`
+	// How the authority may see that a name is ours. Default: both, whichever it offers.
+	Challenge Acme_Challenge `protobuf:"varint,7,opt,name=challenge,proto3,enum=transom.config.v1.Acme_Challenge" json:"challenge,omitempty"`
+	// An account with the authority that this one belongs to, where the authority wants one. Default: none.
+	ExternalAccount *Acme_ExternalAccount `protobuf:"bytes,8,opt,name=external_account,json=externalAccount,proto3" json:"external_account,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *Acme) Reset() {
+	*x = Acme{}
+	mi := &file_transom_config_v1_operations_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Acme) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Acme) ProtoMessage() {}
+
+func (x *Acme) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_operations_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Acme.ProtoReflect.Descriptor instead.
+func (*Acme) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Acme) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *Acme) GetStorage() string {
+	if x != nil {
+		return x.Storage
+	}
+	return ""
+}
+
+func (x *Acme) GetAcceptTerms() bool {
+	if x != nil {
+		return x.AcceptTerms
+	}
+	return false
+}
+
+func (x *Acme) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *Acme) GetEmail() string {
+	if x != nil {
+		return x.Email
+	}
+	return ""
+}
+
+func (x *Acme) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *Acme) GetChallenge() Acme_Challenge {
+	if x != nil {
+		return x.Challenge
+	}
+	return Acme_CHALLENGE_UNSPECIFIED
+}
+
+func (x *Acme) GetExternalAccount() *Acme_ExternalAccount {
+	if x != nil {
+		return x.ExternalAccount
+	}
+	return nil
+}
+
 // Api is a group of methods.
 type Usage_Api struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -479,7 +642,7 @@ type Usage_Api struct {
 
 func (x *Usage_Api) Reset() {
 	*x = Usage_Api{}
-	mi := &file_transom_config_v1_operations_proto_msgTypes[8]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +654,7 @@ func (x *Usage_Api) String() string {
 func (*Usage_Api) ProtoMessage() {}
 
 func (x *Usage_Api) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_operations_proto_msgTypes[8]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -512,6 +675,61 @@ func (x *Usage_Api) GetSelector() []string {
 		return x.Selector
 	}
 	return nil
+}
+
+// ExternalAccount binds the account (RFC 8555, 7.3.4).
+type Acme_ExternalAccount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key's name. Required.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// The key, in base64url; "${NAME}" takes it from the environment. Required.
+	HmacKey       string `protobuf:"bytes,2,opt,name=hmac_key,json=hmacKey,proto3" json:"hmac_key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Acme_ExternalAccount) Reset() {
+	*x = Acme_ExternalAccount{}
+	mi := &file_transom_config_v1_operations_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Acme_ExternalAccount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Acme_ExternalAccount) ProtoMessage() {}
+
+func (x *Acme_ExternalAccount) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_operations_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Acme_ExternalAccount.ProtoReflect.Descriptor instead.
+func (*Acme_ExternalAccount) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{7, 0}
+}
+
+func (x *Acme_ExternalAccount) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *Acme_ExternalAccount) GetHmacKey() string {
+	if x != nil {
+		return x.HmacKey
+	}
+	return ""
 }
 
 var File_transom_config_v1_operations_proto protoreflect.FileDescriptor
@@ -551,7 +769,24 @@ const file_transom_config_v1_operations_proto_rawDesc = "" +
 	"\vretry_after\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\n" +
 	"retryAfter\"3\n" +
 	"\rProxyProtocol\x12\"\n" +
-	"\atrusted\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\atrustedB*Z(transom/proto/transom/config/v1;configv1b\x06proto3"
+	"\atrusted\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\atrusted\"\x87\x05\n" +
+	"\x04Acme\x12n\n" +
+	"\x05names\x18\x01 \x03(\tBX\xbaHU\x92\x01R\b\x01\x10\xe8\a\x18\x01\"IrG\x18\xfd\x012B^[a-z0-9]([a-z0-9-]*[a-z0-9])?([.][a-z0-9]([a-z0-9-]*[a-z0-9])?)+$R\x05names\x12!\n" +
+	"\astorage\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\astorage\x12*\n" +
+	"\faccept_terms\x18\x03 \x01(\bB\a\xbaH\x04j\x02\b\x01R\vacceptTerms\x126\n" +
+	"\tdirectory\x18\x04 \x01(\tB\x18\xbaH\x15\xd8\x01\x01r\x102\x0e^https://[^/]+R\tdirectory\x12 \n" +
+	"\x05email\x18\x05 \x01(\tB\n" +
+	"\xbaH\a\xd8\x01\x01r\x02`\x01R\x05email\x12\x0e\n" +
+	"\x02ca\x18\x06 \x01(\tR\x02ca\x12I\n" +
+	"\tchallenge\x18\a \x01(\x0e2!.transom.config.v1.Acme.ChallengeB\b\xbaH\x05\x82\x01\x02\x10\x01R\tchallenge\x12R\n" +
+	"\x10external_account\x18\b \x01(\v2'.transom.config.v1.Acme.ExternalAccountR\x0fexternalAccount\x1ah\n" +
+	"\x0fExternalAccount\x12\x1e\n" +
+	"\x06key_id\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x05keyId\x125\n" +
+	"\bhmac_key\x18\x02 \x01(\tB\x1a\xbaH\x14r\x122\x10^[A-Za-z0-9_-]+$\x80\x01\x01R\ahmacKey\"M\n" +
+	"\tChallenge\x12\x19\n" +
+	"\x15CHALLENGE_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rCHALLENGE_TLS\x10\x01\x12\x12\n" +
+	"\x0eCHALLENGE_HTTP\x10\x02B*Z(transom/proto/transom/config/v1;configv1b\x06proto3"
 
 var (
 	file_transom_config_v1_operations_proto_rawDescOnce sync.Once
@@ -565,29 +800,35 @@ func file_transom_config_v1_operations_proto_rawDescGZIP() []byte {
 	return file_transom_config_v1_operations_proto_rawDescData
 }
 
-var file_transom_config_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_transom_config_v1_operations_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_transom_config_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_transom_config_v1_operations_proto_goTypes = []any{
-	(*Reload)(nil),              // 0: transom.config.v1.Reload
-	(*Admin)(nil),               // 1: transom.config.v1.Admin
-	(*AccessLog)(nil),           // 2: transom.config.v1.AccessLog
-	(*Usage)(nil),               // 3: transom.config.v1.Usage
-	(*Tracing)(nil),             // 4: transom.config.v1.Tracing
-	(*Overload)(nil),            // 5: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),       // 6: transom.config.v1.ProxyProtocol
-	nil,                         // 7: transom.config.v1.Usage.ApisEntry
-	(*Usage_Api)(nil),           // 8: transom.config.v1.Usage.Api
-	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
+	(Acme_Challenge)(0),          // 0: transom.config.v1.Acme.Challenge
+	(*Reload)(nil),               // 1: transom.config.v1.Reload
+	(*Admin)(nil),                // 2: transom.config.v1.Admin
+	(*AccessLog)(nil),            // 3: transom.config.v1.AccessLog
+	(*Usage)(nil),                // 4: transom.config.v1.Usage
+	(*Tracing)(nil),              // 5: transom.config.v1.Tracing
+	(*Overload)(nil),             // 6: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),        // 7: transom.config.v1.ProxyProtocol
+	(*Acme)(nil),                 // 8: transom.config.v1.Acme
+	nil,                          // 9: transom.config.v1.Usage.ApisEntry
+	(*Usage_Api)(nil),            // 10: transom.config.v1.Usage.Api
+	(*Acme_ExternalAccount)(nil), // 11: transom.config.v1.Acme.ExternalAccount
+	(*durationpb.Duration)(nil),  // 12: google.protobuf.Duration
 }
 var file_transom_config_v1_operations_proto_depIdxs = []int32{
-	9, // 0: transom.config.v1.Usage.period:type_name -> google.protobuf.Duration
-	7, // 1: transom.config.v1.Usage.apis:type_name -> transom.config.v1.Usage.ApisEntry
-	9, // 2: transom.config.v1.Overload.retry_after:type_name -> google.protobuf.Duration
-	8, // 3: transom.config.v1.Usage.ApisEntry.value:type_name -> transom.config.v1.Usage.Api
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	12, // 0: transom.config.v1.Usage.period:type_name -> google.protobuf.Duration
+	9,  // 1: transom.config.v1.Usage.apis:type_name -> transom.config.v1.Usage.ApisEntry
+	12, // 2: transom.config.v1.Overload.retry_after:type_name -> google.protobuf.Duration
+	0,  // 3: transom.config.v1.Acme.challenge:type_name -> transom.config.v1.Acme.Challenge
+	11, // 4: transom.config.v1.Acme.external_account:type_name -> transom.config.v1.Acme.ExternalAccount
+	10, // 5: transom.config.v1.Usage.ApisEntry.value:type_name -> transom.config.v1.Usage.Api
+	6,  // [6:6] is the sub-list for method output_type
+	6,  // [6:6] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_operations_proto_init() }
@@ -600,13 +841,14 @@ func file_transom_config_v1_operations_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_operations_proto_rawDesc), len(file_transom_config_v1_operations_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   9,
+			NumEnums:      1,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_transom_config_v1_operations_proto_goTypes,
 		DependencyIndexes: file_transom_config_v1_operations_proto_depIdxs,
+		EnumInfos:         file_transom_config_v1_operations_proto_enumTypes,
 		MessageInfos:      file_transom_config_v1_operations_proto_msgTypes,
 	}.Build()
 	File_transom_config_v1_operations_proto = out.File

@@ -1,7 +1,11 @@
 package balance
 
 import (
+	"errors"
+	"fmt"
 	"slices"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -69,13 +73,14 @@ func TestCold(t *testing.T) {
 		}
 	}
 	cold.learning.Store(0)
-	// A server that was seen to be slow is looked at every three seconds or so: it takes some looks to be believed fast.
-	share := 0.0
-	for since := time.Now(); share < 0.7 && time.Since(since) < time.Minute; {
+	// A server that was seen to be slow is looked at every three seconds, and again at once if it answers soon.
+	share, calls := 0.0, 0
+	since := time.Now()
+	for share < 0.7 && calls < int(16*rate) {
 		before := counts(f.nodes)
-		l.run(rate, 4*time.Second)
+		calls += l.run(rate, 2*time.Second).calls
 		share = shares(f.nodes, before)[7]
-		t.Logf("%v after it became fast: %.2f of an equal share", time.Since(since).Round(time.Second), share)
+		t.Logf("%v and %d calls after it became fast: %.2f of an equal share", time.Since(since).Round(time.Second), calls, share)
 	}
 	if share < 0.7 {
 		t.Errorf("warm and fast, the server gets %.2f of an equal share", share)
@@ -141,6 +146,86 @@ func TestKill(t *testing.T) {
 	t.Logf("%d calls, %v", o.calls, o.errors)
 	if o.failed() > 0 {
 		t.Errorf("%d of %d calls failed: %v", o.failed(), o.calls, o.errors)
+	}
+}
+
+// TestHung is the other part of S8: one server of five is stopped as it is, connections and all. Calls that may be
+// repeated, and have a second attempt after a while, all succeed; few have to wait for it. Woken up, the server gets its
+// calls again.
+func TestHung(t *testing.T) {
+	f := newFleet(t, 4)
+	c := startChild(t)
+	f.list(append(f.nodes, &node{addr: c.addr})...)
+	const delay = 500 * time.Millisecond
+	l := startProxy(t, f, "adaptive", time.Second, fmt.Sprintf(`service_config: '{"methodConfig": [{"name": [{"service": "bank.v1.Rates"}],
+    "hedgingPolicy": {"maxAttempts": 3, "hedgingDelay": "%vs", "nonFatalStatusCodes": ["UNAVAILABLE"]}}]}'`, delay.Seconds()))
+	rate := 0.5 * 4 * perNode
+	o := l.run(rate, 3*time.Second)
+	if got := c.calls(); got < int64(o.calls)/20 {
+		t.Fatalf("the server has %d of %d calls before it hangs", got, o.calls)
+	}
+	c.signal(syscall.SIGSTOP)
+	o = l.run(rate, 6*time.Second)
+	late, _ := slices.BinarySearch(o.took, delay)
+	late = len(o.took) - late
+	t.Logf("%d calls, %d of them took the time of a second attempt, %v", o.calls, late, o.errors)
+	if o.failed() > 0 {
+		t.Errorf("%d of %d calls failed: %v", o.failed(), o.calls, o.errors)
+	}
+	if late > o.calls/10 {
+		t.Errorf("%d of %d calls had to wait: a fifth would if the server were called as ever", late, o.calls)
+	}
+	c.signal(syscall.SIGCONT)
+	share, calls := 0.0, 0
+	for share < 0.5 && calls < int(20*rate) {
+		before := c.calls()
+		o := l.run(rate, 2*time.Second)
+		calls += o.calls
+		share = float64(c.calls()-before) / float64(o.calls) * 5
+		if o.failed() > 0 {
+			t.Errorf("%d of %d calls failed: %v", o.failed(), o.calls, o.errors)
+		}
+	}
+	t.Logf("%d calls after it was woken: %.2f of an equal share", calls, share)
+	if share < 0.5 {
+		t.Errorf("awake, the server gets %.2f of an equal share", share)
+	}
+}
+
+// TestStreams is the other part of S9: streams that are open while their server is first marked as draining, and then
+// while all servers are replaced, end as they should, and no call fails meanwhile.
+func TestStreams(t *testing.T) {
+	f := newFleet(t, 4)
+	l := startProxy(t, f, "adaptive", time.Second)
+	l.once = true
+	rate := 0.4 * 3 * perNode
+	l.run(rate, 2*time.Second)
+	wait := l.streams(16)
+	failed := l.run(rate, time.Second).failed()
+	f.nodes[0].drain = true
+	f.list(f.nodes...)
+	failed += l.run(rate, time.Second).failed()
+	before := counts(f.nodes)
+	o := l.run(rate, 2*time.Second)
+	failed += o.failed()
+	if s := shares(f.nodes, before); s[0] > 0 {
+		t.Errorf("the draining server gets %.2f of an equal share of the calls", s[0])
+	}
+	var stopped sync.WaitGroup
+	for i, old := range f.nodes {
+		f.nodes[i] = startNode(t, "127.0.0.1:0")
+		f.list(f.nodes...)
+		stopped.Go(old.srv.GracefulStop) // as long as its streams last
+		failed += l.run(rate, time.Second).failed()
+	}
+	whole, broken := wait()
+	stopped.Wait()
+	t.Logf("%d streams of %v", whole, ticks*tick)
+	if len(broken) > 0 {
+		t.Errorf("%d of 16 streams broke: %v", len(broken), errors.Join(broken...))
+	}
+	if failed > 0 {
+		t.Errorf("%d calls failed", failed)
 	}
 }
 

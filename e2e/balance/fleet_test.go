@@ -5,10 +5,14 @@
 package balance
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,7 +33,94 @@ import (
 	"transom/upstream/loadaware/report"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// childServer is set in the environment of a process that is one of the servers, so that it can be stopped as a whole.
+const childServer = "TRANSOM_TEST_BALANCE_SERVER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childServer) != "" {
+		if err := serveChild(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// serveChild prints the server's address, and how many calls have come after each line that it reads. It serves until its
+// input ends.
+func serveChild(in io.Reader, out io.Writer) error {
+	n := newNode()
+	if err := n.serve("127.0.0.1:0"); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, n.addr)
+	for lines := bufio.NewScanner(in); lines.Scan(); {
+		fmt.Fprintln(out, n.calls.Load())
+	}
+	n.srv.Stop()
+	n.done.Wait()
+	return nil
+}
+
+// child is a server that is a process of its own.
+type child struct {
+	t    *testing.T
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Scanner
+	addr string
+}
+
+func startChild(t *testing.T) *child {
+	t.Helper()
+	c := &child{t: t, cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0])}
+	c.cmd.Env = append(os.Environ(), childServer+"=1")
+	c.cmd.Stderr = os.Stderr
+	var err error
+	if c.in, err = c.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := c.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = c.cmd.Process.Kill()
+		_ = c.cmd.Wait() // killed
+	})
+	c.out = bufio.NewScanner(out)
+	c.addr = c.line()
+	return c
+}
+
+func (c *child) line() string {
+	c.t.Helper()
+	if !c.out.Scan() {
+		c.t.Fatalf("the server's process has ended: %v", c.out.Err())
+	}
+	return c.out.Text()
+}
+
+// calls returns how many calls have come.
+func (c *child) calls() (n int64) {
+	c.t.Helper()
+	fmt.Fprintln(c.in)
+	if _, err := fmt.Sscan(c.line(), &n); err != nil {
+		c.t.Fatal(err)
+	}
+	return n
+}
+
+func (c *child) signal(s os.Signal) {
+	c.t.Helper()
+	if err := c.cmd.Process.Signal(s); err != nil {
+		c.t.Fatal(err)
+	}
+}
 
 const (
 	slots   = 4                     // calls that a server works at; others wait
@@ -47,6 +138,7 @@ type node struct {
 	slow   atomic.Int64
 	broken atomic.Bool
 	calls  atomic.Int64 // that have come
+	drain  bool         // it is listed as draining
 	// learning, if positive, is how many more calls take ten times as long: a server whose code is not compiled yet.
 	learning atomic.Int64
 }
@@ -71,9 +163,10 @@ func newFleet(t *testing.T, n int) *fleet {
 // startNode starts a server. It ends with the test, if not before.
 func startNode(t *testing.T, addr string) *node {
 	t.Helper()
-	n := &node{slots: make(chan struct{}, slots)}
-	n.slow.Store(1)
-	n.start(t, addr)
+	n := newNode()
+	if err := n.serve(addr); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		n.srv.Stop()
 		n.done.Wait()
@@ -81,11 +174,16 @@ func startNode(t *testing.T, addr string) *node {
 	return n
 }
 
-func (n *node) start(t *testing.T, addr string) {
-	t.Helper()
+func newNode() *node {
+	n := &node{slots: make(chan struct{}, slots)}
+	n.slow.Store(1)
+	return n
+}
+
+func (n *node) serve(addr string) error {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	n.addr = l.Addr().String()
 	r := report.New(report.Config{Capacity: slots})
@@ -94,6 +192,7 @@ func (n *node) start(t *testing.T, addr string) {
 	bankv1.RegisterAccountsServer(n.srv, accounts{node: n})
 	srv := n.srv
 	n.done.Go(func() { _ = srv.Serve(l) })
+	return nil
 }
 
 // list makes nodes the servers that the proxy knows.
@@ -102,7 +201,7 @@ func (f *fleet) list(nodes ...*node) {
 	var b strings.Builder
 	b.WriteString("endpoints:\n")
 	for _, n := range nodes {
-		fmt.Fprintf(&b, "- address: %q\n", n.addr)
+		fmt.Fprintf(&b, "- {address: %q, drain: %t}\n", n.addr, n.drain)
 	}
 	process.Replace(f.t, f.file, []byte(b.String()))
 }
@@ -152,6 +251,29 @@ func (a accounts) Transfer(ctx context.Context, _ *bankv1.TransferRequest) (*ban
 	return &bankv1.TransferResponse{}, a.node.work(ctx)
 }
 
+// ticks is how many messages a stream has, tick the time between them.
+const (
+	ticks = 36
+	tick  = 250 * time.Millisecond
+)
+
+// Watch is a stream that takes its time.
+func (a accounts) Watch(_ *bankv1.WatchRequest, s grpc.ServerStreamingServer[bankv1.Transaction]) error {
+	timer := time.NewTicker(tick)
+	defer timer.Stop()
+	for range ticks {
+		select {
+		case <-timer.C:
+		case <-s.Context().Done():
+			return s.Context().Err()
+		}
+		if err := s.Send(&bankv1.Transaction{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // load sends calls to a proxy.
 type load struct {
 	t     *testing.T
@@ -160,8 +282,8 @@ type load struct {
 	rng   *rand.Rand
 }
 
-// startProxy runs a proxy in front of the fleet and returns what calls it.
-func startProxy(t *testing.T, f *fleet, policy string, warmup time.Duration) *load {
+// startProxy runs a proxy in front of the fleet and returns what calls it. more are further settings of the cluster.
+func startProxy(t *testing.T, f *fleet, policy string, warmup time.Duration, more ...string) *load {
 	t.Helper()
 	dir := t.TempDir()
 	set, cfg := filepath.Join(dir, "bank.binpb"), filepath.Join(dir, "transom.yaml")
@@ -169,8 +291,8 @@ func startProxy(t *testing.T, f *fleet, policy string, warmup time.Duration) *lo
 	process.Replace(t, cfg, fmt.Appendf(nil, `listeners: [{address: "127.0.0.1:0"}]
 descriptors: [{file: %q}]
 clusters:
-  bank: {target: "file://%s", lb: {policy: %s, warmup: %s}}
-`, set, f.file, policy, warmup))
+  bank: {target: "file://%s", lb: {policy: %s, warmup: %s}%s}
+`, set, f.file, policy, warmup, strings.Join(append([]string{""}, more...), ", ")))
 	p := process.Start(t, 1, "serve", "--config", cfg)
 	l := &load{t: t, rng: rand.New(rand.NewPCG(1, 2))}
 	for range 4 {
@@ -238,6 +360,45 @@ func (l *load) run(rate float64, d time.Duration) outcome {
 	wg.Wait()
 	slices.Sort(o.took)
 	return o
+}
+
+// streams opens streams and returns what waits for their ends and says how many there were of each kind.
+func (l *load) streams(n int) (wait func() (whole int, broken []error)) {
+	l.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	l.t.Cleanup(cancel)
+	ended := make(chan error, n)
+	for i := range n {
+		s, err := bankv1.NewAccountsClient(l.conns[i%len(l.conns)]).Watch(ctx, &bankv1.WatchRequest{})
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		go func() {
+			for k := 0; ; k++ {
+				_, err := s.Recv()
+				switch {
+				case err == nil:
+					continue
+				case err == io.EOF && k == ticks:
+					err = nil
+				default:
+					err = fmt.Errorf("after %d of %d messages: %w", k, ticks, err)
+				}
+				ended <- err
+				return
+			}
+		}()
+	}
+	return func() (whole int, broken []error) {
+		for range n {
+			if err := <-ended; err != nil {
+				broken = append(broken, err)
+			} else {
+				whole++
+			}
+		}
+		return whole, broken
+	}
 }
 
 // counts returns how many calls each node has got.

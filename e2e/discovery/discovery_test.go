@@ -103,7 +103,7 @@ func TestServersComeAndGo(t *testing.T) {
 			set, cfg := filepath.Join(dir, "bank.binpb"), filepath.Join(dir, "transom.yaml")
 			process.Replace(t, set, bank.DescriptorSet())
 			process.Replace(t, cfg, fmt.Appendf(nil, "listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: %q}]\nclusters:\n  bank: %s\n", set, src.cluster()))
-			cmd := exec.CommandContext(context.WithoutCancel(t.Context()), process.Program(t), "serve", "--config", cfg) //nolint:gosec // the program under test
+			cmd := exec.CommandContext(context.WithoutCancel(t.Context()), process.Program(t), "serve", "--config", cfg)
 			cmd.Env = append(os.Environ(), src.environ()...)
 			p := process.Run(t, 1, cmd)
 

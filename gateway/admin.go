@@ -418,7 +418,7 @@ func (g *Gateway) listClusters(context.Context, *adminv1.ListClustersRequest) (*
 	resp := &adminv1.ListClustersResponse{}
 	g.Snapshot(func(s *Snapshot) {
 		for _, c := range s.sortedClusters() {
-			ac := &adminv1.Cluster{Name: c.Name(), State: c.State().String(), InFlight: uint32(c.InFlight()), Queued: uint32(c.Queued())}
+			ac := &adminv1.Cluster{Name: c.Name(), State: c.State().String(), InFlight: uint32(c.InFlight()), Queued: uint32(c.Queued()), Limit: uint32(c.Limit())}
 			for _, e := range c.Endpoints() {
 				ac.Endpoints = append(ac.Endpoints, endpointOf(e))
 			}

@@ -20,6 +20,7 @@ import (
 	"transom/policy/access"
 	"transom/policy/identity"
 	"transom/policy/traffic"
+	"transom/policy/transform"
 	configv1 "transom/proto/transom/config/v1"
 	"transom/rpc"
 	"transom/transcoder"
@@ -166,7 +167,7 @@ func clusterConfig(name string, c *configv1.Cluster) upstream.Config {
 		LB: lb.GetPolicy(), HashOn: lb.GetHashOn(), Zone: lb.GetZone(),
 		ServiceConfig: c.GetServiceConfig(), NoHealthCheck: c.GetNoHealthCheck(), RetryBytes: int(c.GetRetry().GetBytes()),
 		MaxInFlight: int(conc.GetMaxInFlight()), MaxInFlightPerEndpoint: int(conc.GetMaxInFlightPerEndpoint()),
-		MaxQueued: int(conc.GetMaxQueued()), QueueTimeout: conc.GetQueueTimeout().AsDuration(),
+		AdaptiveConcurrency: conc.GetAdaptive(), MaxQueued: int(conc.GetMaxQueued()), QueueTimeout: conc.GetQueueTimeout().AsDuration(),
 		MaxMessageBytes: int(c.GetMessageBytes()), ConnectTimeout: c.GetConnectTimeout().AsDuration(),
 		Keepalive: c.GetKeepalive().AsDuration(), DNSRefresh: c.GetDnsRefresh().AsDuration(),
 	}
@@ -411,6 +412,7 @@ func (b *builder) snapshot() *Snapshot {
 		inner, own := local[m.FullPath]
 		if !own {
 			inner = b.destination(eff)
+			b.hashes(m)
 		}
 		s.routes[m.ID] = listeners.Route{
 			Handler: inner, Plan: plans.Method(m), Edge: edge,
@@ -471,6 +473,22 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 		}
 	}
 	return rpc.Chain(inner, mws...), names
+}
+
+// hashes checks the fields that clusters hash by: one must be in the request of some method.
+func (b *builder) hashes(m *descriptors.Method) {
+	for name, c := range b.cfg.GetClusters() {
+		on := c.GetLb().GetHashOn()
+		field, ok := strings.CutPrefix(on, "field:")
+		if !ok {
+			continue
+		}
+		var err error
+		if !upstream.HashesOn(on, m) {
+			err = fmt.Errorf("%w: no method has a single request with a field %q that is one value", transform.ErrNoField, field)
+		}
+		b.foundField("clusters."+name+".lb.hash_on", err)
+	}
 }
 
 // cluster takes calls to the cluster that the policy names, or to the only one there is.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -210,5 +211,26 @@ func TestCORSFromConfig(t *testing.T) {
 	_, err = gateway.New(t.Context(), bad, slog.New(slog.DiscardHandler))
 	if err == nil || strings.Count(err.Error(), "listeners[0].cors") != 2 {
 		t.Errorf("New with two bad origins: %v", err)
+	}
+}
+
+// The field that a cluster hashes by must be in the request of some method.
+func TestHashOnField(t *testing.T) {
+	for field, want := range map[string]string{
+		"field:amount.currency": "",
+		"field:amount":          `clusters.bank.lb.hash_on: .*field "amount"`, // a message
+		"field:amont.currency":  `clusters.bank.lb.hash_on: .*field "amont.currency"`,
+		"field:amount..x":       `is not the name of a field`,
+	} {
+		err := gateway.Check(t.Context(), &configv1.Config{
+			Listeners:   []*configv1.Listener{{Address: "127.0.0.1:0"}},
+			Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: descriptorSet(t)}}},
+			Clusters: map[string]*configv1.Cluster{"bank": {
+				Target: "static:///127.0.0.1:1", Lb: &configv1.LoadBalancing{Policy: "ring_hash", HashOn: field},
+			}},
+		}, slog.New(slog.DiscardHandler))
+		if want == "" && err != nil || want != "" && (err == nil || !regexp.MustCompile(want).MatchString(err.Error())) {
+			t.Errorf("%s: %v, want %q", field, err, want)
+		}
 	}
 }

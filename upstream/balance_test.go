@@ -16,8 +16,10 @@ import (
 	_ "google.golang.org/grpc/encoding/gzip" // of the backends here
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"transom/descriptors"
+	bankv1 "transom/proto/bank/v1"
 	"transom/rpc"
 	"transom/rpc/rpctest"
 	"transom/upstream"
@@ -79,10 +81,85 @@ func TestHashOn(t *testing.T) {
 			t.Errorf("%s: 60 keys went to %v", on, homes)
 		}
 	}
-	for _, on := range []string{"cookie", "header:", "header:User"} {
+	for _, on := range []string{"cookie", "header:", "header:User", "field:", "field:a..b", "field:a-b"} {
 		if err := (upstream.Config{Name: "a", Target: "b:1", HashOn: on}).Validate(); err == nil || !strings.Contains(err.Error(), "hash on") {
 			t.Errorf("%q: %v", on, err)
 		}
+	}
+}
+
+// So do those with one value of a field of the request, of unary and of server-streaming calls.
+func TestHashOnField(t *testing.T) {
+	addrs := nameBackend(t, "A") + "," + nameBackend(t, "B") + "," + nameBackend(t, "C")
+	c := newCluster(t, upstream.Config{
+		Target: "static:///" + addrs, HashOn: "field:amount.currency",
+		LB: `[{"adaptive": {"policy": "ring_hash", "ejection": {"consecutive": 0, "successMargin": 0, "latencyFactor": 0}}}]`,
+	})
+	untilReady(t, c, 3)
+	request := bankv1.File_bank_v1_bank_proto.Services().ByName("Accounts").Methods().ByName("Transfer")
+	for _, m := range []*descriptors.Method{
+		{FullPath: "/t.T/Unary", Desc: request}, {FullPath: "/t.T/Download", Desc: request, ServerStreams: true},
+	} {
+		homes := map[string]int{}
+		for key := range 40 {
+			home := ""
+			for try := range 3 {
+				wire, err := proto.Marshal(&bankv1.TransferRequest{
+					Name: fmt.Sprint(try), Amount: &bankv1.Money{Currency: fmt.Sprint(key)},
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, _, err := exchange(t, c, m, nil, string(wire))
+				if err != nil || len(got) != 1 {
+					t.Fatal(got, err)
+				}
+				if try == 0 {
+					home = got[0]
+					homes[home]++
+				} else if got[0] != home {
+					t.Errorf("%s: key %d went to %s, then to %s", m.FullPath, key, home, got[0])
+				}
+			}
+		}
+		if len(homes) != 3 {
+			t.Errorf("%s: 40 keys went to %v", m.FullPath, homes)
+		}
+	}
+}
+
+// A cluster that finds its limit itself begins low, gives its servers more as they keep up, and never more than it may.
+func TestAdaptiveConcurrency(t *testing.T) {
+	var inside, most atomic.Int64
+	addr := newBackend(t, func(method string, s stream) error {
+		n := inside.Add(1)
+		defer inside.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		return echo(method, s)
+	})
+	c := newCluster(t, upstream.Config{Target: "static:///" + addr, AdaptiveConcurrency: true, MaxInFlight: 40})
+	if got := c.Limit(); got != 8 {
+		t.Errorf("limit %d at first, want 8", got)
+	}
+	var wg sync.WaitGroup
+	start := time.Now()
+	for range 60 {
+		wg.Go(func() {
+			for c.Limit() <= 8 && time.Since(start) < time.Minute {
+				if _, call, err := exchange(t, c, unary, nil, "m"); err != nil {
+					t.Errorf("%v: %v", err, call.Wait())
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got := c.Limit(); got <= 8 || got > 40 {
+		t.Errorf("limit %d after a while, want more than 8, at most 40", got)
+	}
+	if got := most.Load(); got > 40 {
+		t.Errorf("%d calls at a time, at most 40 may be", got)
 	}
 }
 

@@ -17,7 +17,7 @@ var (
 // gate lets a limited number of calls in and has a limited number wait, first come, first served. Calls pay for it with
 // two atomic operations unless the gate is full.
 type gate struct {
-	limit  int64
+	limit  atomic.Int64
 	queue  int
 	within time.Duration // the longest wait
 
@@ -54,12 +54,22 @@ func (g *gate) await(ctx context.Context, ends uint64) error {
 func (g *gate) takeSlot() bool {
 	for {
 		n := g.inside.Load()
-		if n >= g.limit {
+		if n >= g.limit.Load() {
 			return false
 		}
 		if g.inside.CompareAndSwap(n, n+1) {
 			return true
 		}
+	}
+}
+
+// setLimit changes how many are let in. Those inside stay.
+func (g *gate) setLimit(n int64) {
+	g.limit.Store(n)
+	if g.waiting.Load() > 0 {
+		g.mu.Lock()
+		g.admit()
+		g.mu.Unlock()
 	}
 }
 

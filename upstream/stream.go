@@ -54,7 +54,7 @@ func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
 
 // attempts makes attempts at a streaming call until one is answered, and carries its answer to the client.
 func (c *Cluster) attempts(o *outbox, call *rpc.Call, p *retryPolicy) error {
-	at := c.newAttempts(call)
+	at := c.newAttempts(call, o.only)
 	for {
 		ends := c.gate.ends.Load()
 		us, err := c.backend.Stream(o.ctx, call.Method, call.Header, at.next())

@@ -5,6 +5,9 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"transom/rpc"
 	"transom/upstream/loadaware"
 )
@@ -18,8 +21,9 @@ type attempts struct {
 	stream   bool
 }
 
-func (c *Cluster) newAttempts(call *rpc.Call) *attempts {
-	return &attempts{key: c.hash.key(call), stream: !call.Method.Unary()}
+// newAttempts makes those of a call with the request req, which is empty if the client sends a stream.
+func (c *Cluster) newAttempts(call *rpc.Call, req rpc.Message) *attempts {
+	return &attempts{key: c.hash.key(call, req), stream: !call.Method.Unary()}
 }
 
 // next makes the next attempt. One that found every endpoint saturated does not count.
@@ -63,6 +67,12 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 	req.Release()
 	call.Info.Upstream = time.Since(start)
 	call.Info.Endpoint = a.endpoint
+	if c.limiter != nil && !final {
+		took := call.Info.Upstream
+		if limit := c.limiter.End(c.sinceStart(start)+took, took, c.gate.inside.Load(), err == nil, busy(err)); limit > 0 {
+			c.gate.setLimit(limit)
+		}
+	}
 	if final {
 		return err
 	}
@@ -89,7 +99,7 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 
 // retried makes attempts one after the other. final says that err is the call's end as it stands.
 func (c *Cluster) retried(ctx context.Context, call *rpc.Call, p *retryPolicy, req rpc.Message) (a answer, final bool, err error) {
-	at := c.newAttempts(call)
+	at := c.newAttempts(call, req)
 	for {
 		ends := c.gate.ends.Load()
 		a, err = c.backend.Unary(ctx, call.Method, call.Header, req, at.next())
@@ -129,7 +139,7 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 			r.reply.Release()
 		}
 	}()
-	seq := c.newAttempts(call)
+	seq := c.newAttempts(call, req)
 	ends := c.gate.ends.Load()
 	sent, running := 0, 0
 	send := func() {
@@ -197,5 +207,15 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 				return r.answer, false, r.err
 			}
 		}
+	}
+}
+
+// busy says whether a call ended as it would by the servers' having too much to do.
+func busy(err error) bool {
+	switch status.Code(err) {
+	case codes.ResourceExhausted, codes.Unavailable, codes.DeadlineExceeded:
+		return true
+	default:
+		return false
 	}
 }

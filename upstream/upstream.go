@@ -36,6 +36,8 @@ import (
 	"transom/upstream/loadaware/score"
 )
 
+const defaultMaxInFlight = 100_000
+
 // DefaultMaxMessageBytes is the limit of one answer message unless Config says otherwise.
 const DefaultMaxMessageBytes = 4 << 20
 
@@ -85,8 +87,9 @@ type Config struct {
 	// "peak_ewma", "random", "ring_hash", "bounded_hash", all of package loadaware, or "pick_first". One that needs
 	// settings is given in JSON as in gRPC service config: [{"adaptive": {…}}], see [loadaware.Config].
 	LB string
-	// HashOn is what the hash policies go by: "ip", the client's address, or "header:" and a metadata key. Empty: nothing,
-	// so that they spread calls at random.
+	// HashOn is what the hash policies go by: "ip", the client's address, "header:" and a metadata key, or "field:" and the
+	// path of a field of the request, such as "field:account.name". Calls that have no such key are spread at random: with a
+	// field, those of methods that have it not or are sent a stream. Empty: nothing, so that all are.
 	HashOn string
 	// Warmup is how long a new endpoint is given less than its share. 0 is 90 s; negative is none.
 	Warmup time.Duration
@@ -111,6 +114,9 @@ type Config struct {
 	RetryBytes int
 	// MaxInFlight is how many calls the cluster carries at a time; further ones wait in a queue. 0 is 100,000.
 	MaxInFlight int
+	// AdaptiveConcurrency gives the cluster fewer calls than MaxInFlight at a time while its answers take much longer than
+	// they did at best. It goes by unary calls.
+	AdaptiveConcurrency bool
 	// MaxQueued is how many calls may wait; further ones fail with Unavailable at once. 0 is 1,000.
 	MaxQueued int
 	// QueueTimeout is how long a call may wait before it fails with Unavailable. 0 is 5 s.
@@ -201,6 +207,7 @@ type Cluster struct {
 	start      time.Time // what the budget counts its time from
 	retryBytes int
 	gate       gate
+	limiter    *score.Limiter // nil if the limit is fixed
 	hash       hashOn
 
 	// calls counts calls in flight. Close adds closing to it, which makes it negative.
@@ -230,18 +237,24 @@ func New(cfg Config, log *slog.Logger) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster %q: %w", cfg.Name, err)
 	}
-	return &Cluster{
+	c := &Cluster{
 		name: cfg.Name, log: log, backend: b, policies: p, hash: hash,
 		budget:     score.NewBudget(orDefault(cfg.RetryBudget, 0.2)),
 		start:      time.Now(),
 		retryBytes: orDefault(cfg.RetryBytes, 256<<10),
 		gate: gate{
-			limit:  int64(orDefault(cfg.MaxInFlight, 100_000)),
 			queue:  orDefault(cfg.MaxQueued, 1000),
 			within: orDefault(cfg.QueueTimeout, 5*time.Second),
 		},
 		drained: make(chan struct{}),
-	}, nil
+	}
+	c.gate.setLimit(int64(orDefault(cfg.MaxInFlight, defaultMaxInFlight)))
+	if cfg.AdaptiveConcurrency {
+		var limit int64
+		c.limiter, limit = score.NewLimiter(orDefault(cfg.MaxInFlight, defaultMaxInFlight))
+		c.gate.setLimit(limit)
+	}
+	return c, nil
 }
 
 // newBackend makes the backend that cfg asks for.
@@ -281,37 +294,6 @@ func (c *Cluster) Invoke(ctx context.Context, call *rpc.Call) error {
 	return c.stream(ctx, call)
 }
 
-// hashOn says what the balancer's hash key of a call is: the value of a metadata key, the client's address, or nothing.
-type hashOn struct {
-	header string
-	ip     bool
-}
-
-// parseHashOn reads Config.HashOn.
-func parseHashOn(s string) (hashOn, error) {
-	header, ok := strings.CutPrefix(s, "header:")
-	switch {
-	case s == "":
-		return hashOn{}, nil
-	case s == "ip":
-		return hashOn{ip: true}, nil
-	case ok && header != "" && header == strings.ToLower(header):
-		return hashOn{header: header}, nil
-	}
-	return hashOn{}, fmt.Errorf(`hash on: %q is neither "ip" nor "header:" with a key in lower case`, s)
-}
-
-// key is a call's, "" if it has none.
-func (h hashOn) key(call *rpc.Call) string {
-	switch {
-	case h.ip:
-		return call.Peer.Addr.Addr().String()
-	case h.header != "":
-		return strings.Join(call.Header[h.header], ",")
-	}
-	return ""
-}
-
 // turnedAway is the end of a call that the gate did not let in.
 func (c *Cluster) turnedAway(ctx context.Context, call *rpc.Call, err error) error {
 	switch err {
@@ -345,6 +327,9 @@ func (c *Cluster) Endpoints() []loadaware.EndpointStats { return c.backend.Endpo
 
 // InFlight counts the calls under way.
 func (c *Cluster) InFlight() int64 { return c.gate.inside.Load() }
+
+// Limit is how many calls may be under way.
+func (c *Cluster) Limit() int64 { return c.gate.limit.Load() }
 
 // Queued counts the calls in the queue.
 func (c *Cluster) Queued() int64 { return c.gate.waiting.Load() }

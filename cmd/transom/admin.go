@@ -173,7 +173,7 @@ func writeClusters(w io.Writer, r *adminv1.ListClustersResponse) error {
 		if i > 0 {
 			fmt.Fprintln(tw)
 		}
-		fmt.Fprintf(tw, "%s: %s, %d calls in flight, %d queued\n", c.GetName(), strings.ToLower(c.GetState()), c.GetInFlight(), c.GetQueued())
+		fmt.Fprintf(tw, "%s: %s, %d of at most %d calls in flight, %d queued\n", c.GetName(), strings.ToLower(c.GetState()), c.GetInFlight(), c.GetLimit(), c.GetQueued())
 		fmt.Fprintln(tw, "ENDPOINT\tSTATE\tWEIGHT\tIN FLIGHT\tCALLS\tUTILIZATION\tLATENCY\tHEALTH\tAGE\tNOTES")
 		for _, e := range c.GetEndpoints() {
 			utilization := "-"

@@ -853,9 +853,11 @@ type Cluster struct {
 	// "READY", "CONNECTING", "IDLE", "TRANSIENT_FAILURE" or "SHUTDOWN".
 	State string `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
 	// Calls under way, and waiting for their turn.
-	InFlight      uint32      `protobuf:"varint,3,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
-	Queued        uint32      `protobuf:"varint,4,opt,name=queued,proto3" json:"queued,omitempty"`
-	Endpoints     []*Endpoint `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	InFlight  uint32      `protobuf:"varint,3,opt,name=in_flight,json=inFlight,proto3" json:"in_flight,omitempty"`
+	Queued    uint32      `protobuf:"varint,4,opt,name=queued,proto3" json:"queued,omitempty"`
+	Endpoints []*Endpoint `protobuf:"bytes,5,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// How many calls may be under way; it changes if the cluster's concurrency is adaptive.
+	Limit         uint32 `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -923,6 +925,13 @@ func (x *Cluster) GetEndpoints() []*Endpoint {
 		return x.Endpoints
 	}
 	return nil
+}
+
+func (x *Cluster) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
 }
 
 // Endpoint is one backend, as it is seen from here.
@@ -1683,13 +1692,14 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x15\n" +
 	"\x13ListClustersRequest\"M\n" +
 	"\x14ListClustersResponse\x125\n" +
-	"\bclusters\x18\x01 \x03(\v2\x19.transom.admin.v1.ClusterR\bclusters\"\xa2\x01\n" +
+	"\bclusters\x18\x01 \x03(\v2\x19.transom.admin.v1.ClusterR\bclusters\"\xb8\x01\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1b\n" +
 	"\tin_flight\x18\x03 \x01(\rR\binFlight\x12\x16\n" +
 	"\x06queued\x18\x04 \x01(\rR\x06queued\x128\n" +
-	"\tendpoints\x18\x05 \x03(\v2\x1a.transom.admin.v1.EndpointR\tendpoints\"\xfc\x03\n" +
+	"\tendpoints\x18\x05 \x03(\v2\x1a.transom.admin.v1.EndpointR\tendpoints\x12\x14\n" +
+	"\x05limit\x18\x06 \x01(\rR\x05limit\"\xfc\x03\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +

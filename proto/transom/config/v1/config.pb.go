@@ -1152,8 +1152,9 @@ type LoadBalancing struct {
 	Policy string `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
 	// How long a new backend is given less than its share, rising as it warms up. Default 90s, 0s … 1h.
 	Warmup *durationpb.Duration `protobuf:"bytes,2,opt,name=warmup,proto3" json:"warmup,omitempty"`
-	// What ring_hash and bounded_hash go by: "ip", the client's address, or "header:" and a metadata key.
-	// Default: nothing; they spread calls at random then.
+	// What ring_hash and bounded_hash go by: "ip", the client's address, "header:" and a metadata key, or "field:" and the
+	// path of a field of the request, such as "field:account.name". Calls without such a key are spread at random, and so
+	// are those in which the client sends a stream, by a field. Default: nothing; they spread all calls at random then.
 	HashOn string `protobuf:"bytes,3,opt,name=hash_on,json=hashOn,proto3" json:"hash_on,omitempty"`
 	// The zone that this transom runs in. Backends elsewhere get calls only when those of the zone are busier. Default:
 	// zones do not matter.
@@ -4577,7 +4578,10 @@ type Cluster_Concurrency struct {
 	// Calls that may wait; further ones fail with UNAVAILABLE at once. Default 1000.
 	MaxQueued uint32 `protobuf:"varint,3,opt,name=max_queued,json=maxQueued,proto3" json:"max_queued,omitempty"`
 	// How long a call may wait. Default 5s, 1ms … 1m.
-	QueueTimeout  *durationpb.Duration `protobuf:"bytes,4,opt,name=queue_timeout,json=queueTimeout,proto3" json:"queue_timeout,omitempty"`
+	QueueTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=queue_timeout,json=queueTimeout,proto3" json:"queue_timeout,omitempty"`
+	// Give the cluster fewer calls than max_in_flight at a time while its answers take much longer than they did at best:
+	// the number is found by itself, by how long unary calls take. Default: max_in_flight is the only limit.
+	Adaptive      bool `protobuf:"varint,5,opt,name=adaptive,proto3" json:"adaptive,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4638,6 +4642,13 @@ func (x *Cluster_Concurrency) GetQueueTimeout() *durationpb.Duration {
 		return x.QueueTimeout
 	}
 	return nil
+}
+
+func (x *Cluster_Concurrency) GetAdaptive() bool {
+	if x != nil {
+		return x.Adaptive
+	}
+	return false
 }
 
 // Kubernetes is an API server.
@@ -4795,7 +4806,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"Reflection\x12!\n" +
 	"\acluster\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\aclusterB\x0f\n" +
-	"\x06source\x12\x05\xbaH\x02\b\x01\"\xb8\n" +
+	"\x06source\x12\x05\xbaH\x02\b\x01\"\xd4\n" +
 	"\n" +
 	"\aCluster\x12\x1f\n" +
 	"\x06target\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06target\x120\n" +
@@ -4821,14 +4832,15 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x05ratio\x18\x01 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00H\x00R\x05ratio\x88\x01\x01\x12 \n" +
 	"\x05bytes\x18\x02 \x01(\rB\n" +
 	"\xbaH\a*\x05\x18\x80\x80\x80 R\x05bytesB\b\n" +
-	"\x06_ratio\x1a\xde\x01\n" +
+	"\x06_ratio\x1a\xfa\x01\n" +
 	"\vConcurrency\x12\"\n" +
 	"\rmax_in_flight\x18\x01 \x01(\rR\vmaxInFlight\x12:\n" +
 	"\x1amax_in_flight_per_endpoint\x18\x02 \x01(\rR\x16maxInFlightPerEndpoint\x12\x1d\n" +
 	"\n" +
 	"max_queued\x18\x03 \x01(\rR\tmaxQueued\x12P\n" +
 	"\rqueue_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x02\b<2\x04\x10\xc0\x84=R\fqueueTimeout\x1a\\\n" +
+	"\"\x02\b<2\x04\x10\xc0\x84=R\fqueueTimeout\x12\x1a\n" +
+	"\badaptive\x18\x05 \x01(\bR\badaptive\x1a\\\n" +
 	"\n" +
 	"Kubernetes\x12\x1f\n" +
 	"\x06server\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x06server\x12\x1d\n" +
@@ -4845,12 +4857,12 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x03key\x18\x03 \x01(\tR\x03key\x12\x1f\n" +
 	"\vserver_name\x18\x04 \x01(\tR\n" +
 	"serverName:k\xbaHh\x1af\n" +
-	"\x11upstream_tls.pair\x12#certificate and key need each other\x1a,(this.certificate == '') == (this.key == '')\"\xba\x01\n" +
+	"\x11upstream_tls.pair\x12#certificate and key need each other\x1a,(this.certificate == '') == (this.key == '')\"\xd8\x01\n" +
 	"\rLoadBalancing\x12\x16\n" +
 	"\x06policy\x18\x01 \x01(\tR\x06policy\x12@\n" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\x12;\n" +
-	"\ahash_on\x18\x03 \x01(\tB\"\xbaH\x1fr\x1d2\x1b^(|ip|header:[a-z0-9_.-]+)$R\x06hashOn\x12\x12\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\x12Y\n" +
+	"\ahash_on\x18\x03 \x01(\tB@\xbaH=r;29^(|ip|header:[a-z0-9_.-]+|field:[A-Za-z_][A-Za-z0-9_.]*)$R\x06hashOn\x12\x12\n" +
 	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xfb\n" +
 	"\n" +
 	"\x06Policy\x12$\n" +

@@ -337,28 +337,28 @@ func (r *UsageRow) appendLine(b []byte, start, end time.Time) []byte {
 	b = start.UTC().AppendFormat(b, layout)
 	b = append(b, `","end":"`...)
 	b = append(end.UTC().AppendFormat(b, layout), '"')
-	b = text(b, "consumer", r.Consumer)
-	b = text(b, "plan", r.Plan)
-	b = text(b, "api", r.API)
+	b = text(b, `,"consumer":`, r.Consumer)
+	b = text(b, `,"plan":`, r.Plan)
+	b = text(b, `,"api":`, r.API)
 	for _, f := range []struct {
 		key string
 		n   uint64
 	}{
-		{"calls", r.Calls},
-		{"errors", r.Errors},
-		{"refused", r.Refused},
-		{"messages_in", r.MessagesIn},
-		{"messages_out", r.MessagesOut},
-		{"bytes_in", r.BytesIn},
-		{"bytes_out", r.BytesOut},
+		{`,"calls":`, r.Calls},
+		{`,"errors":`, r.Errors},
+		{`,"refused":`, r.Refused},
+		{`,"messages_in":`, r.MessagesIn},
+		{`,"messages_out":`, r.MessagesOut},
+		{`,"bytes_in":`, r.BytesIn},
+		{`,"bytes_out":`, r.BytesOut},
 	} {
 		b = number(b, f.key, int64(f.n))
 	}
-	b = millis(b, "time_ms", r.Time)
-	b = millis(b, "p50_ms", r.P50)
-	b = millis(b, "p95_ms", r.P95)
-	b = millis(b, "p99_ms", r.P99)
-	b = millis(b, "max_ms", r.Max)
+	b = millis(b, `,"time_ms":`, r.Time)
+	b = millis(b, `,"p50_ms":`, r.P50)
+	b = millis(b, `,"p95_ms":`, r.P95)
+	b = millis(b, `,"p99_ms":`, r.P99)
+	b = millis(b, `,"max_ms":`, r.Max)
 	return append(b, '}', '\n')
 }
 

@@ -313,6 +313,7 @@ func (g *Gateway) adminFront() (*listeners.Front, error) {
 		adminv1.Admin_GetUsage_FullMethodName:     unaryHandler(g.getUsage),
 		adminv1.Admin_Reload_FullMethodName:       unaryHandler(g.adminReload),
 		adminv1.Admin_Drain_FullMethodName:        unaryHandler(g.adminDrain),
+		adminv1.Admin_PurgeCache_FullMethodName:   unaryHandler(g.purgeCache),
 		adminv1.Admin_SetLogLevel_FullMethodName:  unaryHandler(g.setLogLevel),
 	})
 	s := &Snapshot{schema: schema, plans: plans, drop: func() {}}
@@ -454,6 +455,17 @@ func (g *Gateway) adminReload(ctx context.Context, _ *adminv1.ReloadRequest) (*a
 func (g *Gateway) adminDrain(context.Context, *adminv1.DrainRequest) (*adminv1.DrainResponse, error) {
 	g.Drain()
 	return &adminv1.DrainResponse{}, nil
+}
+
+func (g *Gateway) purgeCache(_ context.Context, req *adminv1.PurgeCacheRequest) (*adminv1.PurgeCacheResponse, error) {
+	known := req.GetMethod() == ""
+	g.Snapshot(func(s *Snapshot) {
+		known = known || slices.ContainsFunc(s.schema.Methods(), func(m *descriptors.Method) bool { return string(m.Name) == req.GetMethod() })
+	})
+	if !known {
+		return nil, status.Errorf(codes.NotFound, "method: there is no %q", req.GetMethod())
+	}
+	return &adminv1.PurgeCacheResponse{Purged: uint32(g.PurgeCache(req.GetMethod(), req.GetConsumer()))}, nil
 }
 
 func (g *Gateway) setLogLevel(_ context.Context, req *adminv1.SetLogLevelRequest) (*adminv1.SetLogLevelResponse, error) {

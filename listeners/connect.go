@@ -274,7 +274,7 @@ func (s *connectUnary) Recv(ctx context.Context) (rpc.Message, error) {
 		}
 	}
 	if s.codec != nil {
-		if m, err = s.codec.toWire(m); err != nil {
+		if m, err = timed(s.codec.toWire, m, &s.info.TranscodeIn); err != nil {
 			s.info.Fail(rpc.SourceClient)
 		}
 	}
@@ -357,7 +357,7 @@ func (s *connectUnary) finish(err error) {
 	}
 	m := s.reply
 	if err == nil && s.codec != nil {
-		m, err = s.codec.fromWire(m)
+		m, err = timed(s.codec.fromWire, m, &s.info.TranscodeOut)
 		s.reply = rpc.Message{}
 	}
 	if err == nil {

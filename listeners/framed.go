@@ -82,6 +82,14 @@ func (c jsonCodec) fromWire(m rpc.Message) (rpc.Message, error) {
 	return rpc.PooledMessage(b, bufferPool{}), nil
 }
 
+// timed transcodes m, and adds the time that it takes to spent.
+func timed(transcode func(rpc.Message) (rpc.Message, error), m rpc.Message, spent *time.Duration) (rpc.Message, error) {
+	began := time.Now()
+	m, err := transcode(m)
+	*spent += time.Since(began)
+	return m, err
+}
+
 // subtype is what follows prefix and "+" in a content type, in lower case and without parameters: "proto" if nothing does.
 func subtype(contentType, prefix string) string {
 	ct, _, _ := strings.Cut(contentType[len(prefix):], ";")
@@ -138,7 +146,7 @@ func (s *framed) Recv(ctx context.Context) (rpc.Message, error) {
 	s.info.MessagesIn++
 	s.info.BytesIn += int64(m.Len())
 	if m, err = s.decode.message(flags, m); err == nil && s.codec != nil {
-		m, err = s.codec.toWire(m)
+		m, err = timed(s.codec.toWire, m, &s.info.TranscodeIn)
 	}
 	if err != nil {
 		s.info.Fail(rpc.SourceClient)
@@ -197,7 +205,7 @@ func (s *framed) Send(ctx context.Context, m rpc.Message) error {
 		_ = s.SendHeader(nil) // fails only a second time
 	}
 	if s.codec != nil {
-		if m, err = s.codec.fromWire(m); err != nil {
+		if m, err = timed(s.codec.fromWire, m, &s.info.TranscodeOut); err != nil {
 			return err
 		}
 	}

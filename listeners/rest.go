@@ -252,7 +252,9 @@ func (s *restStream) Recv(ctx context.Context) (rpc.Message, error) {
 	s.info.BytesIn += int64(len(*body))
 	wire := getBuffer()
 	var err error
+	began := time.Now()
 	*wire, err = s.route.Plan.AppendRequest(*wire, &s.match, s.Request.URL.RawQuery, s.Request.Header.Get("Content-Type"), *body)
+	s.info.TranscodeIn += time.Since(began)
 	if err != nil {
 		putBuffer(wire)
 		s.info.Fail(rpc.SourceClient)
@@ -421,11 +423,13 @@ func (s *restStream) recvJSON(ctx context.Context) (rpc.Message, error) {
 		return rpc.Message{}, s.recvError(ctx, err)
 	}
 	wire := getBuffer()
+	began := time.Now()
 	if s.recv == 0 {
 		*wire, err = s.route.Plan.AppendRequest(*wire, &s.match, s.Request.URL.RawQuery, s.Request.Header.Get("Content-Type"), text)
 	} else {
 		*wire, err = s.route.Plan.AppendBody(*wire, s.match.Binding, "", text)
 	}
+	s.info.TranscodeIn += time.Since(began)
 	if err != nil {
 		putBuffer(wire)
 		s.info.Fail(rpc.SourceClient)
@@ -559,13 +563,17 @@ func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
 
 // render is the whole of one answer in JSON.
 func (s *restStream) render(wire []byte) ([]byte, error) {
+	began := time.Now()
+	defer func() { s.info.TranscodeOut += time.Since(began) }()
 	return s.route.Plan.AppendResponse(nil, s.match.Binding, wire)
 }
 
 // appendJSON appends what the client wants of one answer. On error s.out is as before.
 func (s *restStream) appendJSON(wire []byte) error {
 	start := len(*s.out)
+	began := time.Now()
 	b, err := s.route.Plan.AppendResponse(*s.out, s.match.Binding, wire)
+	s.info.TranscodeOut += time.Since(began)
 	if err != nil {
 		return err
 	}

@@ -486,7 +486,9 @@ func (s *wsStream) Recv(ctx context.Context) (rpc.Message, error) {
 // received turns one frame into a request message.
 func (s *wsStream) received(m wsMessage) (rpc.Message, error) {
 	s.info.BytesIn += int64(len(m.data))
+	began := time.Now()
 	msg, err := s.requests.message(m)
+	s.info.TranscodeIn += time.Since(began)
 	if err != nil {
 		s.info.Fail(rpc.SourceClient)
 		return msg, err
@@ -524,8 +526,11 @@ func (s *wsStream) Send(ctx context.Context, m rpc.Message) error {
 	}
 	b := getBuffer()
 	defer putBuffer(b)
+	began := time.Now()
 	var err error
-	if *b, err = s.route.Plan.AppendResponse(*b, s.requests.match.Binding, m.Bytes()); err != nil {
+	*b, err = s.route.Plan.AppendResponse(*b, s.requests.match.Binding, m.Bytes())
+	s.info.TranscodeOut += time.Since(began)
+	if err != nil {
 		return err
 	}
 	s.info.BytesOut += int64(len(*b))

@@ -503,7 +503,9 @@ func (c *sessionCall) received(m wsMessage) (rpc.Message, error) {
 		m.release()
 		m = wsMessage{op: opBinary, data: b}
 	}
+	began := time.Now()
 	msg, err := c.requests.message(m)
+	c.info.TranscodeIn += time.Since(began)
 	if err != nil {
 		c.info.Fail(rpc.SourceClient)
 		return msg, err
@@ -566,8 +568,11 @@ func (c *sessionCall) Send(ctx context.Context, m rpc.Message) error {
 	}
 	b := getBuffer()
 	defer putBuffer(b)
+	began := time.Now()
 	var err error
-	if *b, err = c.route.Plan.AppendMessageFrame(*b, c.s.text, c.id, c.header, c.requests.match.Binding, m.Bytes()); err != nil {
+	*b, err = c.route.Plan.AppendMessageFrame(*b, c.s.text, c.id, c.header, c.requests.match.Binding, m.Bytes())
+	c.info.TranscodeOut += time.Since(began)
+	if err != nil {
 		return err
 	}
 	c.header = nil

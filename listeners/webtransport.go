@@ -381,7 +381,9 @@ func (c *wtCall) received(m wsMessage) (rpc.Message, error) {
 		c.info.Fail(rpc.SourceClient)
 		return rpc.Message{}, status.Errorf(codes.ResourceExhausted, "message is larger than the limit of %d bytes", c.route.MaxMessageBytes)
 	}
+	began := time.Now()
 	msg, err := c.requests.message(m)
+	c.info.TranscodeIn += time.Since(began)
 	if err != nil {
 		c.info.Fail(rpc.SourceClient)
 		return msg, err
@@ -454,9 +456,12 @@ func (c *wtCall) Send(ctx context.Context, m rpc.Message) error {
 	if !c.committed {
 		c.committed, c.header = true, metadata.MD{}
 	}
-	if err := c.add(func(dst []byte) ([]byte, error) {
+	began := time.Now()
+	err := c.add(func(dst []byte) ([]byte, error) {
 		return c.route.Plan.AppendMessageFrame(dst, c.text, c.id, c.header, c.requests.match.Binding, m.Bytes())
-	}); err != nil {
+	})
+	c.info.TranscodeOut += time.Since(began)
+	if err != nil {
 		return err
 	}
 	c.header = nil

@@ -194,6 +194,10 @@ type Info struct {
 	// transcoding in and after it out, without framing.
 	BytesIn, BytesOut int64
 
+	// TranscodeIn and TranscodeOut are the time that messages took from JSON to wire bytes and back. Each belongs to the
+	// goroutine that receives, or sends.
+	TranscodeIn, TranscodeOut time.Duration
+
 	// Cluster and Endpoint are the last attempt's; Attempts counts those made, 0 if the call never left transom.
 	Cluster  string
 	Endpoint string

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,6 +13,7 @@ import (
 
 	"transom/gateway"
 	"transom/gateway/configfile"
+	adminv1 "transom/proto/transom/admin/v1"
 	configv1 "transom/proto/transom/config/v1"
 )
 
@@ -142,6 +144,7 @@ func serveCommand() *cobra.Command {
 
 func checkCommand() *cobra.Command {
 	var src sourceFlags
+	var running adminFlags
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check configuration and descriptors; exit code 1 and every fault with its line if they are not sound",
@@ -154,12 +157,55 @@ func checkCommand() *cobra.Command {
 			if err := gateway.Check(cmd.Context(), cfg, logger(slog.LevelError)); err != nil {
 				return gateway.Locate(err, file)
 			}
+			if running.address != "" {
+				return gateway.Locate(against(cmd, &running, cfg), file)
+			}
 			fmt.Fprintln(cmd.OutOrStdout(), "ok")
 			return nil
 		},
 	}
 	src.register(cmd)
+	cmd.Flags().StringVar(&running.address, "against", "", "show what would change for the running transom whose admin listener is at `ADDRESS`; \"running\" is "+defaultAdmin)
+	cmd.Flags().StringVar(&running.tokenFile, "admin-token-file", "", "`FILE` of that admin listener's token, if it has one")
 	return cmd
+}
+
+// errRefused is what check says of a change that a reload would not make.
+var errRefused = errors.New("reload.refuse_breaking is set: a reload would be refused")
+
+// against shows what cfg changes for a running transom.
+func against(cmd *cobra.Command, running *adminFlags, cfg *configv1.Config) error {
+	if running.address == "running" {
+		running.address = defaultAdmin
+	}
+	return running.call(cmd.Context(), func(ctx context.Context, c adminv1.AdminClient) error {
+		was, err := c.GetConfig(ctx, &adminv1.GetConfigRequest{})
+		if err != nil {
+			return err
+		}
+		schema, err := c.GetSchema(ctx, &adminv1.GetSchemaRequest{})
+		if err != nil {
+			return err
+		}
+		settings, changes, err := gateway.Against(ctx, cfg, was, schema, logger(slog.LevelError))
+		if err != nil {
+			return err
+		}
+		out := cmd.OutOrStdout()
+		fmt.Fprintf(out, "ok; %d differences to the transom at %s\n", len(settings)+len(changes), running.address)
+		for _, s := range settings {
+			fmt.Fprintln(out, "configuration:", s)
+		}
+		breaking := false
+		for _, c := range changes {
+			fmt.Fprintln(out, "schema:", c)
+			breaking = breaking || c.Breaking
+		}
+		if breaking && cfg.GetReload().GetRefuseBreaking() {
+			return errRefused
+		}
+		return nil
+	})
 }
 
 func routesCommand() *cobra.Command {

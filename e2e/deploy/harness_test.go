@@ -57,7 +57,10 @@ func startGateway(t *testing.T) running {
 		},
 		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: set}}},
 		Clusters:    map[string]*configv1.Cluster{"bank": {Target: "static:///" + lis.Addr().String()}},
-		Admin:       &configv1.Admin{Address: "127.0.0.1:0"},
+		Policies: []*configv1.Policy{{
+			Selector: []string{"bank.v1.Accounts.Get"}, Limits: []*configv1.Limit{{Kind: &configv1.Limit_Rate{Rate: "4/h"}, Everybody: true}},
+		}},
+		Admin: &configv1.Admin{Address: "127.0.0.1:0"},
 	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -118,5 +121,13 @@ func (r running) traffic(t *testing.T) {
 	}
 	if _, _, err := ws.Read(t.Context()); websocket.CloseStatus(err) != websocket.StatusNormalClosure {
 		t.Fatalf("the WebSocket ends with %v", err)
+	}
+	resp, err := http.Get("http://" + r.plain + "/v1/accounts/7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	if resp.StatusCode != http.StatusTooManyRequests {
+		t.Fatalf("beyond the limit: %d", resp.StatusCode)
 	}
 }

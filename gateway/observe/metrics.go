@@ -1,8 +1,10 @@
 package observe
 
 import (
+	"maps"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +30,8 @@ type Metrics struct {
 	attempts  *prometheus.CounterVec
 	messages  *prometheus.CounterVec
 	bytes     *prometheus.CounterVec
+	transcode *prometheus.CounterVec
+	decisions *prometheus.CounterVec
 	// active is by protocol.
 	active [len(protocols)]prometheus.Gauge
 
@@ -36,6 +40,57 @@ type Metrics struct {
 	mu     sync.Mutex // guards what follows, and the making of series and cells
 	// byName are all series there are, so that a method keeps its own over reloads.
 	byName map[string]*series
+
+	// known are the counters of decisions that were made before; it is replaced under mu.
+	known atomic.Pointer[map[decision]prometheus.Counter]
+}
+
+// decision is what a policy decided on a call.
+type decision struct{ policy, name string }
+
+// maxDecisions bounds how many are told apart; further ones count as other.
+const maxDecisions = 1000
+
+// decisionOf makes a decision of a policy's note, without a name if it is none. A name is the policy's own or from the
+// configuration, never of what a client sent.
+func decisionOf(policy, note string) decision {
+	switch policy {
+	case "auth", "access", "validate", "cache", "transform", "fault":
+	case "limit":
+		note, _, _ = strings.Cut(note, ": ") // the limit's name; why it is not known follows
+	case "limit_shared":
+		policy, note = "limit", "not shared"
+	case "retry", "hedge":
+		note = "over budget"
+	case "allow", "redact":
+		note = "error"
+	default:
+		return decision{}
+	}
+	return decision{policy, note}
+}
+
+// decided counts a decision.
+func (m *Metrics) decided(d decision) {
+	if known := m.known.Load(); known != nil {
+		if c := (*known)[d]; c != nil {
+			c.Inc()
+			return
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := map[decision]prometheus.Counter{}
+	if known := m.known.Load(); known != nil {
+		maps.Copy(all, *known)
+	}
+	if len(all) >= maxDecisions {
+		d.name = other
+	}
+	c := m.decisions.WithLabelValues(d.policy, d.name)
+	c.Inc()
+	all[d] = c
+	m.known.Store(&all)
 }
 
 var protocols = [...]rpc.Protocol{
@@ -75,13 +130,19 @@ func NewMetrics() *Metrics {
 	m.bytes = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "transom_message_bytes_total", Help: "Bytes of messages on the client's side, without framing.",
 	}, []string{"rpc_method", "transom_protocol", "direction"})
+	m.transcode = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "transom_transcoding_seconds_total", Help: "Time that messages took between JSON and protobuf, by direction as clients see it.",
+	}, []string{"rpc_method", "transom_protocol", "direction"})
+	m.decisions = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "transom_policy_decisions_total", Help: "What policies decided: refusals by their reason or the limit's name, and what the cache had.",
+	}, []string{"policy", "decision"})
 	active := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "http_server_active_requests", Help: "Requests under way; of WebSockets, calls.",
 	}, []string{"transom_protocol"})
 	for i, p := range protocols {
 		m.active[i] = active.WithLabelValues(p.String())
 	}
-	m.registry.MustRegister(m.calls, m.requests, m.outcomes, m.upstreams, m.attempts, m.messages, m.bytes, active,
+	m.registry.MustRegister(m.calls, m.requests, m.outcomes, m.upstreams, m.attempts, m.messages, m.bytes, m.transcode, m.decisions, active,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -107,6 +168,7 @@ type cell struct {
 	call, request, upstream                    prometheus.Observer
 	outcome, attempts                          prometheus.Counter
 	messagesIn, messagesOut, bytesIn, bytesOut prometheus.Counter
+	transcodeIn, transcodeOut                  prometheus.Counter
 }
 
 // key tells cells of a method apart.
@@ -149,6 +211,15 @@ func (m *Metrics) end(x *listeners.Exchange, took time.Duration) {
 	c.messagesOut.Add(float64(info.MessagesOut))
 	c.bytesIn.Add(float64(info.BytesIn))
 	c.bytesOut.Add(float64(info.BytesOut))
+	if info.TranscodeIn+info.TranscodeOut > 0 {
+		c.transcodeIn.Add(info.TranscodeIn.Seconds())
+		c.transcodeOut.Add(info.TranscodeOut.Seconds())
+	}
+	for policy, note := range info.Notes {
+		if d := decisionOf(policy, note); d.name != "" {
+			m.decided(d)
+		}
+	}
 	if k.cluster != "" {
 		c.upstream.Observe(info.Upstream.Seconds())
 		c.attempts.Add(float64(info.Attempts))
@@ -232,6 +303,9 @@ func (s *series) cell(m *Metrics, k *key) *cell {
 		messagesOut: m.messages.WithLabelValues(s.name, protocol, "out"),
 		bytesIn:     m.bytes.WithLabelValues(s.name, protocol, "in"),
 		bytesOut:    m.bytes.WithLabelValues(s.name, protocol, "out"),
+
+		transcodeIn:  m.transcode.WithLabelValues(s.name, protocol, "in"),
+		transcodeOut: m.transcode.WithLabelValues(s.name, protocol, "out"),
 	}
 	if k.cluster != "" {
 		c.upstream = m.upstreams.WithLabelValues(k.cluster, code)

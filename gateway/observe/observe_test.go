@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -206,6 +207,39 @@ func TestAccessLogReopen(t *testing.T) {
 	}
 	if _, err := OpenAccessLog(filepath.Join(path, "below")); err == nil {
 		t.Error("a file below a file was opened")
+	}
+}
+
+// TestDecisions counts what policies note, by names that no client can make up.
+func TestDecisions(t *testing.T) {
+	m := NewMetrics()
+	o := New(m, nil, nil, nil)
+	for range 2 {
+		x := exchange()
+		x.Call.Info.Notes = map[string]string{
+			"cache": "hit", "auth": "TOKEN_EXPIRED", "limit": "writes: redis: connection refused", "limit_shared": "no",
+			"allow": "no such key: hunter2", "error_was": "Internal", "something": "else",
+		}
+		o.End(x)
+	}
+	got := scrape(t, m)
+	sum := 0.0
+	for name, v := range got {
+		if strings.HasPrefix(name, "transom_policy_decisions_total") {
+			sum += v
+			if strings.Contains(name, "hunter2") || strings.Contains(name, "refused") {
+				t.Errorf("%s has what a client or a server said", name)
+			}
+		}
+	}
+	if sum != 10 {
+		t.Errorf("%v decisions, want twice five: %v", sum, got)
+	}
+	for i := range 2 * maxDecisions {
+		m.decided(decision{"auth", strconv.Itoa(i)})
+	}
+	if n := len(*m.known.Load()); n > maxDecisions+1 {
+		t.Errorf("%d kinds of decision are told apart", n)
 	}
 }
 

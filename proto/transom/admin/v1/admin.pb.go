@@ -1533,6 +1533,106 @@ func (*DrainResponse) Descriptor() ([]byte, []int) {
 	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
+// PurgeCacheRequest says which answers to drop; without a field all.
+type PurgeCacheRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The full name of a method, "bank.v1.Rates.Get".
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// The consumer whose answers they are.
+	Consumer      string `protobuf:"bytes,2,opt,name=consumer,proto3" json:"consumer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeCacheRequest) Reset() {
+	*x = PurgeCacheRequest{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeCacheRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeCacheRequest) ProtoMessage() {}
+
+func (x *PurgeCacheRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeCacheRequest.ProtoReflect.Descriptor instead.
+func (*PurgeCacheRequest) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *PurgeCacheRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *PurgeCacheRequest) GetConsumer() string {
+	if x != nil {
+		return x.Consumer
+	}
+	return ""
+}
+
+// PurgeCacheResponse tells how many there were.
+type PurgeCacheResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Purged        uint32                 `protobuf:"varint,1,opt,name=purged,proto3" json:"purged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PurgeCacheResponse) Reset() {
+	*x = PurgeCacheResponse{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PurgeCacheResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PurgeCacheResponse) ProtoMessage() {}
+
+func (x *PurgeCacheResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PurgeCacheResponse.ProtoReflect.Descriptor instead.
+func (*PurgeCacheResponse) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *PurgeCacheResponse) GetPurged() uint32 {
+	if x != nil {
+		return x.Purged
+	}
+	return 0
+}
+
 // SetLogLevelRequest sets the level.
 type SetLogLevelRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1544,7 +1644,7 @@ type SetLogLevelRequest struct {
 
 func (x *SetLogLevelRequest) Reset() {
 	*x = SetLogLevelRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1656,7 @@ func (x *SetLogLevelRequest) String() string {
 func (*SetLogLevelRequest) ProtoMessage() {}
 
 func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1669,7 @@ func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelRequest.ProtoReflect.Descriptor instead.
 func (*SetLogLevelRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetLogLevelRequest) GetLevel() string {
@@ -1590,7 +1690,7 @@ type SetLogLevelResponse struct {
 
 func (x *SetLogLevelResponse) Reset() {
 	*x = SetLogLevelResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +1702,7 @@ func (x *SetLogLevelResponse) String() string {
 func (*SetLogLevelResponse) ProtoMessage() {}
 
 func (x *SetLogLevelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +1715,7 @@ func (x *SetLogLevelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelResponse.ProtoReflect.Descriptor instead.
 func (*SetLogLevelResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetLogLevelResponse) GetLevel() string {
@@ -1753,11 +1853,16 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\x03max\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x03max\"\x0f\n" +
 	"\rReloadRequest\"\x0e\n" +
 	"\fDrainRequest\"\x0f\n" +
-	"\rDrainResponse\"*\n" +
+	"\rDrainResponse\"G\n" +
+	"\x11PurgeCacheRequest\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x1a\n" +
+	"\bconsumer\x18\x02 \x01(\tR\bconsumer\",\n" +
+	"\x12PurgeCacheResponse\x12\x16\n" +
+	"\x06purged\x18\x01 \x01(\rR\x06purged\"*\n" +
 	"\x12SetLogLevelRequest\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\"+\n" +
 	"\x13SetLogLevelResponse\x12\x14\n" +
-	"\x05level\x18\x01 \x01(\tR\x05level2\xaa\a\n" +
+	"\x05level\x18\x01 \x01(\tR\x05level2\x9f\b\n" +
 	"\x05Admin\x12`\n" +
 	"\tGetStatus\x12\".transom.admin.v1.GetStatusRequest\x1a\x18.transom.admin.v1.Status\"\x15\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/status\x90\x02\x01\x12a\n" +
@@ -1770,7 +1875,9 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\bGetUsage\x12!.transom.admin.v1.GetUsageRequest\x1a\x17.transom.admin.v1.Usage\"\x14\x82\xd3\xe4\x93\x02\v\x12\t/v1/usage\x90\x02\x01\x12Z\n" +
 	"\x06Reload\x12\x1f.transom.admin.v1.ReloadRequest\x1a\x18.transom.admin.v1.Status\"\x15\x82\xd3\xe4\x93\x02\x0f:\x01*\"\n" +
 	"/v1:reload\x12^\n" +
-	"\x05Drain\x12\x1e.transom.admin.v1.DrainRequest\x1a\x1f.transom.admin.v1.DrainResponse\"\x14\x82\xd3\xe4\x93\x02\x0e:\x01*\"\t/v1:drain\x12t\n" +
+	"\x05Drain\x12\x1e.transom.admin.v1.DrainRequest\x1a\x1f.transom.admin.v1.DrainResponse\"\x14\x82\xd3\xe4\x93\x02\x0e:\x01*\"\t/v1:drain\x12s\n" +
+	"\n" +
+	"PurgeCache\x12#.transom.admin.v1.PurgeCacheRequest\x1a$.transom.admin.v1.PurgeCacheResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/cache:purge\x12t\n" +
 	"\vSetLogLevel\x12$.transom.admin.v1.SetLogLevelRequest\x1a%.transom.admin.v1.SetLogLevelResponse\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/log:levelB(Z&transom/proto/transom/admin/v1;adminv1b\x06proto3"
 
 var (
@@ -1785,7 +1892,7 @@ func file_transom_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_transom_admin_v1_admin_proto_rawDescData
 }
 
-var file_transom_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_transom_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_transom_admin_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),               // 0: transom.admin.v1.GetStatusRequest
 	(*Status)(nil),                         // 1: transom.admin.v1.Status
@@ -1808,41 +1915,43 @@ var file_transom_admin_v1_admin_proto_goTypes = []any{
 	(*ReloadRequest)(nil),                  // 18: transom.admin.v1.ReloadRequest
 	(*DrainRequest)(nil),                   // 19: transom.admin.v1.DrainRequest
 	(*DrainResponse)(nil),                  // 20: transom.admin.v1.DrainResponse
-	(*SetLogLevelRequest)(nil),             // 21: transom.admin.v1.SetLogLevelRequest
-	(*SetLogLevelResponse)(nil),            // 22: transom.admin.v1.SetLogLevelResponse
-	nil,                                    // 23: transom.admin.v1.Method.FromEntry
-	(*timestamppb.Timestamp)(nil),          // 24: google.protobuf.Timestamp
-	(*descriptorpb.FileDescriptorSet)(nil), // 25: google.protobuf.FileDescriptorSet
-	(*v1.Policy)(nil),                      // 26: transom.config.v1.Policy
-	(*durationpb.Duration)(nil),            // 27: google.protobuf.Duration
-	(*v1.Config)(nil),                      // 28: transom.config.v1.Config
+	(*PurgeCacheRequest)(nil),              // 21: transom.admin.v1.PurgeCacheRequest
+	(*PurgeCacheResponse)(nil),             // 22: transom.admin.v1.PurgeCacheResponse
+	(*SetLogLevelRequest)(nil),             // 23: transom.admin.v1.SetLogLevelRequest
+	(*SetLogLevelResponse)(nil),            // 24: transom.admin.v1.SetLogLevelResponse
+	nil,                                    // 25: transom.admin.v1.Method.FromEntry
+	(*timestamppb.Timestamp)(nil),          // 26: google.protobuf.Timestamp
+	(*descriptorpb.FileDescriptorSet)(nil), // 27: google.protobuf.FileDescriptorSet
+	(*v1.Policy)(nil),                      // 28: transom.config.v1.Policy
+	(*durationpb.Duration)(nil),            // 29: google.protobuf.Duration
+	(*v1.Config)(nil),                      // 30: transom.config.v1.Config
 }
 var file_transom_admin_v1_admin_proto_depIdxs = []int32{
-	24, // 0: transom.admin.v1.Status.start_time:type_name -> google.protobuf.Timestamp
+	26, // 0: transom.admin.v1.Status.start_time:type_name -> google.protobuf.Timestamp
 	2,  // 1: transom.admin.v1.Status.listeners:type_name -> transom.admin.v1.Listener
 	4,  // 2: transom.admin.v1.Status.reloads:type_name -> transom.admin.v1.Reloads
-	24, // 3: transom.admin.v1.Listener.certificate_expire_time:type_name -> google.protobuf.Timestamp
+	26, // 3: transom.admin.v1.Listener.certificate_expire_time:type_name -> google.protobuf.Timestamp
 	3,  // 4: transom.admin.v1.Listener.issued:type_name -> transom.admin.v1.IssuedName
-	24, // 5: transom.admin.v1.IssuedName.expire_time:type_name -> google.protobuf.Timestamp
-	24, // 6: transom.admin.v1.IssuedName.next_time:type_name -> google.protobuf.Timestamp
-	24, // 7: transom.admin.v1.Reloads.last_success_time:type_name -> google.protobuf.Timestamp
-	25, // 8: transom.admin.v1.Schema.files:type_name -> google.protobuf.FileDescriptorSet
+	26, // 5: transom.admin.v1.IssuedName.expire_time:type_name -> google.protobuf.Timestamp
+	26, // 6: transom.admin.v1.IssuedName.next_time:type_name -> google.protobuf.Timestamp
+	26, // 7: transom.admin.v1.Reloads.last_success_time:type_name -> google.protobuf.Timestamp
+	27, // 8: transom.admin.v1.Schema.files:type_name -> google.protobuf.FileDescriptorSet
 	10, // 9: transom.admin.v1.ListMethodsResponse.methods:type_name -> transom.admin.v1.Method
-	26, // 10: transom.admin.v1.Method.policy:type_name -> transom.config.v1.Policy
-	23, // 11: transom.admin.v1.Method.from:type_name -> transom.admin.v1.Method.FromEntry
+	28, // 10: transom.admin.v1.Method.policy:type_name -> transom.config.v1.Policy
+	25, // 11: transom.admin.v1.Method.from:type_name -> transom.admin.v1.Method.FromEntry
 	13, // 12: transom.admin.v1.ListClustersResponse.clusters:type_name -> transom.admin.v1.Cluster
 	14, // 13: transom.admin.v1.Cluster.endpoints:type_name -> transom.admin.v1.Endpoint
-	27, // 14: transom.admin.v1.Endpoint.report_age:type_name -> google.protobuf.Duration
-	27, // 15: transom.admin.v1.Endpoint.latency:type_name -> google.protobuf.Duration
-	27, // 16: transom.admin.v1.Endpoint.age:type_name -> google.protobuf.Duration
-	24, // 17: transom.admin.v1.Usage.start_time:type_name -> google.protobuf.Timestamp
-	24, // 18: transom.admin.v1.Usage.end_time:type_name -> google.protobuf.Timestamp
+	29, // 14: transom.admin.v1.Endpoint.report_age:type_name -> google.protobuf.Duration
+	29, // 15: transom.admin.v1.Endpoint.latency:type_name -> google.protobuf.Duration
+	29, // 16: transom.admin.v1.Endpoint.age:type_name -> google.protobuf.Duration
+	26, // 17: transom.admin.v1.Usage.start_time:type_name -> google.protobuf.Timestamp
+	26, // 18: transom.admin.v1.Usage.end_time:type_name -> google.protobuf.Timestamp
 	17, // 19: transom.admin.v1.Usage.rows:type_name -> transom.admin.v1.UsageRow
-	27, // 20: transom.admin.v1.UsageRow.time:type_name -> google.protobuf.Duration
-	27, // 21: transom.admin.v1.UsageRow.p50:type_name -> google.protobuf.Duration
-	27, // 22: transom.admin.v1.UsageRow.p95:type_name -> google.protobuf.Duration
-	27, // 23: transom.admin.v1.UsageRow.p99:type_name -> google.protobuf.Duration
-	27, // 24: transom.admin.v1.UsageRow.max:type_name -> google.protobuf.Duration
+	29, // 20: transom.admin.v1.UsageRow.time:type_name -> google.protobuf.Duration
+	29, // 21: transom.admin.v1.UsageRow.p50:type_name -> google.protobuf.Duration
+	29, // 22: transom.admin.v1.UsageRow.p95:type_name -> google.protobuf.Duration
+	29, // 23: transom.admin.v1.UsageRow.p99:type_name -> google.protobuf.Duration
+	29, // 24: transom.admin.v1.UsageRow.max:type_name -> google.protobuf.Duration
 	0,  // 25: transom.admin.v1.Admin.GetStatus:input_type -> transom.admin.v1.GetStatusRequest
 	5,  // 26: transom.admin.v1.Admin.GetConfig:input_type -> transom.admin.v1.GetConfigRequest
 	6,  // 27: transom.admin.v1.Admin.GetSchema:input_type -> transom.admin.v1.GetSchemaRequest
@@ -1851,18 +1960,20 @@ var file_transom_admin_v1_admin_proto_depIdxs = []int32{
 	15, // 30: transom.admin.v1.Admin.GetUsage:input_type -> transom.admin.v1.GetUsageRequest
 	18, // 31: transom.admin.v1.Admin.Reload:input_type -> transom.admin.v1.ReloadRequest
 	19, // 32: transom.admin.v1.Admin.Drain:input_type -> transom.admin.v1.DrainRequest
-	21, // 33: transom.admin.v1.Admin.SetLogLevel:input_type -> transom.admin.v1.SetLogLevelRequest
-	1,  // 34: transom.admin.v1.Admin.GetStatus:output_type -> transom.admin.v1.Status
-	28, // 35: transom.admin.v1.Admin.GetConfig:output_type -> transom.config.v1.Config
-	7,  // 36: transom.admin.v1.Admin.GetSchema:output_type -> transom.admin.v1.Schema
-	9,  // 37: transom.admin.v1.Admin.ListMethods:output_type -> transom.admin.v1.ListMethodsResponse
-	12, // 38: transom.admin.v1.Admin.ListClusters:output_type -> transom.admin.v1.ListClustersResponse
-	16, // 39: transom.admin.v1.Admin.GetUsage:output_type -> transom.admin.v1.Usage
-	1,  // 40: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
-	20, // 41: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
-	22, // 42: transom.admin.v1.Admin.SetLogLevel:output_type -> transom.admin.v1.SetLogLevelResponse
-	34, // [34:43] is the sub-list for method output_type
-	25, // [25:34] is the sub-list for method input_type
+	21, // 33: transom.admin.v1.Admin.PurgeCache:input_type -> transom.admin.v1.PurgeCacheRequest
+	23, // 34: transom.admin.v1.Admin.SetLogLevel:input_type -> transom.admin.v1.SetLogLevelRequest
+	1,  // 35: transom.admin.v1.Admin.GetStatus:output_type -> transom.admin.v1.Status
+	30, // 36: transom.admin.v1.Admin.GetConfig:output_type -> transom.config.v1.Config
+	7,  // 37: transom.admin.v1.Admin.GetSchema:output_type -> transom.admin.v1.Schema
+	9,  // 38: transom.admin.v1.Admin.ListMethods:output_type -> transom.admin.v1.ListMethodsResponse
+	12, // 39: transom.admin.v1.Admin.ListClusters:output_type -> transom.admin.v1.ListClustersResponse
+	16, // 40: transom.admin.v1.Admin.GetUsage:output_type -> transom.admin.v1.Usage
+	1,  // 41: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
+	20, // 42: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
+	22, // 43: transom.admin.v1.Admin.PurgeCache:output_type -> transom.admin.v1.PurgeCacheResponse
+	24, // 44: transom.admin.v1.Admin.SetLogLevel:output_type -> transom.admin.v1.SetLogLevelResponse
+	35, // [35:45] is the sub-list for method output_type
+	25, // [25:35] is the sub-list for method input_type
 	25, // [25:25] is the sub-list for extension type_name
 	25, // [25:25] is the sub-list for extension extendee
 	0,  // [0:25] is the sub-list for field type_name
@@ -1879,7 +1990,7 @@ func file_transom_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_admin_v1_admin_proto_rawDesc), len(file_transom_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -135,7 +135,7 @@ fuzz: ## Fuzz every target of PKG for FUZZTIME each
 bench: ## Run the benchmarks of PKG that match BENCH, for benchstat
 	@go test -vet=off -run='^$$' -bench='$(BENCH)' -benchmem -benchtime=$(BENCHTIME) $(PKG)
 
-bench-proxy bench-idle load: export PGO := auto
+bench-proxy bench-policy bench-idle load: export PGO := auto
 
 .PHONY: load
 load: build ghz ## Load one server directly and through the proxy, with ghz
@@ -182,6 +182,10 @@ imports:
 .PHONY: bench-proxy
 bench-proxy: build ## Compare the CPU of one call in each protocol: transom, a null proxy of the same shape, grpc-gateway for REST
 	@cd e2e/benchproxy && go run . -transom ../../bin/transom
+
+.PHONY: bench-policy
+bench-policy: build ## Compare the CPU of one call with policies, metrics and access log, or the cache, and without
+	@cd e2e/benchproxy && go run . -policies -rounds 25 -transom ../../bin/transom
 
 # Connect's conformance suite, a module of its own: its programs, and the launcher that puts transom in front of a backend.
 CONFORMANCE = cd e2e/conformance && ../../.tools/conformance

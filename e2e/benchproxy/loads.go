@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -80,6 +81,7 @@ func inParallel(n int, work func(worker, share int) error) error {
 type httpLoad struct {
 	verb, path, contentType string
 	body                    []byte
+	header                  http.Header // beside what the body needs
 }
 
 func (l *httpLoad) run(ctx context.Context, p *proc, n int) error {
@@ -102,6 +104,7 @@ func (l *httpLoad) run(ctx context.Context, p *proc, n int) error {
 			if l.contentType != "" {
 				req.Header["Content-Type"] = []string{l.contentType}
 			}
+			maps.Copy(req.Header, l.header)
 			resp, err := client.Do(req)
 			if err != nil {
 				return err

@@ -5,7 +5,9 @@
 // sends rounds of requests to one after the other, interleaved, and reads the CPU time of each proxy from /proc. What
 // counts is the ratio of minima over the rounds. Not measured: latency, TLS, HTTP/2 towards the client but for native gRPC.
 //
-//	go run . [-rounds N] [-requests N] [-transom BINARY]
+// With -policies it compares transom with a policy and transom without it, and answers from the cache with the null proxy.
+//
+//	go run . -transom BINARY [-policies] [-rounds N] [-scale FACTOR] [-only NAME]
 package main
 
 import (
@@ -16,7 +18,6 @@ import (
 	"fmt"
 	"log"
 	"math"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -68,8 +69,16 @@ func main() {
 	only := flag.String("only", "", "run scenarios whose name contains this")
 	binary := flag.String("transom", "", "path of the transom binary")
 	strict := flag.Bool("strict", true, "exit 1 when a ratio is over its bound")
+	policies := flag.Bool("policies", false, "compare policies instead of proxies")
 	flag.Parse()
-	ok, err := drive(*rounds, *scale, *only, *binary)
+	if *binary == "" {
+		log.Fatal("say where transom is: -transom BINARY (make builds it)")
+	}
+	run := drive
+	if *policies {
+		run = drivePolicies
+	}
+	ok, err := run(*rounds, *scale, *only, *binary)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -217,16 +226,16 @@ func drive(rounds int, scale float64, only, binary string) (bool, error) {
 
 // startTransom runs the real binary.
 func startTransom(binary, set, backend string) (*proc, error) {
-	if binary == "" {
-		return nil, errors.New("say where transom is: -transom BINARY (make bench-proxy builds it)")
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := freeAddress()
 	if err != nil {
 		return nil, err
 	}
-	addr := l.Addr().String()
-	l.Close()
-	cmd := exec.Command(binary, "serve", "--listen", addr, "--descriptors", set, "--upstream", "static:///"+backend)
+	return runTransom("transom", addr, binary, "serve", "--listen", addr, "--descriptors", set, "--upstream", "static:///"+backend)
+}
+
+// runTransom runs the real binary, which listens on addr, and waits until it is ready.
+func runTransom(name, addr, binary string, args ...string) (*proc, error) {
+	cmd := exec.Command(binary, args...)
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=2", "GOGC=100")
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
@@ -237,12 +246,12 @@ func startTransom(binary, set, backend string) (*proc, error) {
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
-				return &proc{"transom", cmd, addr}, nil
+				return &proc{name, cmd, addr}, nil
 			}
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	return nil, errors.New("transom does not get ready")
+	return nil, errors.New(name + " does not get ready")
 }
 
 // writeSet writes the descriptor set of the service.

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
+)
+
+// The comparison of policies: transom with one against transom without, both given the very same requests, and answers from
+// the cache against the null proxy. Each comparison has two processes of its own, since what one has served before decides
+// how often it collects garbage; all run at once, and each round goes over all comparisons.
+
+const apiKey = "4f9a1c0b7d2e68351122334455667788"
+
+// contest is one comparison: what a transom with policies spends on a call of load, as a factor of what one without does, or
+// the null proxy.
+type contest struct {
+	name string
+	// policies are a part of the configuration; than is "null" or "transom".
+	policies, than string
+	requests       int // in one round, at scale 1
+	bound          float64
+	load           *httpLoad
+	procs          [2]*proc // with, without
+	// best is the least CPU time a call of either, in µs, ratios are those of each round.
+	best   [2]float64
+	ratios []float64
+}
+
+func contests(dir, issuer, token, admin string) ([]*contest, error) {
+	body, err := protojson.Marshal(order(7, 0))
+	if err != nil {
+		return nil, err
+	}
+	small := func(name, value string) *httpLoad {
+		l := &httpLoad{verb: "POST", path: "/bench/unary", contentType: "application/json", body: body}
+		if name != "" {
+			l.header = http.Header{name: {value}}
+		}
+		return l
+	}
+	large := &httpLoad{verb: "GET", path: "/bench/list/256k"}
+	keys := fmt.Sprintf(`
+consumers:
+  providers: {keys: {api_key: {}}}
+  known: {shop: {api_keys: ["sha256:%x"]}}
+policies:
+- {selector: "*", auth: {require: [keys]}, limits: [{name: calls, rate: 1000000/s, per: consumer}]}
+`, sha256.Sum256([]byte(apiKey)))
+	tokens := fmt.Sprintf(`
+consumers:
+  providers: {main: {jwt: {issuer: %q, jwks_uri: %q, audiences: [bench], outbound: {private: true}}}}
+policies:
+- {selector: "*", auth: {require: [main]}}
+`, issuer, issuer+"/keys")
+	observed := fmt.Sprintf("admin: {address: %q}\naccess_log: {file: %q}\n", admin, filepath.Join(dir, "access.log"))
+	cached := "policies:\n- {selector: [transom.bench.v1.Bench.Unary, transom.bench.v1.Bench.List], cache: {ttl: 1h}}\n"
+	return []*contest{
+		{name: "API key and rate limit", policies: keys, than: "transom", requests: 4000, bound: 1.05, load: small("X-Api-Key", apiKey)},
+		{name: "JWT, verified before", policies: tokens, than: "transom", requests: 4000, bound: 1.03, load: small("Authorization", "Bearer "+token)},
+		{name: "metrics and access log", policies: observed, than: "transom", requests: 4000, bound: 1.08, load: small("", "")},
+		{name: "200 B from the cache", policies: cached, than: "null", requests: 4000, bound: 0.7, load: small("", "")},
+		{name: "256 KiB from the cache", policies: cached, than: "transom", requests: 160, bound: 0.5, load: large},
+	}, nil
+}
+
+// drivePolicies is drive for policies.
+func drivePolicies(rounds int, scale float64, only, binary string) (bool, error) {
+	dir, err := os.MkdirTemp("", "benchproxy")
+	if err != nil {
+		return false, err
+	}
+	defer os.RemoveAll(dir)
+	set := filepath.Join(dir, "bench.binpb")
+	if err := writeSet(set); err != nil {
+		return false, err
+	}
+	if err := withoutSideEffects(set); err != nil {
+		return false, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return false, err
+	}
+	backend, err := start("backend", self, "backend")
+	if err != nil {
+		return false, err
+	}
+	defer backend.cmd.Process.Kill()
+	issuer, token, err := startIssuer()
+	if err != nil {
+		return false, err
+	}
+	admin, err := freeAddress()
+	if err != nil {
+		return false, err
+	}
+	list, err := contests(dir, issuer, token, admin)
+	if err != nil {
+		return false, err
+	}
+	list = slices.DeleteFunc(list, func(c *contest) bool { return !strings.Contains(c.name, only) })
+	for _, c := range list {
+		for i := range c.procs {
+			if i == 1 && c.than == "null" {
+				c.procs[i], err = start("null", self, "null", backend.addr)
+			} else {
+				c.procs[i], err = startWithPolicies(binary, dir, set, backend.addr, []string{c.policies, ""}[i])
+			}
+			if err != nil {
+				return false, fmt.Errorf("%s: %w", c.name, err)
+			}
+			defer c.procs[i].cmd.Process.Kill()
+		}
+		c.best = [2]float64{math.Inf(1), math.Inf(1)}
+	}
+	for r := -1; r < rounds; r++ { // the first warms up
+		for _, c := range list {
+			n := max(1, int(float64(c.requests)*scale))
+			var us [2]float64
+			for i := range 2 {
+				which := (i + r + 1) % 2
+				spent, err := spend(c.procs[which], c.load, n)
+				if err != nil {
+					return false, fmt.Errorf("%s, %s: %w", c.name, c.procs[which].name, err)
+				}
+				us[which] = float64(spent) / float64(n) / 1e3
+			}
+			if r < 0 {
+				continue
+			}
+			c.best[0], c.best[1] = min(c.best[0], us[0]), min(c.best[1], us[1])
+			c.ratios = append(c.ratios, us[0]/us[1])
+		}
+	}
+	good := true
+	fmt.Printf("%-24s %10s %10s   %s\n", "µs of CPU a call", "without", "with", "with/without (bound), median of the rounds")
+	for _, c := range list {
+		ratio, verdict := c.best[0]/c.best[1], "ok"
+		if ratio > c.bound {
+			verdict, good = "OVER", false
+		}
+		slices.Sort(c.ratios)
+		fmt.Printf("%-24s %10.1f %10.1f   %.3f (%.2f) %s, %.3f, of %s\n", c.name, c.best[1], c.best[0], ratio, c.bound, verdict, c.ratios[len(c.ratios)/2], c.than)
+	}
+	return good, nil
+}
+
+// startWithPolicies runs the real binary with a configuration of which policies is a part.
+func startWithPolicies(binary, dir, set, backend, policies string) (*proc, error) {
+	addr, err := freeAddress()
+	if err != nil {
+		return nil, err
+	}
+	text := policies + fmt.Sprintf("listeners: [{address: %q}]\ndescriptors: [{file: %q}]\nclusters: {bench: {target: \"static:///%s\"}}\n", addr, set, backend)
+	file := filepath.Join(dir, addr+".yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	return runTransom("transom", addr, binary, "serve", "--config", file)
+}
+
+// spend is the CPU time that p needs for n calls of load.
+func spend(p *proc, load *httpLoad, n int) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	before, err := p.cpu()
+	if err != nil {
+		return 0, err
+	}
+	if err := load.run(ctx, p, n); err != nil {
+		return 0, err
+	}
+	after, err := p.cpu()
+	return after - before, err
+}
+
+// withoutSideEffects says of the methods of a descriptor set that they have none, so that they may be cached.
+func withoutSideEffects(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	set := &descriptorpb.FileDescriptorSet{}
+	if err := proto.Unmarshal(b, set); err != nil {
+		return err
+	}
+	for _, f := range set.GetFile() {
+		for _, s := range f.GetService() {
+			for _, m := range s.GetMethod() {
+				if m.Options == nil {
+					m.Options = &descriptorpb.MethodOptions{}
+				}
+				m.Options.IdempotencyLevel = descriptorpb.MethodOptions_NO_SIDE_EFFECTS.Enum()
+			}
+		}
+	}
+	if b, err = proto.Marshal(set); err != nil {
+		return err
+	}
+	return os.WriteFile(path, b, 0o600)
+}
+
+// freeAddress is a loopback address that nobody listens on now.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// startIssuer serves a key, and signs a token with it as a provider of OpenID Connect does (RFC 7515, RFC 7518 section 3.4).
+func startIssuer() (issuer, token string, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", "", err
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", "", err
+	}
+	issuer = "http://" + l.Addr().String()
+	point, err := key.PublicKey.Bytes()
+	if err != nil {
+		return "", "", err
+	}
+	const coordinate = 32 // bytes, after one that says the form of the point
+	b64 := base64.RawURLEncoding.EncodeToString
+	keys, err := json.Marshal(map[string]any{"keys": []map[string]any{{
+		"kty": "EC", "crv": "P-256", "kid": "1", "alg": "ES256", "use": "sig", "x": b64(point[1 : 1+coordinate]), "y": b64(point[1+coordinate:]),
+	}}})
+	if err != nil {
+		return "", "", err
+	}
+	go func() {
+		_ = http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = w.Write(keys)
+		}))
+	}()
+	claims, err := json.Marshal(map[string]any{
+		"iss": issuer, "aud": "bench", "sub": "user-7", "scope": "orders.read orders.write", "iat": time.Now().Unix(), "exp": time.Now().Add(24 * time.Hour).Unix(),
+	})
+	if err != nil {
+		return "", "", err
+	}
+	signed := b64([]byte(`{"alg":"ES256","kid":"1","typ":"JWT"}`)) + "." + b64(claims)
+	sum := sha256.Sum256([]byte(signed))
+	r, s, err := ecdsa.Sign(rand.Reader, key, sum[:])
+	if err != nil {
+		return "", "", err
+	}
+	signature := make([]byte, 2*coordinate)
+	r.FillBytes(signature[:coordinate])
+	s.FillBytes(signature[coordinate:])
+	return issuer, signed + "." + b64(signature), nil
+}

@@ -249,6 +249,16 @@ func TestMisconfigured(t *testing.T) {
 		{"unknown request field", "policies:\n- selector: bank.v1.Rates.Get\n  allow: request.nothing == 1\n", `3:10: for bank.v1.Rates.Get: column 8: undefined field 'nothing'`},
 		{"costly", "policies:\n- selector: \"*\"\n  allow: scopes.all(a, scopes.all(b, scopes.all(c, a + b != c)))\n", `3:10: for bank.v1.Accounts.Balance: the expression may cost too much`},
 		{"scopes without identity", "policies:\n- selector: bank.v1.Rates.Get\n  access: {scopes: [a]}\n", `3:11: scopes, groups and consumers need callers`},
+		{"password not hashed", "consumers:\n  providers: {people: {basic: {}}}\n  known:\n    ali: {password: sesame}\n", `4:21: password: does not match`},
+		{"no such cluster to ask", "consumers:\n  providers:\n    sessions: {external: {cluster: authz}}\n", `3:15: there is no cluster "authz", only ["bank"]`},
+		{"plain http to ask", "consumers:\n  providers:\n    opaque: {introspection: {url: \"http://id.example\", client_id: a, client_secret: b}}\n", `3:13: "http://id.example" is not https`},
+		{"two kinds of provider", "consumers:\n  providers:\n    p: {basic: {}, api_key: {}}\n", `3:29: api_key: field basic is already set for oneof kind`},
+		{"identity of no provider", "consumers:\n  known:\n    shop: {identities: [\"main:alice\"]}\n", `3:5: identity "main:alice" of consumer shop: there is no provider "main"`},
+		{"proxies that are none", "security:\n  trusted_proxies: [everybody]\n", `2:21: "everybody" is not an address or network`},
+		{"origin that is none", "security:\n  trusted_origins: [app.example]\n", `2:21: trusted_origins[0]: does not match`},
+		{"header that is none", "security:\n  response_headers: {\"x y\": a}\n", `2:29: response_headers["x y"]: does not match`},
+		{"negative hsts", "security:\n  hsts: -1h\n", `2:9: hsts: must be greater than or equal to 0s`},
+		{"validation of a number", "policies:\n- {selector: \"*\", validate: 3}\n", `2:29: validate: expected bool, got "3"`},
 		{"not a network", "policies:\n- selector: bank.v1.Rates.Get\n  access: {allow_ips: [10.0.0.1/8]}\n", `3:24: network 10.0.0.1/8 has bits beyond its prefix, write 10.0.0.0/8`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -84,6 +84,16 @@ type proxy struct {
 	clusters string
 	conn     *grpc.ClientConn
 	http     *http.Client
+	// tls says that the listener has TLS; conn and http are then the test's to make.
+	tls bool
+}
+
+// url is where the proxy is, by "http" or "ws".
+func (p *proxy) url(scheme string) string {
+	if p.tls {
+		scheme += "s"
+	}
+	return scheme + "://" + p.addr
 }
 
 // start runs a gateway with the policies, consumers and so on that text has. The rest of the file is put around it.
@@ -220,7 +230,7 @@ const metadataPath = "/v1/diagnostics/metadata"
 
 func callREST(t *testing.T, p *proxy, header map[string]string) outcome {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.addr+metadataPath, nil)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url("http")+metadataPath, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,7 +332,7 @@ func callWebSocket(t *testing.T, p *proxy, header map[string]string) outcome {
 		}
 		h.Set(k, v)
 	}
-	c, resp, err := websocket.Dial(ctx, "ws://"+p.addr+metadataPath, &websocket.DialOptions{HTTPHeader: h, Subprotocols: offered})
+	c, resp, err := websocket.Dial(ctx, p.url("ws")+metadataPath, &websocket.DialOptions{HTTPClient: p.http, HTTPHeader: h, Subprotocols: offered})
 	if err != nil {
 		if resp == nil {
 			t.Fatal(err)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,9 +16,13 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"transom/e2e/process"
 	bankv1 "transom/proto/bank/v1"
 )
 
@@ -251,87 +257,153 @@ func (r *redisServer) kill() {
 	_ = r.cmd.Wait()
 }
 
-// flood calls through all proxies in parallel for d, and returns how many calls were let through and how many ended
-// otherwise than by the limit.
-func flood(t *testing.T, proxies []*proxy, d time.Duration) (admitted, failed int64) {
+// decisions are what a flood of calls was told. Times are when a call was sent, or answered.
+type decisions struct {
+	admitted, failed int64
+	began, ended     time.Time
+	// firstAnswer is when the first of the calls that were let through was answered, lastRefusal when the last that was
+	// refused was sent, by target.
+	firstAnswer, lastRefusal []time.Time
+	by                       []int64 // admitted, by target
+}
+
+// flood calls all targets in parallel, by four callers each, until enough says so.
+func flood(t *testing.T, targets []*grpc.ClientConn, enough func(admitted int64) bool) decisions {
 	t.Helper()
-	var yes, bad atomic.Int64
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	defer cancel()
+	d := decisions{
+		began: time.Now(), firstAnswer: make([]time.Time, len(targets)), lastRefusal: make([]time.Time, len(targets)), by: make([]int64, len(targets)),
+	}
+	var mu sync.Mutex // guards d
+	var admitted atomic.Int64
 	var wg sync.WaitGroup
-	for _, p := range proxies {
+	for i, conn := range targets {
 		for range 4 {
 			wg.Go(func() {
-				for ctx.Err() == nil {
-					// The call itself is not cut off: it would not be known what became of it.
-					_, err := bankv1.NewDiagnosticsClient(p.conn).Metadata(t.Context(), &bankv1.MetadataRequest{})
+				for !enough(admitted.Load()) {
+					sent := time.Now()
+					_, err := bankv1.NewDiagnosticsClient(conn).Metadata(t.Context(), &bankv1.MetadataRequest{})
+					mu.Lock()
 					switch status.Code(err) {
 					case codes.OK:
-						yes.Add(1)
+						admitted.Add(1)
+						d.by[i]++
+						if d.firstAnswer[i].IsZero() {
+							d.firstAnswer[i] = time.Now()
+						}
 					case codes.ResourceExhausted:
+						if sent.After(d.lastRefusal[i]) {
+							d.lastRefusal[i] = sent
+						}
 					default:
-						bad.Add(1)
+						d.failed++
 						t.Log(err)
 					}
+					mu.Unlock()
 				}
 			})
 		}
 	}
 	wg.Wait()
-	return yes.Load(), bad.Load()
+	d.admitted, d.ended = admitted.Load(), time.Now()
+	return d
 }
 
-// TestSharedLimits has three gateways share a limit in a real Redis under load, loses it, and gets it back.
+// TestSharedLimits has three transoms, each a process of its own, share a limit in a real Redis under load, lose it, and get
+// it back. What may be let through is told by when calls were sent and answered, so that a busy machine changes nothing in it
+// as long as no caller stands still for all of the burst's two seconds.
 func TestSharedLimits(t *testing.T) {
 	redis := startRedis(t)
-	// A burst of a second: callers that a busy machine holds up for less than that make up for it, so what is counted in the
-	// end is the limit's arithmetic, not the machine's load.
-	const rate, burst = 300, 300
+	const rate, burst = 300, 600
+	backend, set := startBank(t), descriptorSet(t)
 	text := strings.NewReplacer("127.0.0.1:6379", redis.addr, "burst: 30", fmt.Sprintf("burst: %d", burst)).
 		Replace(example(t, "Limits shared by several transoms"))
-	proxies := []*proxy{start(t, text), start(t, text), start(t, text)}
-	// Until Redis is reached, each holds callers to its own share, which must be used up before counting.
-	settle := func() {
-		deadline := time.Now().Add(patience)
-		for time.Now().Before(deadline) {
-			all := true
-			for _, p := range proxies {
-				o := callREST(t, p, nil)
-				var left int // of a gateway's own share at most a third of the burst
-				_, err := fmt.Sscanf(o.header["ratelimit"][0], `"shared";r=%d`, &left)
-				all = all && o.code == codes.OK && err == nil && left > burst/2
+	text += fmt.Sprintf("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: %q}]\nclusters: {bank: {target: \"static:///%s\"}}\n", set, backend)
+	file := filepath.Join(t.TempDir(), "transom.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var targets []*grpc.ClientConn
+	for range 3 {
+		p := process.Start(t, 1, "serve", "--config", file)
+		conn, err := grpc.NewClient(p.Plain, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		targets = append(targets, conn)
+	}
+	// shared waits until Redis decides for all three, and returns how many calls are left: of its own share a transom has a
+	// third.
+	shared := func() int {
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+			all, left := true, 0
+			for _, conn := range targets {
+				var md metadata.MD
+				_, err := bankv1.NewDiagnosticsClient(conn).Metadata(t.Context(), &bankv1.MetadataRequest{}, grpc.Header(&md))
+				if err != nil && status.Code(err) != codes.ResourceExhausted {
+					t.Fatal(err)
+				}
+				if v := md.Get("ratelimit"); err == nil && len(v) == 1 {
+					if _, err := fmt.Sscanf(v[0], `"shared";r=%d`, &left); err != nil {
+						t.Fatal(err)
+					}
+				}
+				all = all && err == nil && left > burst/2
 			}
-			time.Sleep(burst * time.Second / rate) // full again
 			if all {
-				return
+				return left
 			}
 		}
 		t.Fatal("Redis is not in use")
+		return 0
 	}
-	check := func(what string, d time.Duration) {
+	check := func(what string) {
 		t.Helper()
-		began := time.Now()
-		n, failed := flood(t, proxies, d)
-		want := burst + rate*time.Since(began).Seconds()
-		t.Logf("%s: %d admitted in %v, %.0f wanted (%+.2f %%)", what, n, time.Since(began).Round(time.Millisecond), want, 100*(float64(n)/want-1))
-		if float64(n) < 0.98*want || float64(n) > 1.02*want || failed > 0 {
-			t.Errorf("%s: %d admitted, want %.0f ± 2 %%; %d failed", what, n, want, failed)
+		left := shared()
+		d := flood(t, targets, func(n int64) bool { return n >= burst+4*rate })
+		first, last := slices.MinFunc(d.firstAnswer, time.Time.Compare), slices.MaxFunc(d.lastRefusal, time.Time.Compare)
+		least, most := float64(left)+rate*last.Sub(first).Seconds(), burst+rate*d.ended.Sub(d.began).Seconds()
+		n := float64(d.admitted)
+		t.Logf("%s: %d admitted in %v, %.0f to %.0f wanted (%+.2f %% to %+.2f %%)", what, d.admitted, d.ended.Sub(d.began).Round(time.Millisecond), least, most, 100*(n/most-1), 100*(n/least-1))
+		if n < 0.98*least || n > 1.02*most || last.IsZero() || d.failed > 0 {
+			t.Errorf("%s: %d admitted, want %.0f to %.0f, and 2 %% on each side; %d failed", what, d.admitted, least, most, d.failed)
 		}
 	}
-	settle()
-	check("shared", 3*time.Second)
-	redis.kill()
-	began := time.Now()
-	n, failed := flood(t, proxies, 3*time.Second)
-	// At most a burst from before, and the three shares of one. Less is no fault: what one gateway's callers leave of its
-	// share, no other has, and on a busy machine they leave some.
-	want := 2*burst + rate*time.Since(began).Seconds()
-	if t.Logf("without Redis: %d admitted, at most %.0f wanted, %d failed", n, want, failed); float64(n) > 1.02*want || float64(n) < 0.6*(want-2*burst) || failed > 0 {
-		t.Errorf("without Redis: %d admitted, want about %.0f; %d failed", n, want, failed)
+	check("shared")
+	// Redis is killed while calls go on.
+	var killed, restarted atomic.Bool
+	d := flood(t, targets, func(n int64) bool {
+		if n >= rate && killed.CompareAndSwap(false, true) {
+			redis.kill()
+		}
+		return n >= 2*rate
+	})
+	if d.failed > 0 {
+		t.Errorf("%d calls failed when Redis was killed", d.failed)
 	}
-	redis.run(t)
-	settle()
-	check("Redis is back", 2*time.Second)
+	// Each transom holds callers to a third, of which it may have something left: what one's callers leave, no other has.
+	d = flood(t, targets, func(n int64) bool { return n >= 4*rate })
+	most := burst + rate*d.ended.Sub(d.began).Seconds()
+	t.Logf("without Redis: %d admitted in %v, at most %.0f wanted, by %v", d.admitted, d.ended.Sub(d.began).Round(time.Millisecond), most, d.by)
+	if float64(d.admitted) > 1.02*most || d.failed > 0 {
+		t.Errorf("without Redis: %d admitted, want at most %.0f; %d failed", d.admitted, most, d.failed)
+	}
+	for i, n := range d.by {
+		if least := rate / 3 * d.lastRefusal[i].Sub(d.firstAnswer[i]).Seconds(); float64(n) < 0.98*least || d.lastRefusal[i].IsZero() {
+			t.Errorf("without Redis: %d admitted by transom %d, want at least %.0f", n, i, least)
+		}
+	}
+	// Redis comes back while calls go on.
+	d = flood(t, targets, func(n int64) bool {
+		if n >= rate/2 && restarted.CompareAndSwap(false, true) {
+			redis.run(t)
+		}
+		return n >= rate
+	})
+	if d.failed > 0 {
+		t.Errorf("%d calls failed when Redis came back", d.failed)
+	}
+	check("Redis is back")
 }
 
 // TestSharedLimitsClosed refuses calls while there is no Redis.

@@ -3,6 +3,7 @@ package listeners
 import (
 	"encoding/base64"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"google.golang.org/grpc/codes"
@@ -20,7 +21,7 @@ const metadataPrefix = "Grpc-Metadata-"
 
 // restMetadata picks the metadata of a REST or WebSocket request. It returns nil if there is none.
 func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
-	var picked http.Header
+	picked := make(http.Header, 4) // on the stack
 	for name, vs := range h {
 		switch {
 		case e.forwards(name):
@@ -29,12 +30,12 @@ func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
 		default:
 			continue
 		}
-		if picked == nil {
-			picked = make(http.Header, 4)
+		if before := picked[name]; before != nil {
+			vs = append(slices.Clip(before), vs...)
 		}
-		picked[name] = append(picked[name], vs...)
+		picked[name] = vs
 	}
-	if picked == nil {
+	if len(picked) == 0 {
 		return nil, nil
 	}
 	if hop := h["Connection"]; hop != nil {

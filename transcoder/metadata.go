@@ -111,6 +111,18 @@ func canonical(lower string) string {
 	return string(b)
 }
 
+// spelled spares the allocation of the canonical name of response metadata that is common, or the gateway's own.
+var spelled = func() map[string]string {
+	m := map[string]string{}
+	for _, n := range [...]string{
+		"age", "cache-control", "cache-status", "deprecation", "etag", "expires", "last-modified", "link", "location", "ratelimit",
+		"ratelimit-policy", "retry-after", "server", "set-cookie", "sunset", "vary", "www-authenticate", "x-request-id",
+	} {
+		m[n] = canonical(n)
+	}
+	return m
+}()
+
 // Lower returns a field name in lower case, without allocation for common ones.
 func Lower(name string) string {
 	if l, ok := lowered[name]; ok {
@@ -185,7 +197,8 @@ func decodeBins(key string, values []string) ([]string, error) {
 
 // AddHeader adds response metadata to the header fields of an HTTP response, each name put behind prefix ("" or
 // "Trailer-"): values of "-bin" names become base64 and stay apart, reserved names are left out, and so are values that
-// would break the field's line. Names are written in net/textproto's spelling. Values are appended, never joined.
+// would break the field's line. Names are written in net/textproto's spelling. Values are appended, never joined. h may share
+// value slices with md afterwards.
 func AddHeader(h map[string][]string, md metadata.MD, prefix string) {
 	for key, values := range md {
 		f, ok := responseFates[key]
@@ -195,8 +208,15 @@ func AddHeader(h map[string][]string, md metadata.MD, prefix string) {
 		if f == drop || !validKey(key) {
 			continue
 		}
-		name := canonical(prefix + key)
+		name, known := spelled[key]
+		if prefix != "" || !known {
+			name = canonical(prefix + key)
+		}
 		bin := strings.HasSuffix(key, "-bin")
+		if !bin && len(values) > 0 && h[name] == nil && !slices.ContainsFunc(values, invalidField) {
+			h[name] = slices.Clip(values)
+			continue
+		}
 		for _, v := range values {
 			switch {
 			case bin:

@@ -192,6 +192,8 @@ CONFORMANCE = cd e2e/conformance && ../../.tools/conformance
 LAUNCHER = ../../build/conformance/conformance -protos $$(go list -mod=mod -m -f '{{.Dir}}' connectrpc.com/conformance)/proto \
   -backend ../../build/conformance
 
+CONFORMANCE_CLIENT = cd e2e/conformance && MODE=client ../../.tools/conformance --conf client.yaml -- ../../build/conformance/conformance -client
+
 .PHONY: build/conformance
 build/conformance:
 	@cd e2e/conformance && CGO_ENABLED=0 go build -mod=mod -o ../../build/conformance/ . connectrpc.com/conformance/cmd/{connectconformance,referenceserver,grpcserver}
@@ -200,10 +202,12 @@ build/conformance:
 conformance: build/conformance ## Run Connect's conformance suite, with its reference server and its grpc-go server as backends
 	@$(CONFORMANCE) --conf full.yaml -- $(LAUNCHER)/referenceserver
 	@$(CONFORMANCE) --conf full.yaml --known-failing @grpcserver-known-failing.txt -- $(LAUNCHER)/grpcserver
+	@$(CONFORMANCE_CLIENT)
 
 .PHONY: conformance-short
-conformance-short: build/conformance ## Run half of the conformance suite
+conformance-short: build/conformance ## Run half of the conformance suite, and the client that carries calls to backends through it
 	@$(CONFORMANCE) --conf short.yaml -- $(LAUNCHER)/referenceserver
+	@$(CONFORMANCE_CLIENT)
 
 .PHONY: compare
 compare: ## Run the cases of REST and JSON against transom, grpc-gateway and Vanguard; writes docs/comparison.md

@@ -3,6 +3,7 @@ module transom/e2e/conformance
 go 1.26.0
 
 require (
+	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12
 	transom v0.0.0
 )
@@ -41,6 +42,7 @@ require (
 	github.com/jub0bs/cors v1.0.1 // indirect
 	github.com/klauspost/compress v1.20.3 // indirect
 	github.com/maypok86/otter/v2 v2.4.0 // indirect
+	github.com/mholt/acmez/v3 v3.1.7 // indirect
 	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/pires/go-proxyproto v0.15.0 // indirect
 	github.com/planetscale/vtprotobuf v0.6.1-0.20240319094008-0393e58bdf10 // indirect
@@ -74,7 +76,6 @@ require (
 	golang.org/x/text v0.43.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20260928230214-8a89bd6388cc // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260928230214-8a89bd6388cc // indirect
-	google.golang.org/grpc v1.85.0 // indirect
 	nhooyr.io/websocket v1.8.6 // indirect
 )
 

@@ -31,9 +31,17 @@ import (
 func main() {
 	backend := flag.String("backend", "", "the suite's server to put behind the gateway: a path to its binary")
 	protos := flag.String("protos", "", "the directory that the suite's .proto files are under")
+	client := flag.Bool("client", false, "be the suite's client under test instead, by the client that carries calls to backends")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	if *client {
+		if err := runClient(ctx, os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, "conformance:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(ctx, *backend, *protos, os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 		os.Exit(1)

@@ -599,12 +599,12 @@ var fieldNameChars = func() (ok [256]bool) {
 	return ok
 }()
 
-// isGRPC reports whether the block is of a gRPC response: application/grpc, with a suffix or parameters perhaps.
+// isGRPC reports whether the block is of a gRPC response in protobuf: application/grpc or application/grpc+proto, with
+// parameters perhaps.
 func (h *head) isGRPC() bool {
-	const grpc = "application/grpc"
-	t := h.contentType
-	return len(t) >= len(grpc) && strings.EqualFold(t[:len(grpc)], grpc) &&
-		(len(t) == len(grpc) || t[len(grpc)] == '+' || t[len(grpc)] == ';')
+	t, _, _ := strings.Cut(h.contentType, ";")
+	t = strings.TrimRight(t, " \t")
+	return strings.EqualFold(t, "application/grpc") || strings.EqualFold(t, "application/grpc+proto")
 }
 
 // apply gives the block to its stream. c.mu is held.

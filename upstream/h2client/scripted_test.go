@@ -181,6 +181,9 @@ var oddServers = []struct {
 	{"content-type application/grpcx", func(p *peer, id uint32) {
 		p.headers(id, false, ":status", "200", "content-type", "application/grpcx")
 	}, want{code: codes.Unknown, origin: h2client.OriginHTTP}},
+	{"content-type application/grpc+json", func(p *peer, id uint32) {
+		p.headers(id, false, ":status", "200", "content-type", "application/grpc+json")
+	}, want{code: codes.Unknown, origin: h2client.OriginHTTP}},
 	{"content-type with parameters", func(p *peer, id uint32) {
 		p.headers(id, false, ":status", "200", "content-type", "application/grpc;charset=utf-8")
 		p.data(id, false, hi...)

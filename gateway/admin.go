@@ -457,7 +457,7 @@ func (g *Gateway) adminDrain(context.Context, *adminv1.DrainRequest) (*adminv1.D
 	return &adminv1.DrainResponse{}, nil
 }
 
-func (g *Gateway) purgeCache(_ context.Context, req *adminv1.PurgeCacheRequest) (*adminv1.PurgeCacheResponse, error) {
+func (g *Gateway) purgeCache(ctx context.Context, req *adminv1.PurgeCacheRequest) (*adminv1.PurgeCacheResponse, error) {
 	known := req.GetMethod() == ""
 	g.Snapshot(func(s *Snapshot) {
 		known = known || slices.ContainsFunc(s.schema.Methods(), func(m *descriptors.Method) bool { return string(m.Name) == req.GetMethod() })
@@ -465,7 +465,11 @@ func (g *Gateway) purgeCache(_ context.Context, req *adminv1.PurgeCacheRequest) 
 	if !known {
 		return nil, status.Errorf(codes.NotFound, "method: there is no %q", req.GetMethod())
 	}
-	return &adminv1.PurgeCacheResponse{Purged: uint32(g.PurgeCache(req.GetMethod(), req.GetConsumer()))}, nil
+	n, shared, err := g.PurgeCache(ctx, req.GetMethod(), req.GetConsumer(), req.GetTag())
+	if err != nil {
+		return nil, status.Error(codes.Unavailable, err.Error())
+	}
+	return &adminv1.PurgeCacheResponse{Purged: uint32(n), Shared: shared}, nil
 }
 
 func (g *Gateway) setLogLevel(_ context.Context, req *adminv1.SetLogLevelRequest) (*adminv1.SetLogLevelResponse, error) {

@@ -20,7 +20,6 @@ import (
 	"transom/policy/access"
 	"transom/policy/identity"
 	"transom/policy/traffic"
-	"transom/policy/transform"
 	configv1 "transom/proto/transom/config/v1"
 	"transom/rpc"
 	"transom/transcoder"
@@ -275,6 +274,7 @@ func (b *builder) build() (*Snapshot, error) {
 		return nil, joinFaults(unique(b.faults))
 	}
 	s.drop, s.clusters, s.accessLog, s.cache = b.release, b.clusters, b.accessLog, b.cache
+	s.store = b.store
 	if b.usage != nil {
 		s.usage = b.usage.Usage
 	}
@@ -485,7 +485,7 @@ func (b *builder) hashes(m *descriptors.Method) {
 		}
 		var err error
 		if !upstream.HashesOn(on, m) {
-			err = fmt.Errorf("%w: no method has a single request with a field %q that is one value", transform.ErrNoField, field)
+			err = fmt.Errorf("%w: no method has a single request with a field %q that is one value", rpc.ErrNoField, field)
 		}
 		b.foundField("clusters."+name+".lb.hash_on", err)
 	}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -25,6 +27,8 @@ const (
 	defaultCacheBytes   = 64 << 20
 	defaultRedisPrefix  = "transom:"
 	defaultRedisTimeout = 100 * time.Millisecond
+
+	defaultCacheEntryBytes = 1 << 20
 )
 
 // shaping is what a builder keeps for the policies that limit and shape calls.
@@ -34,6 +38,7 @@ type shaping struct {
 	limiters map[int][]*limit.Limiter
 	redis    *limit.Redis
 	cache    *cache.Cache
+	store    *cache.Store
 	paths    fieldPaths
 }
 
@@ -134,13 +139,10 @@ func (b *builder) limiter(path, name string, l *configv1.Limit) *limit.Limiter {
 	return limiter
 }
 
-// sharedCounts is the Redis of the configuration; nil after a fault.
-func (b *builder) sharedCounts() *limit.Redis {
-	if b.redis != nil {
-		return b.redis
-	}
+// redisConfig is how Redis is reached; nil after a fault.
+func (b *builder) redisConfig() *limit.RedisConfig {
 	c := b.cfg.GetRedis()
-	cfg := limit.RedisConfig{
+	cfg := &limit.RedisConfig{
 		Addresses: c.GetAddresses(), Username: c.GetUsername(), Password: c.GetPassword(), Database: int(c.GetDatabase()),
 		Prefix: c.GetPrefix(), Timeout: defaultRedisTimeout, Instances: int(c.GetInstances()), FailClosed: c.GetFailClosed(),
 	}
@@ -165,8 +167,20 @@ func (b *builder) sharedCounts() *limit.Redis {
 			}
 		}
 	}
-	r, err := hold(&b.holds, "redis", "", c, func() (*limit.Redis, func(), error) {
-		r := limit.NewRedis(cfg, b.log)
+	return cfg
+}
+
+// sharedCounts is the Redis of the limits; nil after a fault.
+func (b *builder) sharedCounts() *limit.Redis {
+	if b.redis != nil {
+		return b.redis
+	}
+	cfg := b.redisConfig()
+	if cfg == nil {
+		return nil
+	}
+	r, err := hold(&b.holds, "redis", "", b.cfg.GetRedis(), func() (*limit.Redis, func(), error) {
+		r := limit.NewRedis(*cfg, b.log)
 		return r, r.Close, nil
 	})
 	if err != nil {
@@ -174,6 +188,31 @@ func (b *builder) sharedCounts() *limit.Redis {
 	}
 	b.redis = r
 	return r
+}
+
+// sharedAnswers is the Redis of the cache; nil after a fault. Its connection is another than that of the limits, whose small
+// questions must not wait behind large answers.
+func (b *builder) sharedAnswers() *cache.Store {
+	if b.store != nil {
+		return b.store
+	}
+	limits := b.redisConfig()
+	if limits == nil {
+		return nil
+	}
+	cfg := cache.StoreConfig{Client: limits.ClientOption(), Prefix: limits.Prefix, Timeout: limits.Timeout, MaxBytes: int(b.cfg.GetRedis().GetCacheEntryBytes())}
+	if cfg.MaxBytes == 0 {
+		cfg.MaxBytes = defaultCacheEntryBytes
+	}
+	s, err := hold(&b.holds, "cache store", fmt.Sprintf("%p", b.cache), b.cfg.GetRedis(), func() (*cache.Store, func(), error) {
+		s := cache.NewStore(cfg, b.cache, b.log)
+		return s, s.Close, nil
+	})
+	if err != nil {
+		b.faultOf("redis", err)
+	}
+	b.store = s
+	return s
 }
 
 // caching is the middleware that keeps answers; nil if none are.
@@ -206,24 +245,53 @@ func (b *builder) caching(m *descriptors.Method, eff Effective) rpc.Middleware {
 		b.faultOf(eff.path("cache"), err)
 	}
 	salt := sha256.Sum256(policy)
-	mw, err := b.cache.Middleware(m, cache.Config{
+	cfg := cache.Config{
 		TTL: c.GetTtl().AsDuration(), StaleWhileRevalidate: c.GetStaleWhileRevalidate().AsDuration(), StaleIfError: c.GetStaleIfError().AsDuration(),
 		Vary: c.GetVary(), Shared: c.GetShared(), Salt: string(salt[:]),
-	})
+	}
+	for i, tag := range c.GetTags() {
+		name, ok := strings.CutPrefix(tag, "field:")
+		if !ok {
+			cfg.Tags = append(cfg.Tags, tag)
+			continue
+		}
+		if m.Desc == nil {
+			continue // Middleware has it be a fault
+		}
+		path, err := rpc.ParseFieldPath(m.Desc.Input(), name)
+		if b.foundField(fmt.Sprintf("%s.tags[%d]", eff.path("cache"), i), err) {
+			cfg.TagFields = append(cfg.TagFields, cache.TagField{Name: name, Path: path})
+		}
+	}
+	if c.GetRedis() {
+		if b.cfg.GetRedis() == nil {
+			b.fault(eff.path("cache")+".redis", "there is no redis in the configuration to keep answers in")
+			return nil
+		}
+		if cfg.Store = b.sharedAnswers(); cfg.Store == nil {
+			return nil
+		}
+	}
+	mw, err := b.cache.Middleware(m, cfg)
 	if err != nil {
 		b.faultOf(eff.path("cache"), err)
 	}
 	return mw
 }
 
-// PurgeCache drops the cached answers of a method (full name), of a consumer, of both together, or all; "" is any. It
-// returns how many they were.
-func (g *Gateway) PurgeCache(method, consumer string) int {
-	n := 0
+// PurgeCache drops the cached answers of a method (full name), of a consumer, with a tag, of all these together, or all; "" is
+// any. It returns how many were in memory, and whether those in Redis are gone for all transoms too, if answers are shared. An
+// error says that Redis does not answer, and has them still.
+func (g *Gateway) PurgeCache(ctx context.Context, method, consumer, tag string) (n int, shared bool, err error) {
+	sel := cache.Selection{Method: method, Consumer: consumer, Tag: tag}
 	g.Snapshot(func(s *Snapshot) {
-		if s.cache != nil {
-			n = s.cache.Purge(method, consumer)
+		switch {
+		case s.store != nil:
+			n, err = s.store.Purge(ctx, sel)
+			shared = err == nil
+		case s.cache != nil:
+			n = s.cache.Purge(sel)
 		}
 	})
-	return n
+	return n, shared, err
 }

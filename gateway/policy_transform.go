@@ -34,7 +34,7 @@ func (b *builder) foundField(place string, err error) bool {
 	case err == nil:
 		b.paths.found[place] = true
 		return true
-	case !errors.Is(err, transform.ErrNoField):
+	case !errors.Is(err, rpc.ErrNoField):
 		b.paths.found[place] = true
 		b.faultOf(place, err)
 	default:

@@ -31,6 +31,8 @@ type Snapshot struct {
 	chains [][]string
 	// cache is nil if no method has one.
 	cache *cache.Cache
+	// store is nil if no method shares answers.
+	store *cache.Store
 	// usage is nil if it is not counted.
 	usage *observe.Usage
 	// refs counts the calls that hold the Snapshot, and one more while it is in force. At 0 drop runs, once.

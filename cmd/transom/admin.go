@@ -196,6 +196,24 @@ func writeClusters(w io.Writer, r *adminv1.ListClustersResponse) error {
 	return tw.Flush()
 }
 
+func purgeCommand() *cobra.Command {
+	var req adminv1.PurgeCacheRequest
+	cmd := adminCommand("purge", "Drop cached answers of a running transom, and of all that share them in Redis",
+		func(ctx context.Context, c adminv1.AdminClient) (*adminv1.PurgeCacheResponse, error) { return c.PurgeCache(ctx, &req) },
+		func(w io.Writer, r *adminv1.PurgeCacheResponse) error {
+			where := "in memory"
+			if r.GetShared() {
+				where += ", and those in Redis"
+			}
+			_, err := fmt.Fprintf(w, "purged: %d answers %s\n", r.GetPurged(), where)
+			return err
+		})
+	cmd.Flags().StringVar(&req.Method, "method", "", "only of this `METHOD`, by its full name")
+	cmd.Flags().StringVar(&req.Consumer, "consumer", "", "only of this `CONSUMER`")
+	cmd.Flags().StringVar(&req.Tag, "tag", "", "only with this `TAG`")
+	return cmd
+}
+
 func reloadCommand() *cobra.Command {
 	return adminCommand("reload", "Make a running transom read its configuration, certificates and descriptors again",
 		func(ctx context.Context, c adminv1.AdminClient) (*adminv1.Status, error) {

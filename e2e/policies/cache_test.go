@@ -1,16 +1,23 @@
 package policies_test
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/redis/rueidis"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	bankv1 "transom/proto/bank/v1"
+	adminv1 "transom/proto/transom/admin/v1"
 )
 
 // get makes a REST call and returns status, header and body.
@@ -35,10 +42,20 @@ func (p *proxy) get(t *testing.T, path string, header map[string]string) (int, h
 	return resp.StatusCode, resp.Header, string(b)
 }
 
+// purge drops cached answers and returns how many there were.
+func (p *proxy) purge(t *testing.T, method, consumer, tag string) int {
+	t.Helper()
+	n, _, err := p.PurgeCache(t.Context(), method, consumer, tag)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 func TestCache(t *testing.T) {
 	p := start(t, example(t, "Cache"))
 	t.Run("REST", func(t *testing.T) {
-		p.PurgeCache("", "")
+		p.purge(t, "", "", "")
 		_, h, first := p.get(t, metadataPath, nil)
 		if got := h.Get("Cache-Status"); got != "transom; fwd=miss; stored" {
 			t.Errorf("first: %q", got)
@@ -63,12 +80,12 @@ func TestCache(t *testing.T) {
 		if _, _, pretty := p.get(t, metadataPath+"?$prettyPrint=true", nil); pretty == first || strings.Join(strings.Fields(pretty), "") != strings.Join(strings.Fields(first), "") {
 			t.Errorf("pretty: %s", pretty)
 		}
-		if n := p.PurgeCache("bank.v1.Diagnostics.Metadata", ""); n != 2 {
+		if n := p.purge(t, "bank.v1.Diagnostics.Metadata", "", ""); n != 2 {
 			t.Errorf("%d purged, want 2", n)
 		}
 	})
 	t.Run("gRPC", func(t *testing.T) {
-		p.PurgeCache("", "")
+		p.purge(t, "", "", "")
 		for i, want := range []string{"transom; fwd=miss; stored", "transom; hit"} {
 			var md metadata.MD
 			if _, err := bankv1.NewDiagnosticsClient(p.conn).Metadata(t.Context(), &bankv1.MetadataRequest{}, grpc.Header(&md)); err != nil {
@@ -84,7 +101,7 @@ func TestCache(t *testing.T) {
 		}
 	})
 	t.Run("WebSocket", func(t *testing.T) {
-		p.PurgeCache("", "")
+		p.purge(t, "", "", "")
 		first, _ := p.webSocket(t, metadataPath, nil)
 		second, _ := p.webSocket(t, metadataPath, nil)
 		if len(first) != 1 || !slices.Equal(first, second) {
@@ -125,10 +142,152 @@ func TestCacheFaults(t *testing.T) {
 		{"policies:\n- selector: bank.v1.Accounts.Watch\n  cache: {ttl: 1s}\n", `3:10: answers of bank.v1.Accounts.Watch cannot be cached: it is not a unary method`},
 		{"policies:\n- selector: bank.v1.Rates.Get\n  cache: {}\n", `3:10: ttl: `},
 		{"policies:\n- selector: bank.v1.Rates.Get\n  cache: {ttl: 1s, vary: [Accept]}\n", `3:27: vary[0]: `},
+		{"policies:\n- selector: bank.v1.Rates.Get\n  cache: {ttl: 1s, redis: true}\n", `3:27: there is no redis in the configuration`},
+		{"policies:\n- selector: bank.v1.Rates.Get\n  cache: {ttl: 1s, tags: [\"field:bas\"]}\n", `3:27: bas: bank.v1.GetRateRequest has no field "bas"`},
+		{"policies:\n- selector: bank.v1.Rates.Get\n  cache: {ttl: 1s, tags: [\"a b\"]}\n", `3:27: tags[0]: `},
+		{"redis: {addresses: [\"127.0.0.1:1\"], cache_entry_bytes: 1GiB}\n", `1:56: cache_entry_bytes: `},
 	} {
 		found := faults(t, tc.text)
 		if !slices.ContainsFunc(found, func(f string) bool { return strings.HasPrefix(f, tc.want) }) {
 			t.Errorf("%s\nfaults:\n%s\nwant one that begins with\n%s", tc.text, strings.Join(found, "\n"), tc.want)
 		}
 	}
+}
+
+// kept waits until Redis has n answers: they are written there after calls have ended.
+func (r *redisServer) kept(t *testing.T, n int) {
+	t.Helper()
+	c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{r.addr}, ForceSingleClient: true, DisableCache: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for deadline := time.Now().Add(patience); ; {
+		keys, err := c.Do(t.Context(), c.B().Keys().Pattern("transom:cache:*").Build()).AsStrSlice()
+		if err == nil && len(keys) == n {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("Redis has %q, want %d answers; %v", keys, n, err)
+		}
+	}
+}
+
+// TestSharedCache has two gateways, each before a bank of its own, share answers in a real Redis, purge for each other, and do
+// without it.
+func TestSharedCache(t *testing.T) {
+	redis := startRedis(t)
+	config := func(bank string) string {
+		return strings.ReplaceAll(example(t, "Cache shared by several transoms"), "127.0.0.1:6379\"]", redis.addr+"\"], timeout: 1s") +
+			fmt.Sprintf("admin: {address: \"127.0.0.1:0\"}\nclusters: {bank: {target: \"static:///%s\"}}\n", startNamed(t, bank))
+	}
+	one, two := start(t, config("one")), start(t, config("two"))
+	admin := one.admin(t)
+	purge := func(req *adminv1.PurgeCacheRequest) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); ; {
+			r, err := admin.PurgeCache(t.Context(), req)
+			if err == nil && r.GetShared() {
+				return
+			}
+			if time.Now().After(deadline) { // the first may come before there is a connection
+				t.Fatalf("%v, %v", r, err)
+			}
+		}
+	}
+	purge(&adminv1.PurgeCacheRequest{})
+	n := 0
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		who := map[string]string{"authorization": "Bearer " + t.Name()}
+		ask := func(p *proxy, want, status string) {
+			t.Helper()
+			o := call(t, p, who)
+			o.wantOK(t, t.Name())
+			if got := o.header["cache-status"]; o.server != want || o.header != nil && !slices.Equal(got, []string{status}) {
+				t.Errorf("answered by %q, %q; want %q, %q", o.server, got, want, status)
+			}
+		}
+		ask(one, "one", "transom; fwd=miss; stored")
+		n++
+		redis.kept(t, n)
+		ask(two, "one", "transom; hit; detail=shared")
+		ask(two, "one", "transom; hit")
+		for _, req := range []*adminv1.PurgeCacheRequest{{Tag: "diagnostics"}, {Method: "bank.v1.Diagnostics.Metadata"}, {}} {
+			purge(req)
+			ask(one, "one", "transom; fwd=miss; stored")
+		}
+	})
+	t.Run("purges are heard of", func(t *testing.T) {
+		who := map[string]string{"authorization": "Bearer heard"}
+		callGRPC(t, two, who)
+		purge(&adminv1.PurgeCacheRequest{Tag: "diagnostics"})
+		for deadline := time.Now().Add(patience); ; {
+			if got := callGRPC(t, two, who).header["cache-status"]; slices.Equal(got, []string{"transom; fwd=miss; stored"}) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the other never heard of the purge")
+			}
+		}
+	})
+	t.Run("purge by JSON", func(t *testing.T) {
+		resp, err := http.Post("http://"+one.AdminAddr().String()+"/v1/cache:purge", "application/json", strings.NewReader(`{"tag":"diagnostics"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if b, _ := io.ReadAll(resp.Body); resp.StatusCode != 200 || !strings.Contains(string(b), `"shared":true`) {
+			t.Errorf("%d %s", resp.StatusCode, b)
+		}
+	})
+	fresh := 0
+	ask := func(what string) {
+		t.Helper()
+		for name, call := range protocols {
+			fresh++
+			call(t, one, map[string]string{"authorization": fmt.Sprint("Bearer ", fresh)}).wantOK(t, what+", "+name)
+		}
+	}
+	t.Run("Redis hangs", func(t *testing.T) {
+		_ = redis.cmd.Process.Signal(syscall.SIGSTOP)
+		began := time.Now()
+		const rounds = 10
+		for range rounds {
+			ask("while Redis hangs")
+		}
+		// One call waits, and then for a second none does; each of them would be a second.
+		if took := time.Since(began); took > rounds*3*time.Second/2 {
+			t.Errorf("%d calls took %v", rounds*3, took)
+		}
+		if _, err := admin.PurgeCache(t.Context(), &adminv1.PurgeCacheRequest{}); status.Code(err) != codes.Unavailable {
+			t.Errorf("a purge: %v", err)
+		}
+		_ = redis.cmd.Process.Signal(syscall.SIGCONT)
+	})
+	t.Run("Redis is killed", func(t *testing.T) {
+		redis.kill()
+		ask("without Redis")
+		redis.run(t)
+		purge(&adminv1.PurgeCacheRequest{})
+		who := map[string]string{"authorization": "Bearer again"}
+		callGRPC(t, one, who).wantOK(t, "Redis is back")
+		redis.kept(t, 1)
+		if o := callGRPC(t, two, who); o.server != "one" {
+			t.Errorf("answered by %q", o.server)
+		}
+	})
+}
+
+// TestSharedCacheReload turns sharing on and off under load.
+func TestSharedCacheReload(t *testing.T) {
+	redis := startRedis(t)
+	p := start(t, "policies: []\n")
+	load := underLoad(t, func(t *testing.T, name string, worker, n int, call caller) {
+		call(t, p, map[string]string{"authorization": fmt.Sprint("Bearer ", name, worker, n/3)}).wantOK(t, name)
+	})
+	for n := range 10 {
+		p.reload(t, fmt.Sprintf("redis: {addresses: [%q]}\npolicies: [{selector: bank.v1.Diagnostics.Metadata, cache: {ttl: %ds, redis: %v}}]\n", redis.addr, 10+n/3, n%2 == 0))
+		load.calls(t, 20)
+	}
+	load.end()
 }

@@ -1,4 +1,5 @@
-// Package cache keeps answers of unary methods without side effects in memory.
+// Package cache keeps answers of unary methods without side effects: in memory ([Cache]), and if it is asked to in Redis as
+// well, where other processes find them ([Store]).
 //
 // # Whose answers
 // An answer is found again only for the same method, the same request (field by field, however it was written), the same
@@ -11,6 +12,11 @@
 // Answers with status OK. The backend's cache-control goes before the policy: no-store, no-cache and (where answers are
 // shared) private keep nothing, s-maxage and max-age set the time, stale-while-revalidate and stale-if-error too. Nothing is
 // kept with set-cookie, or with a vary that the policy does not list.
+//
+// # What is dropped
+// Answers are purged by method, by consumer, by tag, and by these together. Tags come from the policy, from fields of the
+// request, and from the backend's "cache-tag" (names split by commas), which clients do not get. An answer that began to be
+// fetched before a purge is not kept after it.
 //
 // # What clients see
 // "cache-status" (RFC 9211), and of answers that are or could be kept "age" and a weak "etag", which is the backend's own if
@@ -33,6 +39,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -67,9 +74,26 @@ type Config struct {
 	Vary []string
 	// Shared gives one caller's answers to others.
 	Shared bool
+	// Tags are of all answers, TagFields give each the tag "NAME:VALUE" of a request field.
+	Tags      []string
+	TagFields []TagField
+	// Store keeps answers in Redis as well; nil for in memory only.
+	Store *Store
 	// Salt is part of every key: of what else answers depend on, such as policies further in.
 	Salt string
 }
+
+// TagField is a request field that answers are tagged by.
+type TagField struct {
+	Name string
+	Path rpc.FieldPath
+}
+
+// The most tags that an answer may have, and the longest of them, in bytes. An answer with more, or longer ones, is not kept.
+const (
+	maxTags = 64
+	maxTag  = 256
+)
 
 // Cache holds the answers of all methods.
 type Cache struct {
@@ -77,6 +101,8 @@ type Cache struct {
 	ctx     context.Context //nolint:containedctx // of the refreshing goroutines, which are the Cache's own
 	stop    context.CancelFunc
 	slots   chan struct{}
+	// purges counts them.
+	purges atomic.Uint64
 
 	mu      sync.Mutex // guards what follows
 	flights map[string]*flight
@@ -87,10 +113,13 @@ type Cache struct {
 // entry is one answer, immutable.
 type entry struct {
 	method, consumer string
-	msg              rpc.Message // shared, and its bytes are the collector's
-	header, trailer  metadata.MD
-	stored           time.Time
-	ttl, swr, sie    time.Duration
+	tags             []string
+	// purge is the last purge of the Store that was known when the answer began to be fetched.
+	purge           uint64
+	msg             rpc.Message // shared, and its bytes are the collector's
+	header, trailer metadata.MD
+	stored          time.Time
+	ttl, swr, sie   time.Duration
 }
 
 // flight is a fetch that others wait for.
@@ -127,13 +156,25 @@ func (c *Cache) Close() {
 	c.entries.StopAllGoroutines()
 }
 
-// Purge drops the answers of a method (full name), of a consumer, of both together, or all; "" is any. It returns how many
-// they were.
-func (c *Cache) Purge(method, consumer string) int {
+// Selection is which answers to purge: those of a method (full name), of a consumer, and with a tag; "" is any.
+type Selection struct{ Method, Consumer, Tag string }
+
+// has reports whether e is one of them.
+func (s Selection) has(e *entry) bool {
+	return (s.Method == "" || e.method == s.Method) && (s.Consumer == "" || e.consumer == s.Consumer) && (s.Tag == "" || slices.Contains(e.tags, s.Tag))
+}
+
+// Purge drops answers from memory, and returns how many they were. Calls that come from then on do not wait for what is being
+// fetched.
+func (c *Cache) Purge(s Selection) int {
+	c.purges.Add(1)
+	c.mu.Lock()
+	clear(c.flights)
+	c.mu.Unlock()
 	c.entries.CleanUp() // what is over the bound goes a little later than what comes
 	n := 0
 	for key, e := range c.entries.All() {
-		if (method == "" || e.method == method) && (consumer == "" || e.consumer == consumer) {
+		if s.has(e) {
 			if _, ok := c.entries.Invalidate(key); ok {
 				n++
 			}
@@ -142,9 +183,20 @@ func (c *Cache) Purge(method, consumer string) int {
 	return n
 }
 
+// set keeps an entry that was looked for, or began to be fetched, when there had been so many purges.
+func (c *Cache) set(key string, e *entry, purges uint64) {
+	c.entries.Set(key, e)
+	if c.purges.Load() != purges {
+		c.entries.Invalidate(key)
+	}
+}
+
 // weight is about what an entry takes, with one rendering in JSON.
 func (e *entry) weight(key string) uint32 {
 	n := 512 + len(key) + 4*e.msg.Len()
+	for _, t := range e.tags {
+		n += len(t) + 16
+	}
 	for _, md := range []metadata.MD{e.header, e.trailer} {
 		for k, vs := range md {
 			n += len(k) + 64
@@ -264,12 +316,14 @@ func (c *Cache) lead(key string) (f *flight, leads bool) {
 // land ends a flight.
 func (c *Cache) land(key string, f *flight) {
 	c.mu.Lock()
-	delete(c.flights, key)
+	if c.flights[key] == f { // a purge has forgotten it
+		delete(c.flights, key)
+	}
 	c.mu.Unlock()
 	close(f.done)
 }
 
-// lead fetches the answer for itself and those that wait.
+// lead gets the answer for itself and those that wait: from the Store, if it has one, else from the backend.
 func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, request rpc.Message, f *flight, old *entry, now time.Time) error {
 	landed := false
 	defer func() {
@@ -278,6 +332,20 @@ func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, request 
 			h.cache.land(key, f)
 		}
 	}()
+	if kept := h.stored(ctx, call, key); kept != nil {
+		switch age := now.Sub(kept.stored); {
+		case age < kept.ttl:
+			f.entry, landed = kept, true
+			h.cache.land(key, f)
+			return h.give(ctx, call, kept, "hit", "transom; hit; detail=shared")
+		case age < kept.ttl+kept.swr:
+			f.entry, landed = kept, true
+			h.cache.land(key, f)
+			h.refresh(call, key, request)
+			return h.give(ctx, call, kept, "stale", "transom; hit; detail=stale-while-revalidate")
+		}
+		old = kept
+	}
 	var r recorder
 	f.entry, f.err = h.fetch(ctx, call, key, request, &r)
 	landed = true
@@ -294,6 +362,22 @@ func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, request 
 	return r.forward(ctx, call, f.err, "transom; fwd=miss")
 }
 
+// stored is the answer that the Store has, which is kept in memory from then on; nil if it has none.
+func (h *handler) stored(ctx context.Context, call *rpc.Call, key string) *entry {
+	if h.cfg.Store == nil {
+		return nil
+	}
+	e, purges, err := h.cfg.Store.get(ctx, key)
+	if err != nil {
+		call.Info.Note("cache_shared", "no")
+	}
+	if e == nil || time.Since(e.stored) >= e.ttl+max(e.swr, e.sie) {
+		return nil
+	}
+	h.cache.set(key, e, purges)
+	return e
+}
+
 // alone fetches for itself only.
 func (h *handler) alone(ctx context.Context, call *rpc.Call, request rpc.Message) error {
 	var r recorder
@@ -303,18 +387,21 @@ func (h *handler) alone(ctx context.Context, call *rpc.Call, request rpc.Message
 
 // fetch makes the call with the metadata of its key, and keeps the answer under key if it may be kept; "" keeps nothing.
 func (h *handler) fetch(ctx context.Context, call *rpc.Call, key string, request rpc.Message, r *recorder) (*entry, error) {
+	purges, purge := h.cache.purges.Load(), h.cfg.Store.lastPurge()
 	r.in = request
 	inner := *call
 	inner.Header, inner.Stream = h.header(call), r
-	if err := h.next(ctx, &inner); err != nil {
+	err := h.next(ctx, &inner)
+	if err != nil || key == "" || !r.sent {
+		r.untag()
 		return nil, err
 	}
-	if key == "" || !r.sent {
-		return nil, nil
-	}
-	e := h.entry(call, r)
+	e := h.entry(call, r, request)
+	r.untag()
 	if e != nil {
-		h.cache.entries.Set(key, e)
+		e.purge = purge
+		h.cache.set(key, e, purges)
+		h.cfg.Store.put(key, e)
 	}
 	return e, nil
 }
@@ -349,6 +436,11 @@ func (h *handler) refresh(call *rpc.Call, key string, request rpc.Message) {
 		defer c.land(key, f)
 		ctx, cancel := context.WithTimeout(c.ctx, refreshTimeout)
 		defer cancel()
+		// Another process may have done it.
+		if kept := h.stored(ctx, &again, key); kept != nil && time.Since(kept.stored) < kept.ttl {
+			f.entry = kept
+			return
+		}
 		var r recorder
 		f.entry, f.err = h.fetch(ctx, &again, key, request, &r)
 		r.drop()
@@ -437,13 +529,32 @@ func appendText(dst []byte, s string) []byte {
 }
 
 // entry is the answer as it may be kept; nil if it may not.
-func (h *handler) entry(call *rpc.Call, r *recorder) *entry {
-	e := &entry{method: string(h.method.Name), stored: time.Now(), ttl: h.cfg.TTL, swr: h.cfg.StaleWhileRevalidate, sie: h.cfg.StaleIfError}
+func (h *handler) entry(call *rpc.Call, r *recorder, request rpc.Message) *entry {
+	e := &entry{method: string(h.method.Name), tags: h.cfg.Tags, stored: time.Now(), ttl: h.cfg.TTL, swr: h.cfg.StaleWhileRevalidate, sie: h.cfg.StaleIfError}
 	if call.Principal != nil && !h.cfg.Shared {
 		e.consumer = call.Principal.Consumer
 	}
 	if len(r.header["set-cookie"])+len(r.trailer["set-cookie"]) > 0 || !h.varies(r.header["vary"]) || !e.control(r.header["cache-control"], h.cfg.Shared) {
 		return nil
+	}
+	if len(h.cfg.TagFields) > 0 {
+		msg, err := rpc.Decode(h.method.Desc.Input(), request.Bytes())
+		if err != nil {
+			return nil
+		}
+		for _, f := range h.cfg.TagFields {
+			e.tag(f.Name + ":" + f.Path.Text(msg))
+		}
+	}
+	for _, v := range r.header[tagHeader] {
+		for tag := range strings.SplitSeq(v, ",") {
+			if tag = strings.TrimSpace(tag); tag != "" {
+				e.tag(tag)
+			}
+		}
+	}
+	if len(e.tags) > maxTags || slices.ContainsFunc(e.tags, func(t string) bool { return len(t) > maxTag }) {
+		return nil // a purge could not find it
 	}
 	wire := slices.Clone(r.msg.Bytes())
 	e.msg = rpc.NewMessage(wire).Share()
@@ -451,6 +562,7 @@ func (h *handler) entry(call *rpc.Call, r *recorder) *entry {
 	if e.header == nil {
 		e.header = metadata.MD{}
 	}
+	delete(e.header, tagHeader)
 	delete(e.header, "endpoint-load-metrics-bin")
 	delete(e.trailer, "endpoint-load-metrics-bin")
 	if len(e.header["etag"]) == 0 {
@@ -459,6 +571,9 @@ func (h *handler) entry(call *rpc.Call, r *recorder) *entry {
 	}
 	return e
 }
+
+// tag adds a tag, and leaves alone those of the policy.
+func (e *entry) tag(name string) { e.tags = append(e.tags[:len(e.tags):len(e.tags)], name) }
 
 // varies reports whether the key has all that the backend says its answer depends on.
 func (h *handler) varies(vary []string) bool {
@@ -568,6 +683,17 @@ func (r *recorder) Send(_ context.Context, m rpc.Message) error {
 func (r *recorder) Flush() error { return nil }
 
 func (r *recorder) SetTrailer(md metadata.MD) { r.trailer = md }
+
+// tagHeader is where backends name the tags of an answer.
+const tagHeader = "cache-tag"
+
+// untag keeps the tags from the client.
+func (r *recorder) untag() {
+	if _, tagged := r.header[tagHeader]; tagged {
+		r.header = maps.Clone(r.header)
+		delete(r.header, tagHeader)
+	}
+}
 
 // drop releases the answer.
 func (r *recorder) drop() {

@@ -189,7 +189,7 @@ func TestKeys(t *testing.T) {
 	c.want("language again", "alice", metadata.MD{"accept-language": {"de"}}, usd, 7, "hit")
 	c.want("groups", "alice", metadata.MD{"x-transom-groups": {"admin"}}, usd, 8, "miss")
 	// What the key does not have, the backend does not see.
-	c.c.Purge("", "")
+	c.c.Purge(cache.Selection{Method: "", Consumer: ""})
 	c.want("poison", "alice", metadata.MD{"x-forwarded-host": {"evil.example"}, "x-anything": {"1"}, "traceparent": {"00-1"}}, usd, 9, "miss")
 	if len(c.backend.seen["x-forwarded-host"])+len(c.backend.seen["x-anything"]) > 0 || len(c.backend.seen["traceparent"]) != 1 || len(c.backend.seen["x-transom-consumer"]) != 1 {
 		t.Errorf("the backend sees %v", c.backend.seen)
@@ -282,7 +282,7 @@ func TestSingleFlight(t *testing.T) {
 		if n := c.backend.calls.Load(); n != 1 {
 			t.Errorf("%d calls reached the backend", n)
 		}
-		c.c.Purge("", "")
+		c.c.Purge(cache.Selection{Method: "", Consumer: ""})
 		ctx, cancel := context.WithCancel(t.Context())
 		wg.Go(func() {
 			if _, err := rpc.Local(ctx, c.h, c.m, nil, rpc.NewMessage([]byte("\x0a\x03EUR\x12\x03USD"))); status.Code(rpc.StatusOf(err).Err()) != codes.Canceled {
@@ -307,10 +307,10 @@ func TestPurgeAndBound(t *testing.T) {
 	c := newClient(t, cache.Config{TTL: time.Hour})
 	c.want("alice", "alice", nil, usd, 1, "miss")
 	c.want("bob", "bob", nil, usd, 2, "miss")
-	if n := c.c.Purge("bank.v1.Rates.Get", "alice"); n != 1 {
+	if n := c.c.Purge(cache.Selection{Method: "bank.v1.Rates.Get", Consumer: "alice"}); n != 1 {
 		t.Errorf("%d purged, want 1", n)
 	}
-	if n := c.c.Purge("bank.v1.Rates.List", ""); n != 0 {
+	if n := c.c.Purge(cache.Selection{Method: "bank.v1.Rates.List", Consumer: ""}); n != 0 {
 		t.Errorf("%d purged, want 0", n)
 	}
 	c.want("alice, purged", "alice", nil, usd, 3, "miss")
@@ -319,9 +319,63 @@ func TestPurgeAndBound(t *testing.T) {
 	for i := range 1000 { // ten times the bound
 		_, _, _ = c.do("", nil, &bankv1.GetRateRequest{Base: fmt.Sprint(i, long)})
 	}
-	if n := c.c.Purge("", ""); n > 105 {
+	if n := c.c.Purge(cache.Selection{Method: "", Consumer: ""}); n > 105 {
 		t.Errorf("%d entries of 10 kB in a cache of 1 MiB", n)
 	}
+}
+
+// TestTags purges by the tags of policy, request and backend.
+func TestTags(t *testing.T) {
+	c := newClient(t, cache.Config{TTL: time.Hour})
+	base, err := rpc.ParseFieldPath(c.m.Desc.Input(), "base")
+	if err != nil {
+		t.Fatal(err)
+	}
+	mw, err := c.c.Middleware(c.m, cache.Config{TTL: time.Hour, Tags: []string{"rates"}, TagFields: []cache.TagField{{Name: "base", Path: base}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.h = mw(c.backend.handle)
+	c.backend.header = metadata.MD{"cache-tag": {"a, b", " c ,"}}
+	n := 0
+	for _, tag := range []string{"rates", "base:EUR", "a", "b", "c"} {
+		n++
+		c.want("before "+tag, "", nil, usd, n, "miss")
+		if got := c.c.Purge(cache.Selection{Tag: tag}); got != 1 {
+			t.Errorf("%d purged by tag %q, want 1", got, tag)
+		}
+	}
+	n++
+	c.want("again", "", nil, usd, n, "miss")
+	for _, tag := range []string{"base:USD", "A", "rate", "a,b"} {
+		if got := c.c.Purge(cache.Selection{Tag: tag}); got != 0 {
+			t.Errorf("%d purged by tag %q", got, tag)
+		}
+	}
+	c.backend.header = metadata.MD{"cache-tag": {strings.Repeat("x,", 65)}}
+	for i := range 2 {
+		c.want("with more tags than there may be", "", nil, &bankv1.GetRateRequest{Base: "CHF"}, n+1+i, "miss")
+	}
+	c.backend.header = nil
+	for i := range 2 {
+		c.want("with too long a tag", "", nil, &bankv1.GetRateRequest{Base: strings.Repeat("x", 257)}, n+3+i, "miss")
+	}
+}
+
+// TestPurgeWhileFetching has an answer that was asked for before a purge not be kept after it, nor be given to those who ask
+// after it.
+func TestPurgeWhileFetching(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, cache.Config{TTL: time.Hour})
+		c.backend.delay = time.Second
+		var wg sync.WaitGroup
+		wg.Go(func() { c.want("before", "", nil, usd, 1, "miss") })
+		time.Sleep(500 * time.Millisecond)
+		c.c.Purge(cache.Selection{})
+		wg.Go(func() { c.want("after", "", nil, usd, 2, "miss") })
+		wg.Wait()
+		c.want("kept", "", nil, usd, 2, "hit")
+	})
 }
 
 func TestMisuse(t *testing.T) {

@@ -102,14 +102,19 @@ func NewRedis(cfg RedisConfig, log *slog.Logger) *Redis {
 	return r
 }
 
+// ClientOption is how to connect.
+func (c RedisConfig) ClientOption() rueidis.ClientOption {
+	return rueidis.ClientOption{
+		InitAddress: c.Addresses, Username: c.Username, Password: c.Password, SelectDB: c.Database, TLSConfig: c.TLS,
+		ClientName: "transom", Dialer: net.Dialer{Timeout: dialTimeout}, ConnWriteTimeout: max(dialTimeout, c.Timeout),
+		ForceSingleClient: len(c.Addresses) == 1, DisableCache: true, DisableRetry: true, PipelineMultiplex: -1, ReadBufferEachConn: 32 << 10, WriteBufferEachConn: 32 << 10,
+	}
+}
+
 // connect makes the client. Once made it reconnects by itself.
 func (r *Redis) connect(ctx context.Context) {
 	for {
-		client, err := rueidis.NewClient(rueidis.ClientOption{
-			InitAddress: r.cfg.Addresses, Username: r.cfg.Username, Password: r.cfg.Password, SelectDB: r.cfg.Database, TLSConfig: r.cfg.TLS,
-			ClientName: "transom", Dialer: net.Dialer{Timeout: dialTimeout}, ConnWriteTimeout: max(dialTimeout, r.cfg.Timeout),
-			ForceSingleClient: len(r.cfg.Addresses) == 1, DisableCache: true, DisableRetry: true, PipelineMultiplex: -1, ReadBufferEachConn: 32 << 10, WriteBufferEachConn: 32 << 10,
-		})
+		client, err := rueidis.NewClient(r.cfg.ClientOption())
 		if err == nil {
 			r.client.Store(&client)
 			return

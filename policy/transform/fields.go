@@ -37,7 +37,7 @@ type Field struct {
 	fixed []byte
 }
 
-// NewField compiles cfg for messages of type md. An error is a *Fault of "field" or "value"; ErrNoField is that the messages
+// NewField compiles cfg for messages of type md. An error is a *Fault of "field" or "value"; rpc.ErrNoField is that the messages
 // have no such field.
 func NewField(md protoreflect.MessageDescriptor, cfg FieldConfig) (*Field, error) {
 	f, err := newField(md, cfg)

@@ -293,7 +293,7 @@ func TestFieldFaults(t *testing.T) {
 		{transform.FieldConfig{Path: "text", Value: "{x}"}, "value: column 2: there is no {x}", false},
 	} {
 		_, err := transform.NewField(everything(), tc.cfg)
-		if err == nil || !strings.HasPrefix(err.Error(), tc.want) || errors.Is(err, transform.ErrNoField) != tc.absent {
+		if err == nil || !strings.HasPrefix(err.Error(), tc.want) || errors.Is(err, rpc.ErrNoField) != tc.absent {
 			t.Errorf("%+v: %v, want %s", tc.cfg, err, tc.want)
 		}
 	}

@@ -22,7 +22,7 @@ type Path struct {
 	fields []protoreflect.FieldDescriptor
 }
 
-// NewPath finds the field that name leads to from md, through lists and the values of maps. ErrNoField is that there is none.
+// NewPath finds the field that name leads to from md, through lists and the values of maps. rpc.ErrNoField is that there is none.
 func NewPath(md protoreflect.MessageDescriptor, name string) (Path, error) {
 	fields, err := follow(md, name, true)
 	if err != nil {

@@ -123,11 +123,11 @@ func TestPathFaults(t *testing.T) {
 		"message_map.x": `message_map.x: bank.v1.Everything has no field "x"`,
 		"":              `: bank.v1.Everything has no field ""`,
 	} {
-		if _, err := transform.NewPath(everything(), name); !errors.Is(err, transform.ErrNoField) || !strings.HasPrefix(err.Error(), want) {
+		if _, err := transform.NewPath(everything(), name); !errors.Is(err, rpc.ErrNoField) || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%q: %v, want %s", name, err, want)
 		}
 	}
-	if _, err := transform.NewPath(old(t), "must"); err == nil || errors.Is(err, transform.ErrNoField) {
+	if _, err := transform.NewPath(old(t), "must"); err == nil || errors.Is(err, rpc.ErrNoField) {
 		t.Errorf("a required field: %v", err)
 	}
 }

@@ -22,11 +22,12 @@
 package transform
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"transom/rpc"
 )
 
 // Fault is what is wrong with a part of a configuration.
@@ -40,16 +41,6 @@ func (f *Fault) Error() string { return f.Path + ": " + f.Err.Error() }
 
 func (f *Fault) Unwrap() error { return f.Err }
 
-// ErrNoField is that a path leads to no field of a message.
-var ErrNoField = errors.New("no such field")
-
-// noField is an ErrNoField that says more.
-type noField struct{ text string }
-
-func (e *noField) Error() string { return e.text }
-
-func (e *noField) Is(target error) bool { return target == ErrNoField }
-
 // follow finds the fields that a path, "account.owner.id", leads through from md. Lists and the values of maps are passed
 // through if many is set, else all fields but the last are singular messages.
 func follow(md protoreflect.MessageDescriptor, path string, many bool) ([]protoreflect.FieldDescriptor, error) {
@@ -57,14 +48,14 @@ func follow(md protoreflect.MessageDescriptor, path string, many bool) ([]protor
 	for name := range strings.SplitSeq(path, ".") {
 		if md == nil {
 			last := fields[len(fields)-1]
-			return nil, &noField{fmt.Sprintf("%s: %s is no message, so there is no %s in it", path, last.FullName(), name)}
+			return nil, rpc.NoField("%s: %s is no message, so there is no %s in it", path, last.FullName(), name)
 		}
 		fd := md.Fields().ByName(protoreflect.Name(name))
 		if fd == nil {
 			fd = md.Fields().ByJSONName(name)
 		}
 		if fd == nil {
-			return nil, &noField{fmt.Sprintf("%s: %s has no field %q", path, md.FullName(), name)}
+			return nil, rpc.NoField("%s: %s has no field %q", path, md.FullName(), name)
 		}
 		if len(fields) > 0 && !many && fields[len(fields)-1].Cardinality() == protoreflect.Repeated {
 			return nil, fmt.Errorf("%s: %s is a list or map", path, fields[len(fields)-1].FullName())

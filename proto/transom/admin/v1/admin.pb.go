@@ -1422,131 +1422,22 @@ func (x *UsageRow) GetMax() *durationpb.Duration {
 	return nil
 }
 
-// ReloadRequest asks for a reload.
-type ReloadRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ReloadRequest) Reset() {
-	*x = ReloadRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ReloadRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ReloadRequest) ProtoMessage() {}
-
-func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
-func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{18}
-}
-
-// DrainRequest asks for the end.
-type DrainRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DrainRequest) Reset() {
-	*x = DrainRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DrainRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DrainRequest) ProtoMessage() {}
-
-func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
-func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{19}
-}
-
-// DrainResponse says that it will come.
-type DrainResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DrainResponse) Reset() {
-	*x = DrainResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DrainResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DrainResponse) ProtoMessage() {}
-
-func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
-func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{20}
-}
-
-// PurgeCacheRequest says which answers to drop; without a field all.
+// PurgeCacheRequest says which answers to drop: those that are all of it. Without any, all answers.
 type PurgeCacheRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The full name of a method, "bank.v1.Rates.Get".
+	// Of this method, by its full name, "bank.v1.Rates.Get".
 	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
-	// The consumer whose answers they are.
-	Consumer      string `protobuf:"bytes,2,opt,name=consumer,proto3" json:"consumer,omitempty"`
+	// Of this consumer. Answers that policies share between consumers are of none.
+	Consumer string `protobuf:"bytes,2,opt,name=consumer,proto3" json:"consumer,omitempty"`
+	// With this tag.
+	Tag           string `protobuf:"bytes,3,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PurgeCacheRequest) Reset() {
 	*x = PurgeCacheRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1558,7 +1449,7 @@ func (x *PurgeCacheRequest) String() string {
 func (*PurgeCacheRequest) ProtoMessage() {}
 
 func (x *PurgeCacheRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1571,7 +1462,7 @@ func (x *PurgeCacheRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeCacheRequest.ProtoReflect.Descriptor instead.
 func (*PurgeCacheRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PurgeCacheRequest) GetMethod() string {
@@ -1588,17 +1479,27 @@ func (x *PurgeCacheRequest) GetConsumer() string {
 	return ""
 }
 
-// PurgeCacheResponse tells how many there were.
+func (x *PurgeCacheRequest) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+// PurgeCacheResponse says what was dropped.
 type PurgeCacheResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Purged        uint32                 `protobuf:"varint,1,opt,name=purged,proto3" json:"purged,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many answers there were in this process's memory.
+	Purged uint32 `protobuf:"varint,1,opt,name=purged,proto3" json:"purged,omitempty"`
+	// Those in Redis are gone as well.
+	Shared        bool `protobuf:"varint,2,opt,name=shared,proto3" json:"shared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PurgeCacheResponse) Reset() {
 	*x = PurgeCacheResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1511,7 @@ func (x *PurgeCacheResponse) String() string {
 func (*PurgeCacheResponse) ProtoMessage() {}
 
 func (x *PurgeCacheResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1524,7 @@ func (x *PurgeCacheResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeCacheResponse.ProtoReflect.Descriptor instead.
 func (*PurgeCacheResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PurgeCacheResponse) GetPurged() uint32 {
@@ -1631,6 +1532,124 @@ func (x *PurgeCacheResponse) GetPurged() uint32 {
 		return x.Purged
 	}
 	return 0
+}
+
+func (x *PurgeCacheResponse) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+// ReloadRequest asks for a reload.
+type ReloadRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadRequest) Reset() {
+	*x = ReloadRequest{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadRequest) ProtoMessage() {}
+
+func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
+func (*ReloadRequest) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+}
+
+// DrainRequest asks for the end.
+type DrainRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainRequest) Reset() {
+	*x = DrainRequest{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainRequest) ProtoMessage() {}
+
+func (x *DrainRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
+func (*DrainRequest) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+}
+
+// DrainResponse says that it will come.
+type DrainResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainResponse) Reset() {
+	*x = DrainResponse{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainResponse) ProtoMessage() {}
+
+func (x *DrainResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
+func (*DrainResponse) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 // SetLogLevelRequest sets the level.
@@ -1850,15 +1869,17 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\x03p50\x18\f \x01(\v2\x19.google.protobuf.DurationR\x03p50\x12+\n" +
 	"\x03p95\x18\r \x01(\v2\x19.google.protobuf.DurationR\x03p95\x12+\n" +
 	"\x03p99\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x03p99\x12+\n" +
-	"\x03max\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x03max\"\x0f\n" +
-	"\rReloadRequest\"\x0e\n" +
-	"\fDrainRequest\"\x0f\n" +
-	"\rDrainResponse\"G\n" +
+	"\x03max\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\x03max\"Y\n" +
 	"\x11PurgeCacheRequest\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x1a\n" +
-	"\bconsumer\x18\x02 \x01(\tR\bconsumer\",\n" +
+	"\bconsumer\x18\x02 \x01(\tR\bconsumer\x12\x10\n" +
+	"\x03tag\x18\x03 \x01(\tR\x03tag\"D\n" +
 	"\x12PurgeCacheResponse\x12\x16\n" +
-	"\x06purged\x18\x01 \x01(\rR\x06purged\"*\n" +
+	"\x06purged\x18\x01 \x01(\rR\x06purged\x12\x16\n" +
+	"\x06shared\x18\x02 \x01(\bR\x06shared\"\x0f\n" +
+	"\rReloadRequest\"\x0e\n" +
+	"\fDrainRequest\"\x0f\n" +
+	"\rDrainResponse\"*\n" +
 	"\x12SetLogLevelRequest\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\"+\n" +
 	"\x13SetLogLevelResponse\x12\x14\n" +
@@ -1872,12 +1893,12 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"/v1/schema\x90\x02\x01\x12r\n" +
 	"\vListMethods\x12$.transom.admin.v1.ListMethodsRequest\x1a%.transom.admin.v1.ListMethodsResponse\"\x16\x82\xd3\xe4\x93\x02\r\x12\v/v1/methods\x90\x02\x01\x12v\n" +
 	"\fListClusters\x12%.transom.admin.v1.ListClustersRequest\x1a&.transom.admin.v1.ListClustersResponse\"\x17\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/clusters\x90\x02\x01\x12\\\n" +
-	"\bGetUsage\x12!.transom.admin.v1.GetUsageRequest\x1a\x17.transom.admin.v1.Usage\"\x14\x82\xd3\xe4\x93\x02\v\x12\t/v1/usage\x90\x02\x01\x12Z\n" +
+	"\bGetUsage\x12!.transom.admin.v1.GetUsageRequest\x1a\x17.transom.admin.v1.Usage\"\x14\x82\xd3\xe4\x93\x02\v\x12\t/v1/usage\x90\x02\x01\x12s\n" +
+	"\n" +
+	"PurgeCache\x12#.transom.admin.v1.PurgeCacheRequest\x1a$.transom.admin.v1.PurgeCacheResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/cache:purge\x12Z\n" +
 	"\x06Reload\x12\x1f.transom.admin.v1.ReloadRequest\x1a\x18.transom.admin.v1.Status\"\x15\x82\xd3\xe4\x93\x02\x0f:\x01*\"\n" +
 	"/v1:reload\x12^\n" +
-	"\x05Drain\x12\x1e.transom.admin.v1.DrainRequest\x1a\x1f.transom.admin.v1.DrainResponse\"\x14\x82\xd3\xe4\x93\x02\x0e:\x01*\"\t/v1:drain\x12s\n" +
-	"\n" +
-	"PurgeCache\x12#.transom.admin.v1.PurgeCacheRequest\x1a$.transom.admin.v1.PurgeCacheResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/cache:purge\x12t\n" +
+	"\x05Drain\x12\x1e.transom.admin.v1.DrainRequest\x1a\x1f.transom.admin.v1.DrainResponse\"\x14\x82\xd3\xe4\x93\x02\x0e:\x01*\"\t/v1:drain\x12t\n" +
 	"\vSetLogLevel\x12$.transom.admin.v1.SetLogLevelRequest\x1a%.transom.admin.v1.SetLogLevelResponse\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/log:levelB(Z&transom/proto/transom/admin/v1;adminv1b\x06proto3"
 
 var (
@@ -1912,11 +1933,11 @@ var file_transom_admin_v1_admin_proto_goTypes = []any{
 	(*GetUsageRequest)(nil),                // 15: transom.admin.v1.GetUsageRequest
 	(*Usage)(nil),                          // 16: transom.admin.v1.Usage
 	(*UsageRow)(nil),                       // 17: transom.admin.v1.UsageRow
-	(*ReloadRequest)(nil),                  // 18: transom.admin.v1.ReloadRequest
-	(*DrainRequest)(nil),                   // 19: transom.admin.v1.DrainRequest
-	(*DrainResponse)(nil),                  // 20: transom.admin.v1.DrainResponse
-	(*PurgeCacheRequest)(nil),              // 21: transom.admin.v1.PurgeCacheRequest
-	(*PurgeCacheResponse)(nil),             // 22: transom.admin.v1.PurgeCacheResponse
+	(*PurgeCacheRequest)(nil),              // 18: transom.admin.v1.PurgeCacheRequest
+	(*PurgeCacheResponse)(nil),             // 19: transom.admin.v1.PurgeCacheResponse
+	(*ReloadRequest)(nil),                  // 20: transom.admin.v1.ReloadRequest
+	(*DrainRequest)(nil),                   // 21: transom.admin.v1.DrainRequest
+	(*DrainResponse)(nil),                  // 22: transom.admin.v1.DrainResponse
 	(*SetLogLevelRequest)(nil),             // 23: transom.admin.v1.SetLogLevelRequest
 	(*SetLogLevelResponse)(nil),            // 24: transom.admin.v1.SetLogLevelResponse
 	nil,                                    // 25: transom.admin.v1.Method.FromEntry
@@ -1958,9 +1979,9 @@ var file_transom_admin_v1_admin_proto_depIdxs = []int32{
 	8,  // 28: transom.admin.v1.Admin.ListMethods:input_type -> transom.admin.v1.ListMethodsRequest
 	11, // 29: transom.admin.v1.Admin.ListClusters:input_type -> transom.admin.v1.ListClustersRequest
 	15, // 30: transom.admin.v1.Admin.GetUsage:input_type -> transom.admin.v1.GetUsageRequest
-	18, // 31: transom.admin.v1.Admin.Reload:input_type -> transom.admin.v1.ReloadRequest
-	19, // 32: transom.admin.v1.Admin.Drain:input_type -> transom.admin.v1.DrainRequest
-	21, // 33: transom.admin.v1.Admin.PurgeCache:input_type -> transom.admin.v1.PurgeCacheRequest
+	18, // 31: transom.admin.v1.Admin.PurgeCache:input_type -> transom.admin.v1.PurgeCacheRequest
+	20, // 32: transom.admin.v1.Admin.Reload:input_type -> transom.admin.v1.ReloadRequest
+	21, // 33: transom.admin.v1.Admin.Drain:input_type -> transom.admin.v1.DrainRequest
 	23, // 34: transom.admin.v1.Admin.SetLogLevel:input_type -> transom.admin.v1.SetLogLevelRequest
 	1,  // 35: transom.admin.v1.Admin.GetStatus:output_type -> transom.admin.v1.Status
 	30, // 36: transom.admin.v1.Admin.GetConfig:output_type -> transom.config.v1.Config
@@ -1968,9 +1989,9 @@ var file_transom_admin_v1_admin_proto_depIdxs = []int32{
 	9,  // 38: transom.admin.v1.Admin.ListMethods:output_type -> transom.admin.v1.ListMethodsResponse
 	12, // 39: transom.admin.v1.Admin.ListClusters:output_type -> transom.admin.v1.ListClustersResponse
 	16, // 40: transom.admin.v1.Admin.GetUsage:output_type -> transom.admin.v1.Usage
-	1,  // 41: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
-	20, // 42: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
-	22, // 43: transom.admin.v1.Admin.PurgeCache:output_type -> transom.admin.v1.PurgeCacheResponse
+	19, // 41: transom.admin.v1.Admin.PurgeCache:output_type -> transom.admin.v1.PurgeCacheResponse
+	1,  // 42: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
+	22, // 43: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
 	24, // 44: transom.admin.v1.Admin.SetLogLevel:output_type -> transom.admin.v1.SetLogLevelResponse
 	35, // [35:45] is the sub-list for method output_type
 	25, // [25:35] is the sub-list for method input_type

@@ -29,9 +29,9 @@ const (
 	Admin_ListMethods_FullMethodName  = "/transom.admin.v1.Admin/ListMethods"
 	Admin_ListClusters_FullMethodName = "/transom.admin.v1.Admin/ListClusters"
 	Admin_GetUsage_FullMethodName     = "/transom.admin.v1.Admin/GetUsage"
+	Admin_PurgeCache_FullMethodName   = "/transom.admin.v1.Admin/PurgeCache"
 	Admin_Reload_FullMethodName       = "/transom.admin.v1.Admin/Reload"
 	Admin_Drain_FullMethodName        = "/transom.admin.v1.Admin/Drain"
-	Admin_PurgeCache_FullMethodName   = "/transom.admin.v1.Admin/PurgeCache"
 	Admin_SetLogLevel_FullMethodName  = "/transom.admin.v1.Admin/SetLogLevel"
 )
 
@@ -53,13 +53,14 @@ type AdminClient interface {
 	ListClusters(ctx context.Context, in *ListClustersRequest, opts ...grpc.CallOption) (*ListClustersResponse, error)
 	// What consumers used, if usage is counted: by consumer and API, sorted so.
 	GetUsage(ctx context.Context, in *GetUsageRequest, opts ...grpc.CallOption) (*Usage, error)
+	// Drop cached answers: in this process, and if answers are shared in Redis for all. UNAVAILABLE says that Redis does not
+	// answer, and has them still.
+	PurgeCache(ctx context.Context, in *PurgeCacheRequest, opts ...grpc.CallOption) (*PurgeCacheResponse, error)
 	// Read the configuration file, and what it names, again. A fault is FAILED_PRECONDITION and changes nothing; its text
 	// names the file and the line.
 	Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*Status, error)
 	// Drain and end. It is answered before the drain begins.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
-	// Drop answers from the cache.
-	PurgeCache(ctx context.Context, in *PurgeCacheRequest, opts ...grpc.CallOption) (*PurgeCacheResponse, error)
 	// How much is logged.
 	SetLogLevel(ctx context.Context, in *SetLogLevelRequest, opts ...grpc.CallOption) (*SetLogLevelResponse, error)
 }
@@ -132,6 +133,16 @@ func (c *adminClient) GetUsage(ctx context.Context, in *GetUsageRequest, opts ..
 	return out, nil
 }
 
+func (c *adminClient) PurgeCache(ctx context.Context, in *PurgeCacheRequest, opts ...grpc.CallOption) (*PurgeCacheResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PurgeCacheResponse)
+	err := c.cc.Invoke(ctx, Admin_PurgeCache_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*Status, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Status)
@@ -146,16 +157,6 @@ func (c *adminClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DrainResponse)
 	err := c.cc.Invoke(ctx, Admin_Drain_FullMethodName, in, out, cOpts...)
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
-}
-
-func (c *adminClient) PurgeCache(ctx context.Context, in *PurgeCacheRequest, opts ...grpc.CallOption) (*PurgeCacheResponse, error) {
-	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(PurgeCacheResponse)
-	err := c.cc.Invoke(ctx, Admin_PurgeCache_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -190,13 +191,14 @@ type AdminServer interface {
 	ListClusters(context.Context, *ListClustersRequest) (*ListClustersResponse, error)
 	// What consumers used, if usage is counted: by consumer and API, sorted so.
 	GetUsage(context.Context, *GetUsageRequest) (*Usage, error)
+	// Drop cached answers: in this process, and if answers are shared in Redis for all. UNAVAILABLE says that Redis does not
+	// answer, and has them still.
+	PurgeCache(context.Context, *PurgeCacheRequest) (*PurgeCacheResponse, error)
 	// Read the configuration file, and what it names, again. A fault is FAILED_PRECONDITION and changes nothing; its text
 	// names the file and the line.
 	Reload(context.Context, *ReloadRequest) (*Status, error)
 	// Drain and end. It is answered before the drain begins.
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
-	// Drop answers from the cache.
-	PurgeCache(context.Context, *PurgeCacheRequest) (*PurgeCacheResponse, error)
 	// How much is logged.
 	SetLogLevel(context.Context, *SetLogLevelRequest) (*SetLogLevelResponse, error)
 	mustEmbedUnimplementedAdminServer()
@@ -227,14 +229,14 @@ func (UnimplementedAdminServer) ListClusters(context.Context, *ListClustersReque
 func (UnimplementedAdminServer) GetUsage(context.Context, *GetUsageRequest) (*Usage, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetUsage not implemented")
 }
+func (UnimplementedAdminServer) PurgeCache(context.Context, *PurgeCacheRequest) (*PurgeCacheResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PurgeCache not implemented")
+}
 func (UnimplementedAdminServer) Reload(context.Context, *ReloadRequest) (*Status, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reload not implemented")
 }
 func (UnimplementedAdminServer) Drain(context.Context, *DrainRequest) (*DrainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
-}
-func (UnimplementedAdminServer) PurgeCache(context.Context, *PurgeCacheRequest) (*PurgeCacheResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method PurgeCache not implemented")
 }
 func (UnimplementedAdminServer) SetLogLevel(context.Context, *SetLogLevelRequest) (*SetLogLevelResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetLogLevel not implemented")
@@ -368,6 +370,24 @@ func _Admin_GetUsage_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_PurgeCache_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PurgeCacheRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).PurgeCache(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_PurgeCache_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).PurgeCache(ctx, req.(*PurgeCacheRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_Reload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ReloadRequest)
 	if err := dec(in); err != nil {
@@ -400,24 +420,6 @@ func _Admin_Drain_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(AdminServer).Drain(ctx, req.(*DrainRequest))
-	}
-	return interceptor(ctx, in, info, handler)
-}
-
-func _Admin_PurgeCache_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(PurgeCacheRequest)
-	if err := dec(in); err != nil {
-		return nil, err
-	}
-	if interceptor == nil {
-		return srv.(AdminServer).PurgeCache(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Admin_PurgeCache_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(AdminServer).PurgeCache(ctx, req.(*PurgeCacheRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -472,16 +474,16 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Admin_GetUsage_Handler,
 		},
 		{
+			MethodName: "PurgeCache",
+			Handler:    _Admin_PurgeCache_Handler,
+		},
+		{
 			MethodName: "Reload",
 			Handler:    _Admin_Reload_Handler,
 		},
 		{
 			MethodName: "Drain",
 			Handler:    _Admin_Drain_Handler,
-		},
-		{
-			MethodName: "PurgeCache",
-			Handler:    _Admin_PurgeCache_Handler,
 		},
 		{
 			MethodName: "SetLogLevel",

@@ -227,7 +227,7 @@ type Config struct {
 	ApiVersions *ApiVersions `protobuf:"bytes,22,opt,name=api_versions,json=apiVersions,proto3" json:"api_versions,omitempty"`
 	// The memory for cached answers, in bytes. Default 64MiB, 1MiB … 1TiB.
 	CacheBytes uint64 `protobuf:"varint,31,opt,name=cache_bytes,json=cacheBytes,proto3" json:"cache_bytes,omitempty"`
-	// Where several transoms share the counts of limits. Default: each counts for itself.
+	// Where several transoms share the counts of limits, and cached answers where policies say so. Default: each is for itself.
 	Redis *Redis `protobuf:"bytes,30,opt,name=redis,proto3" json:"redis,omitempty"`
 	// How changes are put in force. Default: files are watched.
 	Reload *Reload `protobuf:"bytes,40,opt,name=reload,proto3" json:"reload,omitempty"`
@@ -2542,7 +2542,12 @@ type Cache struct {
 	// Default: none.
 	Vary []string `protobuf:"bytes,4,rep,name=vary,proto3" json:"vary,omitempty"`
 	// Give one caller's answers to all others. Backends are not told then who calls.
-	Shared        bool `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
+	Shared bool `protobuf:"varint,5,opt,name=shared,proto3" json:"shared,omitempty"`
+	// Tags that answers are purged by: a name, or "field:PATH" for a field of the request, "field:base" of a request for EUR being
+	// the tag "base:EUR". Backends may name others in "cache-tag". Default: none.
+	Tags []string `protobuf:"bytes,6,rep,name=tags,proto3" json:"tags,omitempty"`
+	// Keep answers in Redis as well, where all transoms find them; needs Config.redis. Default: in this process's memory only.
+	Redis         bool `protobuf:"varint,7,opt,name=redis,proto3" json:"redis,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2608,6 +2613,20 @@ func (x *Cache) GetVary() []string {
 func (x *Cache) GetShared() bool {
 	if x != nil {
 		return x.Shared
+	}
+	return false
+}
+
+func (x *Cache) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *Cache) GetRedis() bool {
+	if x != nil {
+		return x.Redis
 	}
 	return false
 }
@@ -2779,7 +2798,7 @@ func (*Limit_Quota) isLimit_Kind() {}
 
 func (*Limit_Concurrent) isLimit_Kind() {}
 
-// Redis is where several transoms share the counts of rates and quotas.
+// Redis is where several transoms share the counts of rates and quotas, and cached answers (cache: {redis: true}).
 type Redis struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "host:port" of the server, or of two or more nodes of a cluster. Required.
@@ -2799,9 +2818,11 @@ type Redis struct {
 	// How many transoms share the counts: while Redis does not answer, each allows this part of every limit. Default 1.
 	Instances uint32 `protobuf:"varint,8,opt,name=instances,proto3" json:"instances,omitempty"`
 	// Refuse calls with UNAVAILABLE while Redis does not answer, rather than hold limits here.
-	FailClosed    bool `protobuf:"varint,9,opt,name=fail_closed,json=failClosed,proto3" json:"fail_closed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	FailClosed bool `protobuf:"varint,9,opt,name=fail_closed,json=failClosed,proto3" json:"fail_closed,omitempty"`
+	// The largest answer that the cache keeps in Redis, in bytes. Default 1MiB, at most 64MiB.
+	CacheEntryBytes uint32 `protobuf:"varint,10,opt,name=cache_entry_bytes,json=cacheEntryBytes,proto3" json:"cache_entry_bytes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Redis) Reset() {
@@ -2895,6 +2916,13 @@ func (x *Redis) GetFailClosed() bool {
 		return x.FailClosed
 	}
 	return false
+}
+
+func (x *Redis) GetCacheEntryBytes() uint32 {
+	if x != nil {
+		return x.CacheEntryBytes
+	}
+	return 0
 }
 
 // RedisTLS is how transom checks the server.
@@ -4991,13 +5019,15 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"E\n" +
 	"\tRequestId\x128\n" +
-	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\xcd\x02\n" +
+	"\x06header\x18\x01 \x01(\tB \xbaH\x1d\xd8\x01\x01r\x182\x16^[a-z][a-z0-9-]{0,62}$R\x06header\"\xab\x03\n" +
 	"\x05Cache\x12B\n" +
 	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x15\xbaH\x12\xc8\x01\x01\xaa\x01\f\"\x04\b\x80\xa3\x052\x04\x10\xc0\x84=R\x03ttl\x12_\n" +
 	"\x16stale_while_revalidate\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x14staleWhileRevalidate\x12O\n" +
 	"\x0estale_if_error\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xf5$2\x00R\fstaleIfError\x126\n" +
 	"\x04vary\x18\x04 \x03(\tB\"\xbaH\x1f\x92\x01\x1c\"\x1ar\x182\x16^[a-z0-9][a-z0-9_.-]*$R\x04vary\x12\x16\n" +
-	"\x06shared\x18\x05 \x01(\bR\x06shared\"\x96\x05\n" +
+	"\x06shared\x18\x05 \x01(\bR\x06shared\x12F\n" +
+	"\x04tags\x18\x06 \x03(\tB2\xbaH/\x92\x01,\x10 \"(r&2$^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$R\x04tags\x12\x14\n" +
+	"\x05redis\x18\a \x01(\bR\x05redis\"\x96\x05\n" +
 	"\x05Limit\x123\n" +
 	"\x04name\x18\x01 \x01(\tB\x1f\xbaH\x1cr\x1a2\x18^[A-Za-z0-9._*-]{0,100}$R\x04name\x12\x14\n" +
 	"\x04rate\x18\x02 \x01(\tH\x00R\x04rate\x12\x16\n" +
@@ -5019,7 +5049,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x0flimit.everybody\x12$everybody and per exclude each other\x1a&!this.everybody || size(this.per) == 0\x1aF\n" +
 	"\vlimit.burst\x12\x13burst is for a rate\x1a\"this.burst == 0u || has(this.rate)\x1a\\\n" +
 	"\x0elimit.messages\x12!messages is for a rate or a quota\x1a'!this.messages || !has(this.concurrent)B\r\n" +
-	"\x04kind\x12\x05\xbaH\x02\b\x01\"\xe6\x02\n" +
+	"\x04kind\x12\x05\xbaH\x02\b\x01\"\x9e\x03\n" +
 	"\x05Redis\x12&\n" +
 	"\taddresses\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\taddresses\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
@@ -5032,7 +5062,10 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"2\x04\x10\xc0\x84=R\atimeout\x12'\n" +
 	"\tinstances\x18\b \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06R\tinstances\x12\x1f\n" +
 	"\vfail_closed\x18\t \x01(\bR\n" +
-	"failClosed\";\n" +
+	"failClosed\x126\n" +
+	"\x11cache_entry_bytes\x18\n" +
+	" \x01(\rB\n" +
+	"\xbaH\a*\x05\x18\x80\x80\x80 R\x0fcacheEntryBytes\";\n" +
 	"\bRedisTLS\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +

@@ -182,19 +182,25 @@ func TestSharedCache(t *testing.T) {
 			fmt.Sprintf("admin: {address: \"127.0.0.1:0\"}\nclusters: {bank: {target: \"static:///%s\"}}\n", startNamed(t, bank))
 	}
 	one, two := start(t, config("one")), start(t, config("two"))
-	admin := one.admin(t)
-	purge := func(req *adminv1.PurgeCacheRequest) {
+	admin, other := one.admin(t), two.admin(t)
+	// purgeBy waits until there is a connection.
+	purgeBy := func(admin adminv1.AdminClient, req *adminv1.PurgeCacheRequest) {
 		t.Helper()
 		for deadline := time.Now().Add(patience); ; {
 			r, err := admin.PurgeCache(t.Context(), req)
 			if err == nil && r.GetShared() {
 				return
 			}
-			if time.Now().After(deadline) { // the first may come before there is a connection
+			if time.Now().After(deadline) {
 				t.Fatalf("%v, %v", r, err)
 			}
 		}
 	}
+	purge := func(req *adminv1.PurgeCacheRequest) {
+		t.Helper()
+		purgeBy(admin, req)
+	}
+	purgeBy(other, &adminv1.PurgeCacheRequest{})
 	purge(&adminv1.PurgeCacheRequest{})
 	n := 0
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
@@ -268,6 +274,7 @@ func TestSharedCache(t *testing.T) {
 		redis.kill()
 		ask("without Redis")
 		redis.run(t)
+		purgeBy(other, &adminv1.PurgeCacheRequest{})
 		purge(&adminv1.PurgeCacheRequest{})
 		who := map[string]string{"authorization": "Bearer again"}
 		callGRPC(t, one, who).wantOK(t, "Redis is back")

@@ -18,6 +18,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"transom/cmd/transom/demo/bank"
 	"transom/e2e/process"
 	bankv1 "transom/proto/bank/v1"
@@ -129,6 +131,95 @@ drain: {timeout: %[4]s}
 	stop.Store(true)
 	wg.Wait()
 	t.Logf("calls over 5 replacements: REST with a connection each %d, over HTTP/2 %d, gRPC %d, with TLS %d", calls[0].Load(), calls[1].Load(), calls[2].Load(), calls[3].Load())
+}
+
+// TestReplaceTooSoon asks a process to be replaced, twice, that does not serve yet itself and for which another waits. It
+// does so once it serves; when it did at once, the one that waited took its end for a failure, and both went on serving.
+func TestReplaceTooSoon(t *testing.T) {
+	b := startBank(t, bank.Config{})
+	schema, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// reflects has a server answer on the schema's address until it is stopped.
+	reflects := func(l net.Listener) *grpc.Server {
+		srv := grpc.NewServer()
+		bank.New(bank.Config{}).Register(srv)
+		go func() { _ = srv.Serve(l) }()
+		return srv
+	}
+	srv := reflects(schema)
+	config := filepath.Join(t.TempDir(), "transom.yaml")
+	process.Replace(t, config, fmt.Appendf(nil, `
+listeners: [{address: "127.0.0.1:0"}]
+descriptors: [{reflection: {cluster: schema}}]
+clusters: {bank: {target: "static:///%s"}, schema: {target: "static:///%s"}}
+policies: [{selector: "*", cluster: bank}]
+reload: {no_watch: true}
+drain: {timeout: 5s}
+`, b.addr, schema.Addr()))
+	p := &proxy{Process: process.Start(t, 1, "serve", "--config", config)}
+	var pids []int
+	t.Cleanup(func() {
+		for _, pid := range pids {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	})
+	// await waits until the log has text n times.
+	await := func(text string, n int) {
+		t.Helper()
+		for limit := time.Now().Add(2 * patience); strings.Count(p.Log(), text) < n; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(limit) {
+				t.Fatalf("no %q", text)
+			}
+		}
+	}
+	// replacing waits for the nth replacement to begin, and returns its process.
+	replacing := func(n int) int {
+		t.Helper()
+		await("msg=replacing", n)
+		_, rest, _ := strings.Cut(p.Log()[strings.LastIndex(p.Log(), "msg=replacing"):], "pid=")
+		pid, err := strconv.Atoi(rest[:strings.IndexByte(rest, '\n')])
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+		return pid
+	}
+	for limit := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		if code, _, _ := curl(t, "http://"+p.Plain+"/healthz"); code == http.StatusOK {
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatal("it does not become ready")
+		}
+	}
+	srv.Stop() // so that the next one is not ready
+	if err := p.Cmd.Process.Signal(syscall.SIGUSR2); err != nil {
+		t.Fatal(err)
+	}
+	second := replacing(1)
+	await("msg=listening", 2)
+	for range 2 {
+		if err := syscall.Kill(second, syscall.SIGUSR2); err != nil {
+			t.Fatal(err)
+		}
+		await("to be replaced once it serves", 1)
+	}
+	if schema, err = net.Listen("tcp", schema.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	defer reflects(schema).Stop()
+	third := replacing(2)
+	await("replaced=true", 2) // both drain
+	<-p.Exited
+	if code, _, _ := curl(t, "http://"+p.Plain+"/v1/customers/3/accounts/1"); code != http.StatusOK {
+		t.Errorf("the third one answers %d", code)
+	}
+	if strings.Contains(p.Log(), "not replaced") || strings.Count(p.Log(), "msg=replacing") != 2 {
+		t.Error("there were not two replacements")
+	}
+	_ = syscall.Kill(third, syscall.SIGTERM)
 }
 
 // TestSystemd starts transom as systemd does: with bound sockets, a socket for notices and a watchdog.

@@ -27,14 +27,24 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, log *slog.Logg
 	defer systemd.close()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	asked := make(chan os.Signal, 1)
+	asked := make(chan os.Signal, 3) // one of each
 	signal.Notify(asked, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	defer signal.Stop(asked)
 	over := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() { systemd.watchdog(ctx, func() { g.Addrs() }) })
 	wg.Go(func() {
-		up, replaced := g.Up(), false
+		up, replaced, wanted := g.Up(), false, false
+		replaceIt := func() {
+			pid, err := replace(ctx, g, log)
+			if err != nil {
+				log.LogAttrs(ctx, slog.LevelError, "not replaced", slog.String("error", err.Error()))
+				return
+			}
+			replaced = true
+			systemd.say("MAINPID=" + strconv.Itoa(pid))
+			g.Replaced()
+		}
 		for {
 			select {
 			case <-over:
@@ -43,6 +53,9 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, log *slog.Logg
 				up = nil
 				systemd.say("READY=1")
 				in.serving()
+				if wanted {
+					replaceIt()
+				}
 			case <-g.Down():
 				if !replaced {
 					systemd.say("STOPPING=1")
@@ -54,14 +67,15 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, log *slog.Logg
 				case syscall.SIGUSR1:
 					g.ReopenLogs(ctx)
 				case syscall.SIGUSR2:
-					pid, err := replace(ctx, g, log)
-					if err != nil {
-						log.LogAttrs(ctx, slog.LevelError, "not replaced", slog.String("error", err.Error()))
-						continue
+					switch {
+					case replaced: // once is enough
+					case up != nil:
+						// Another may wait for this process to serve, and would go on itself if this one drained before it said so.
+						log.LogAttrs(ctx, slog.LevelInfo, "to be replaced once it serves")
+						wanted = true
+					default:
+						replaceIt()
 					}
-					replaced = true
-					systemd.say("MAINPID=" + strconv.Itoa(pid))
-					g.Replaced()
 				default:
 					systemd.reloading()
 					_ = g.Refresh(ctx) // it says itself what is wrong

@@ -129,7 +129,12 @@ func Run(t testing.TB, want int, cmd *exec.Cmd) *Process {
 		default:
 			_ = cmd.Process.Kill()
 		}
+		left := time.AfterFunc(patience, func() {
+			t.Error("a process that took over is still there")
+			_ = r.Close()
+		})
 		wg.Wait()
+		left.Stop()
 		if t.Failed() {
 			t.Logf("transom said:\n%s", p.Log())
 		}

@@ -58,6 +58,7 @@ type Conn struct {
 	free        []*Stream // of unary calls
 	recvWindow  int       // what the server may still send
 	recvDebt    int       // what is to be given back
+	grown       int       // by how much the windows of open streams have grown, together
 	wakes       []*Stream // whose receivers are woken before the reader waits
 	keepalive   *time.Timer
 	pinged      bool
@@ -390,7 +391,7 @@ func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.M
 	}
 	s.id = c.nextID
 	c.nextID += 2
-	s.sendWindow, s.recvWindow = c.initialWindow, c.cfg.StreamWindow
+	s.sendWindow, s.recvWindow, s.window = c.initialWindow, c.cfg.StreamWindow, c.cfg.StreamWindow
 	c.streams[s.id] = s
 
 	start := len(c.out)
@@ -579,6 +580,7 @@ func (c *Conn) send(ctx context.Context, s *Stream, m Message, last bool) error 
 // remove takes a stream that has ended, for either side, off the connection. c.mu is held.
 func (c *Conn) remove(s *Stream) {
 	delete(c.streams, s.id)
+	c.grown -= s.window - c.cfg.StreamWindow
 	if s.in != nil {
 		s.in.Free()
 		s.in = nil

@@ -46,8 +46,10 @@ type Config struct {
 	// MaxHeaderListBytes limits response metadata as RFC 9113 6.5.2 counts; 0 is 64 KiB.
 	MaxHeaderListBytes int
 	// StreamWindow is what a stream may hold that has not been received, besides one message; 0 is 512 KiB. At least 64 KiB.
+	// It grows, up to eight times, while the server could send more and all that comes is received at once.
 	StreamWindow int
-	// ConnWindow is what may be on its way to all streams, given back as data arrive; 0 is 16 MiB. At least 64 KiB.
+	// ConnWindow is what may be on its way to all streams, given back as data arrive, and the most by which the windows of
+	// all streams may have grown together; 0 is 16 MiB. At least 64 KiB.
 	ConnWindow int
 	// KeepaliveTime is the silence after which a PING asks whether the server is still there, KeepaliveTimeout the time
 	// it has for an answer. 0 is never, and 20 s. Without KeepaliveIdle only connections with calls are asked.

@@ -398,6 +398,7 @@ func (s *Stream) begin() {
 // took hears that n bytes have been put into the message's memory.
 func (s *Stream) took(n int) {
 	s.filled += n
+	s.burst += n
 	s.owe(n)
 	if s.filled < len(s.in.SliceBuffer) {
 		return

@@ -34,8 +34,11 @@ type Stream struct {
 
 	sendWindow int64
 	sendClosed bool
+	window     int // what it may have under way, Config.StreamWindow at first
 	recvWindow int // what the server may still send
 	recvDebt   int // what is to be given back
+	burst      int // what has come since the receiver last waited for long
+	starved    bool
 
 	answered        bool
 	header, trailer metadata.MD
@@ -254,11 +257,24 @@ func (s *Stream) Recv() (Message, error) {
 		if s.end != nil {
 			return Message{}, s.ended()
 		}
+		measured := s.burst >= s.window/2
 		c.flush(false)
+		if !measured {
+			<-s.receivable
+			c.mu.Lock()
+			continue
+		}
+		start := time.Now()
 		<-s.receivable
 		c.mu.Lock()
+		if time.Since(start) > longWait {
+			s.starved, s.burst = true, 0
+		}
 	}
 }
+
+// longWait is what tells a wait for what is under way from one for the reader.
+const longWait = time.Millisecond
 
 // ended returns how the stream ended, and frees what nobody receives any more. c.mu is held on entry and not on return.
 func (s *Stream) ended() error {
@@ -311,14 +327,25 @@ func (s *Stream) finish(err error) {
 }
 
 // large reports whether the message that is arriving may not fit into the window. c.mu is held.
-func (s *Stream) large() bool { return s.prefixLen == messagePrefix && s.size > s.c.cfg.StreamWindow/2 }
+func (s *Stream) large() bool { return s.prefixLen == messagePrefix && s.size > s.window/2 }
 
-// pay gives n bytes back to the stream's window, in portions. c.mu is held.
+// pay gives n bytes back to the stream's window, in portions. If the receiver had to wait after the server had sent much of
+// what it may, and has received all, more could be under way: the window is doubled. c.mu is held.
 func (s *Stream) pay(n int) {
 	s.recvDebt += n
-	if s.recvDebt >= s.c.cfg.StreamWindow/4 {
-		s.c.out = appendWindowUpdate(s.c.out, s.id, s.recvDebt)
-		s.recvWindow += s.recvDebt
-		s.recvDebt = 0
+	if s.recvDebt < s.window/4 {
+		return
 	}
+	if c := s.c; s.starved && s.head == len(s.queue) && s.window < mostGrowth*c.cfg.StreamWindow && c.grown+s.window <= c.cfg.ConnWindow {
+		c.grown += s.window
+		s.recvDebt += s.window
+		s.window *= 2
+		s.starved = false
+	}
+	s.c.out = appendWindowUpdate(s.c.out, s.id, s.recvDebt)
+	s.recvWindow += s.recvDebt
+	s.recvDebt = 0
 }
+
+// mostGrowth is how many times Config.StreamWindow a stream's window may become.
+const mostGrowth = 8

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -30,6 +31,10 @@ type Reply struct {
 	HTTP int
 	// Hang never answers: the call ends when the caller ends it.
 	Hang bool
+	// Endless sends messages of 64 KiB for as long as the caller takes them.
+	Endless bool
+	// Reset, if not 0, answers with RST_STREAM and this code (RFC 9113 section 7).
+	Reset uint32
 }
 
 // Call is what the backend saw.
@@ -48,8 +53,10 @@ type Backend struct {
 	addr string
 	srv  *http.Server
 	done chan struct{}
-	// begun gets a value when a call begins that hangs, and ended when its caller has left.
+	// begun gets a value when a call begins that hangs or is endless, and ended when its caller has left.
 	begun, ended chan struct{}
+	sent         atomic.Int64  // bytes of an endless answer
+	reset        atomic.Uint32 // the code of the resets, 0 for net/http's own
 
 	mu    sync.Mutex
 	reply Reply
@@ -67,7 +74,7 @@ func StartBackend() (*Backend, error) {
 	b.srv.Protocols.SetUnencryptedHTTP2(true)
 	go func() {
 		defer close(b.done)
-		_ = b.srv.Serve(l)
+		_ = b.srv.Serve(resetListener{l, &b.reset})
 	}()
 	return b, nil
 }
@@ -86,6 +93,8 @@ func (b *Backend) set(r Reply) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reply, b.calls = r, nil
+	b.sent.Store(0)
+	b.reset.Store(r.Reset)
 	for len(b.begun) > 0 {
 		<-b.begun
 	}
@@ -127,19 +136,41 @@ func (b *Backend) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	b.calls = append(b.calls, c)
 	reply := b.reply
 	b.mu.Unlock()
-	answer(w, reply)
-	if reply.Hang {
+	switch {
+	case reply.Reset != 0:
+		panic(http.ErrAbortHandler)
+	case reply.Endless:
+		b.begun <- struct{}{}
+		b.endless(w)
+		b.ended <- struct{}{}
+	case reply.Hang:
 		b.begun <- struct{}{}
 		<-r.Context().Done()
 		b.ended <- struct{}{}
+	default:
+		answer(w, reply)
 	}
 }
 
-// answer writes reply but waits for nothing.
-func answer(w http.ResponseWriter, reply Reply) {
-	if reply.Hang {
-		return
+// endless sends messages until it cannot.
+func (b *Backend) endless(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", "application/grpc")
+	m, err := proto.Marshal(&casespb.Item{Name: strings.Repeat("x", 64<<10)})
+	if err != nil {
+		panic(err)
 	}
+	frame := append(binary.BigEndian.AppendUint32([]byte{0}, uint32(len(m))), m...)
+	for {
+		n, err := w.Write(frame)
+		b.sent.Add(int64(n))
+		if err != nil {
+			return
+		}
+	}
+}
+
+// answer writes a reply that ends.
+func answer(w http.ResponseWriter, reply Reply) {
 	if reply.HTTP != 0 {
 		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(reply.HTTP)

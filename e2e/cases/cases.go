@@ -3,8 +3,8 @@
 // table against transom, and e2e/compare against others.
 //
 // # Cases
-// A [Case] has the number of the rule it belongs to; docs/transcoding.md and the unit tests refer to the same numbers. Rules
-// that no single request can show (equal routes, slow clients, reset streams) are held by the unit tests of their packages.
+// A [Case] has the number of the rule it belongs to; docs/transcoding.md and the unit tests refer to the same numbers. What a
+// gateway must refuse to load is in [Schemas].
 // What is asked of a gateway is style-neutral where the rules leave a choice: what the backend received, the HTTP status, and
 // the answer read back as a message.
 //
@@ -62,6 +62,8 @@ type Case struct {
 	Chunked bool
 	// Leave ends the request once the backend is called, which must then see the call end.
 	Leave bool
+	// Stall leaves the answer unread until the backend cannot send any more, then reads on for a while and leaves.
+	Stall bool
 
 	Reply Reply
 	// Want is the answer; Or are others that the rule allows. Transom gives Want.
@@ -175,6 +177,9 @@ func (c *Client) do(ctx context.Context, tc Case) (Answer, error) {
 	if tc.Leave {
 		return c.leave(ctx, req)
 	}
+	if tc.Stall {
+		return c.stall(ctx, req)
+	}
 	resp, err := c.Transport.RoundTrip(req)
 	if err != nil {
 		return Answer{}, fmt.Errorf("no answer: %w", err)
@@ -210,6 +215,56 @@ func (c *Client) leave(ctx context.Context, req *http.Request) (Answer, error) {
 	case <-c.Backend.ended:
 		return Answer{}, nil
 	case <-limit:
+		return Answer{}, errors.New("the client left, and the backend was not told")
+	}
+}
+
+// Of an endless answer that nobody reads, at most maxUnread bytes may be on their way; the backend stands still when it has
+// sent nothing for stillness.
+const (
+	maxUnread = 64 << 20
+	stillness = 300 * time.Millisecond
+)
+
+// stall asks for an endless answer and does not read it until the backend stands still, reads a part of it, and leaves.
+func (c *Client) stall(ctx context.Context, req *http.Request) (Answer, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	resp, err := c.Transport.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		return Answer{}, fmt.Errorf("no answer: %w", err)
+	}
+	defer resp.Body.Close()
+	select {
+	case <-c.Backend.begun:
+	default:
+		return Answer{}, errors.New("the backend was not called")
+	}
+	tick := time.NewTicker(stillness)
+	defer tick.Stop()
+	for before := int64(-1); ; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return Answer{}, fmt.Errorf("the backend still sends, after %d bytes that nobody read", before)
+		}
+		now := c.Backend.sent.Load()
+		if now > maxUnread {
+			return Answer{}, fmt.Errorf("the backend could send %d bytes that nobody read", now)
+		}
+		if now > 0 && now == before {
+			break
+		}
+		before = now
+	}
+	if _, err := io.CopyN(io.Discard, resp.Body, maxUnread); err != nil {
+		return Answer{}, fmt.Errorf("the stream does not go on: %w", err)
+	}
+	cancel()
+	select {
+	case <-c.Backend.ended:
+		return Answer{Code: resp.StatusCode, Header: resp.Header}, nil
+	case <-time.After(patience / 2):
 		return Answer{}, errors.New("the client left, and the backend was not told")
 	}
 }

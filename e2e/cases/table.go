@@ -115,6 +115,8 @@ func paths() []Case {
 		get(27, "an unknown enum name is refused", "/typed/color/COLOR_BLUE", invalid()),
 		get(27, "an enum by number", "/typed/color/1", got("GetTyped", `color: COLOR_RED`)),
 		get(27, "an unknown number of an open enum", "/typed/color/7", got("GetTyped", `color: 7`)),
+		get(28, "a literal is compared after decoding both sides", "/caf%C3%A9/x", got("GetCoffee", `id: "x"`)),
+		get(28, "a decoded slash is in no literal", "/caf%C3%A9%2Fx", status(404)),
 	}
 }
 
@@ -364,6 +366,11 @@ func answers() []Case {
 		cs = append(cs, get(84, fmt.Sprintf("HTTP %d without gRPC is code %d", tc.from, tc.rpc), "/items/a", Reply{HTTP: tc.from}, called(tc.to, tc.rpc)))
 	}
 	cs = append(cs,
+		get(85, "a stream that is reset as refused", "/items/a", Reply{Reset: 7}, called(503, 14)),
+		get(85, "a stream that is reset as cancelled", "/items/a", Reply{Reset: 8}, called(499, 1)),
+		get(85, "a stream that is reset to calm the caller", "/items/a", Reply{Reset: 11}, called(429, 8)),
+		get(85, "a stream that is reset as not secure enough", "/items/a", Reply{Reset: 12}, called(403, 7)),
+		get(85, "a stream that is reset with another code", "/items/a", Reply{Reset: 2}, called(500, 13)),
 		get(86, "a status in the only headers", "/items/a", Reply{TrailersOnly: true, Status: "5", Text: "gone"}, called(404, 5, "gone")),
 		get(86, "success without a message is none", "/items/a", failed(0, "0", ""), called(500, 13), called(501, 12)),
 		get(86, "two messages are no success", "/items/a", failed(2, "0", ""), called(500, 13), called(501, 12)),
@@ -406,6 +413,10 @@ func answers() []Case {
 		accept(get(96, "events are not cached", "/stream", Reply{}, Want{Code: 200, Header: []string{"Content-Type: text/event-stream", "Cache-Control: no-cache"}}, Want{Code: 200, Header: []string{"Content-Type: text/event-stream", "Cache-Control: no-store"}}), "Accept: text/event-stream"),
 		Case{Number: 97, Rule: "the client leaves a unary call", Verb: "GET", Path: "/items/a", Leave: true, Reply: Reply{Hang: true}},
 		Case{Number: 97, Rule: "the client leaves a stream", Verb: "GET", Path: "/stream", Leave: true, Reply: Reply{Hang: true}},
+		Case{
+			Number: 98, Rule: "of a stream that nobody reads the backend can send a bounded part", Verb: "GET", Path: "/stream", Stall: true, Reply: Reply{Endless: true},
+			Want: Want{Code: 200},
+		},
 	)
 	return cs
 }

@@ -15,7 +15,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -26,6 +28,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -39,6 +42,10 @@ import (
 	"google.golang.org/grpc/grpclog"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/pluginpb"
 
 	"transom/e2e/cases"
 	casesgw "transom/e2e/compare/casesgw"
@@ -70,7 +77,8 @@ code) and Vanguard %s (in front of httputil.ReverseProxy) over HTTP/1.1, one gat
 scripted backend. ` + "`make compare ARGS=-v`" + ` says why a case is failed.
 
 The cases are our own reading of google/api/http.proto, ProtoJSON, gRPC and HTTP, and where these are silent, our choice; a
-gateway passes with any answer that the rule allows. What a gateway leaves to others counts as failed: grpc-gateway and
+gateway passes with any answer that the rule allows. What must be refused or taken at start [22-24, 28-30] is given to transom and
+Vanguard as a schema, and to grpc-gateway's generator. What a gateway leaves to others counts as failed: grpc-gateway and
 Vanguard have neither CORS nor compression of their own [106, 108], Vanguard no server streams over REST [93-97], grpc-gateway
 no uploads as streams with a variable in the path [80]. "Tuned" is grpc-gateway with escaped characters kept, unknown fields
 refused and defaults left out. Bodies are limited to 1 MiB by each gateway's own means (http.MaxBytesHandler for grpc-gateway).
@@ -89,9 +97,11 @@ func version(module string) string {
 	return ""
 }
 
-// contender is a gateway that runs; extras is its address with the options of Case.Extras.
+// contender is a gateway that runs; extras is its address with the options of Case.Extras. load returns why it does not take
+// a schema, or nil.
 type contender struct {
 	name, addr, extras string
+	load               func(set *descriptorpb.FileDescriptorSet) error
 }
 
 // run runs all cases against all gateways and reports whether transom passes every one.
@@ -115,7 +125,18 @@ func run(ctx context.Context, verbose bool, markdown string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("transom: %w", err)
 	}
-	all = append(all, contender{"transom", plain, extras})
+	all = append(all, contender{"transom", plain, extras, func(set *descriptorpb.FileDescriptorSet) error {
+		g, err := loadTransom(ctx, dir, set, b, false)
+		if err != nil {
+			return err
+		}
+		go func() { _ = g.Run(ctx) }() // until the process ends, as the others do
+		return nil
+	}})
+	plugin, err := buildPlugin(ctx, dir)
+	if err != nil {
+		return false, fmt.Errorf("protoc-gen-grpc-gateway: %w", err)
+	}
 	for _, tuned := range []bool{false, true} {
 		h, err := grpcGateway(ctx, b, tuned)
 		if err != nil {
@@ -129,7 +150,7 @@ func run(ctx context.Context, verbose bool, markdown string) (bool, error) {
 		if tuned {
 			name = "grpc-gateway, tuned"
 		}
-		all = append(all, contender{name, addr, addr})
+		all = append(all, contender{name, addr, addr, func(set *descriptorpb.FileDescriptorSet) error { return generate(ctx, plugin, set) }})
 	}
 	h, err := vanguardProxy(b)
 	if err != nil {
@@ -139,7 +160,7 @@ func run(ctx context.Context, verbose bool, markdown string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	all = append(all, contender{"Vanguard", addr, addr})
+	all = append(all, contender{"Vanguard", addr, addr, loadVanguard})
 	return compare(ctx, b, all, verbose, markdown)
 }
 
@@ -156,17 +177,11 @@ func compare(ctx context.Context, b *cases.Backend, all []contender, verbose boo
 	fmt.Fprintf(w, "case\t%s\trule\n", strings.Join(names, "\t"))
 	fmt.Fprintf(&md, intro, version("github.com/grpc-ecosystem/grpc-gateway/v2"), version("connectrpc.com/vanguard"))
 	fmt.Fprintf(&md, "| case | rule | %s |\n|---|---|%s\n", strings.Join(names, " | "), strings.Repeat("---|", len(all)))
-	for _, tc := range table {
+	row := func(number int, rule string, run func(c contender) error) {
 		marks := make([]string, len(all))
 		var why []string
 		for i, c := range all {
-			addr := c.addr
-			if tc.Extras {
-				addr = c.extras
-			}
-			client := cases.NewClient(b, addr)
-			_, err := client.Run(ctx, tc)
-			client.Close()
+			err := run(c)
 			marks[i] = "yes"
 			if err == nil {
 				passed[i]++
@@ -175,17 +190,36 @@ func compare(ctx context.Context, b *cases.Backend, all []contender, verbose boo
 			marks[i] = "-"
 			why = append(why, fmt.Sprintf("      %s: %s", c.name, strings.ReplaceAll(err.Error(), "\n", "; ")))
 		}
-		fmt.Fprintf(w, "%d\t%s\t%s\n", tc.Number, strings.Join(marks, "\t"), tc.Rule)
-		fmt.Fprintf(&md, "| %d | %s | %s |\n", tc.Number, strings.NewReplacer("|", `\|`, "*", `\*`).Replace(tc.Rule), strings.Join(marks, " | "))
+		fmt.Fprintf(w, "%d\t%s\t%s\n", number, strings.Join(marks, "\t"), rule)
+		fmt.Fprintf(&md, "| %d | %s | %s |\n", number, strings.NewReplacer("|", `\|`, "*", `\*`).Replace(rule), strings.Join(marks, " | "))
 		if verbose {
 			for _, line := range why {
 				fmt.Fprintln(w, line)
 			}
 		}
 	}
+	schemas := cases.Schemas()
+	for _, tc := range table {
+		for len(schemas) > 0 && schemas[0].Number < tc.Number {
+			s := schemas[0]
+			schemas = schemas[1:]
+			row(s.Number, s.Title(), func(c contender) error { return s.Check(c.load(s.DescriptorSet())) })
+		}
+		row(tc.Number, tc.Rule, func(c contender) error {
+			addr := c.addr
+			if tc.Extras {
+				addr = c.extras
+			}
+			client := cases.NewClient(b, addr)
+			defer client.Close()
+			_, err := client.Run(ctx, tc)
+			return err
+		})
+	}
+	total := len(table) + len(cases.Schemas())
 	totals := make([]string, len(all))
 	for i, n := range passed {
-		totals[i] = fmt.Sprintf("%d/%d", n, len(table))
+		totals[i] = fmt.Sprintf("%d/%d", n, total)
 	}
 	fmt.Fprintf(w, "all\t%s\t\n", strings.Join(totals, "\t"))
 	fmt.Fprintf(&md, "| **all** | | **%s** |\n", strings.Join(totals, "** | **"))
@@ -197,7 +231,7 @@ func compare(ctx context.Context, b *cases.Backend, all []contender, verbose boo
 			return false, err
 		}
 	}
-	return passed[0] == len(table), nil
+	return passed[0] == total, nil
 }
 
 // serve serves h, as HTTP/1.1 and h2c, until the process ends.
@@ -215,15 +249,28 @@ func serve(h http.Handler) (string, error) {
 
 // startTransom runs transom until the process ends, as the test of e2e/cases does.
 func startTransom(ctx context.Context, dir string, b *cases.Backend, extras bool) (string, error) {
-	raw, err := proto.Marshal(cases.DescriptorSet())
+	g, err := loadTransom(ctx, dir, cases.DescriptorSet(), b, extras)
 	if err != nil {
 		return "", err
 	}
-	set := filepath.Join(dir, "cases.binpb")
-	if err := os.WriteFile(set, raw, 0o600); err != nil {
-		return "", err
+	go func() { _ = g.Run(ctx) }()
+	return g.Addrs()[0].String(), nil
+}
+
+func loadTransom(ctx context.Context, dir string, schema *descriptorpb.FileDescriptorSet, b *cases.Backend, extras bool) (*gateway.Gateway, error) {
+	raw, err := proto.Marshal(schema)
+	if err != nil {
+		return nil, err
 	}
-	g, err := gateway.New(ctx, &configv1.Config{
+	own, err := os.MkdirTemp(dir, "") // a file that is written again is loaded again
+	if err != nil {
+		return nil, err
+	}
+	set := filepath.Join(own, "cases.binpb")
+	if err := os.WriteFile(set, raw, 0o600); err != nil {
+		return nil, err
+	}
+	return gateway.New(ctx, &configv1.Config{
 		Listeners:   []*configv1.Listener{{Address: "127.0.0.1:0", Cors: &configv1.Cors{AllowOrigins: []string{cases.Origin}}}},
 		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: set}}},
 		Clusters:    map[string]*configv1.Cluster{"backend": {Target: "static:///" + b.Addr()}},
@@ -231,11 +278,58 @@ func startTransom(ctx context.Context, dir string, b *cases.Backend, extras bool
 		Metadata:    &configv1.Metadata{RequestHeaders: []string{"X-Hop"}},
 		Json:        &configv1.Json{QueryMaps: extras},
 	}, slog.New(slog.DiscardHandler))
+}
+
+// buildPlugin builds grpc-gateway's generator, which is where it refuses a schema.
+func buildPlugin(ctx context.Context, dir string) (string, error) {
+	plugin := filepath.Join(dir, "protoc-gen-grpc-gateway")
+	out, err := exec.CommandContext(ctx, "go", "build", "-mod=mod", "-o", plugin, "github.com/grpc-ecosystem/grpc-gateway/v2/protoc-gen-grpc-gateway").CombinedOutput()
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%w: %s", err, out)
 	}
-	go func() { _ = g.Run(ctx) }()
-	return g.Addrs()[0].String(), nil
+	return plugin, nil
+}
+
+// generate runs the generator on cases.proto.
+func generate(ctx context.Context, plugin string, set *descriptorpb.FileDescriptorSet) error {
+	in, err := proto.Marshal(&pluginpb.CodeGeneratorRequest{
+		FileToGenerate: []string{"cases.proto"}, ProtoFile: set.GetFile(), Parameter: proto.String("standalone=true"),
+	})
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, plugin)
+	cmd.Stdin = bytes.NewReader(in)
+	out, err := cmd.Output()
+	if err != nil {
+		return err
+	}
+	resp := &pluginpb.CodeGeneratorResponse{}
+	if err := proto.Unmarshal(out, resp); err != nil {
+		return err
+	}
+	if resp.Error != nil {
+		return errors.New(resp.GetError())
+	}
+	return nil
+}
+
+// loadVanguard makes a transcoder of a schema.
+func loadVanguard(set *descriptorpb.FileDescriptorSet) error {
+	files, err := protodesc.NewFiles(set)
+	if err != nil {
+		return err
+	}
+	d, err := files.FindDescriptorByName("cases.v1.Cases")
+	if err != nil {
+		return err
+	}
+	svc, ok := d.(protoreflect.ServiceDescriptor)
+	if !ok {
+		return errors.New("no service")
+	}
+	_, err = vanguard.NewTranscoder([]*vanguard.Service{vanguard.NewServiceWithSchema(svc, http.NotFoundHandler())})
+	return err
 }
 
 // grpcGateway is the handler of the generated code.

@@ -467,7 +467,7 @@ const file_cases_proto_rawDesc = "" +
 	"\tCOLOR_RED\x10\x01\x12\x0f\n" +
 	"\vCOLOR_GREEN\x10\x02\x12\x0e\n" +
 	"\n" +
-	"COLOR_LEAF\x10\x02\x1a\x02\x10\x012\xa0\x0f\n" +
+	"COLOR_LEAF\x10\x02\x1a\x02\x10\x012\xe6\x0f\n" +
 	"\x05Cases\x12A\n" +
 	"\aGetItem\x12\x0e.cases.v1.Item\x1a\x0e.cases.v1.Item\"\x16\x82\xd3\xe4\x93\x02\r\x12\v/items/{id}\x90\x02\x01\x12A\n" +
 	"\n" +
@@ -479,7 +479,8 @@ const file_cases_proto_rawDesc = "" +
 	"\tOrderMany\x12\x0e.cases.v1.Item\x1a\x0e.cases.v1.Item\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/order/{id=**}\x12D\n" +
 	"\fOrderLiteral\x12\x0e.cases.v1.Item\x1a\x0e.cases.v1.Item\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\f/order/first\x12?\n" +
 	"\bOrderOne\x12\x0e.cases.v1.Item\x1a\x0e.cases.v1.Item\"\x13\x82\xd3\xe4\x93\x02\r\x12\v/order/{id}\x12\xc1\x01\n" +
-	"\bGetTyped\x12\x0e.cases.v1.Item\x1a\x0e.cases.v1.Item\"\x94\x01\x82\xd3\xe4\x93\x02\x8d\x01Z\x14\x12\x12/typed/flag/{flag}Z\x16\x12\x14/typed/color/{color}Z\x14\x12\x12/typed/data/{data}Z\x1a\x12\x18/typed/wrapped/{wrapped}Z\x15\x12\x13/typed/sub/{sub.id}\x12\x14/typed/count/{count}\x127\n" +
+	"\bGetTyped\x12\x0e.cases.v1.Item\x1a\x0e.cases.v1.Item\"\x94\x01\x82\xd3\xe4\x93\x02\x8d\x01Z\x14\x12\x12/typed/flag/{flag}Z\x16\x12\x14/typed/color/{color}Z\x14\x12\x12/typed/data/{data}Z\x1a\x12\x18/typed/wrapped/{wrapped}Z\x15\x12\x13/typed/sub/{sub.id}\x12\x14/typed/count/{count}\x12D\n" +
+	"\tGetCoffee\x12\x0e.cases.v1.Item\x1a\x0e.cases.v1.Item\"\x17\x82\xd3\xe4\x93\x02\x11\x12\x0f/caf%C3%A9/{id}\x127\n" +
 	"\x05Query\x12\x0e.cases.v1.Item\x1a\x0e.cases.v1.Item\"\x0e\x82\xd3\xe4\x93\x02\b\x12\x06/query\x12I\n" +
 	"\x04Body\x12\x0e.cases.v1.Item\x1a\x0e.cases.v1.Item\"!\x82\xd3\xe4\x93\x02\x1b:\x01*Z\x0f:\x01*\"\n" +
 	"/body/{id}\"\x05/body\x12A\n" +
@@ -560,50 +561,52 @@ var file_cases_proto_depIdxs = []int32{
 	1,  // 25: cases.v1.Cases.OrderLiteral:input_type -> cases.v1.Item
 	1,  // 26: cases.v1.Cases.OrderOne:input_type -> cases.v1.Item
 	1,  // 27: cases.v1.Cases.GetTyped:input_type -> cases.v1.Item
-	1,  // 28: cases.v1.Cases.Query:input_type -> cases.v1.Item
-	1,  // 29: cases.v1.Cases.Body:input_type -> cases.v1.Item
-	1,  // 30: cases.v1.Cases.BodySub:input_type -> cases.v1.Item
-	1,  // 31: cases.v1.Cases.BodyTags:input_type -> cases.v1.Item
-	1,  // 32: cases.v1.Cases.BodyName:input_type -> cases.v1.Item
-	1,  // 33: cases.v1.Cases.BodyWrapped:input_type -> cases.v1.Item
-	1,  // 34: cases.v1.Cases.BodyColor:input_type -> cases.v1.Item
-	1,  // 35: cases.v1.Cases.PatchItem:input_type -> cases.v1.Item
-	1,  // 36: cases.v1.Cases.PatchAll:input_type -> cases.v1.Item
-	1,  // 37: cases.v1.Cases.AnswerTags:input_type -> cases.v1.Item
-	1,  // 38: cases.v1.Cases.AnswerName:input_type -> cases.v1.Item
-	1,  // 39: cases.v1.Cases.AnswerSub:input_type -> cases.v1.Item
-	1,  // 40: cases.v1.Cases.Upload:input_type -> cases.v1.Item
-	1,  // 41: cases.v1.Cases.Download:input_type -> cases.v1.Item
-	1,  // 42: cases.v1.Cases.DownloadStream:input_type -> cases.v1.Item
-	1,  // 43: cases.v1.Cases.Stream:input_type -> cases.v1.Item
-	1,  // 44: cases.v1.Cases.GetItem:output_type -> cases.v1.Item
-	1,  // 45: cases.v1.Cases.DeleteItem:output_type -> cases.v1.Item
-	1,  // 46: cases.v1.Cases.ArchiveItem:output_type -> cases.v1.Item
-	1,  // 47: cases.v1.Cases.PostBlue:output_type -> cases.v1.Item
-	1,  // 48: cases.v1.Cases.GetBook:output_type -> cases.v1.Item
-	1,  // 49: cases.v1.Cases.GetPair:output_type -> cases.v1.Item
-	1,  // 50: cases.v1.Cases.OrderMany:output_type -> cases.v1.Item
-	1,  // 51: cases.v1.Cases.OrderLiteral:output_type -> cases.v1.Item
-	1,  // 52: cases.v1.Cases.OrderOne:output_type -> cases.v1.Item
-	1,  // 53: cases.v1.Cases.GetTyped:output_type -> cases.v1.Item
-	1,  // 54: cases.v1.Cases.Query:output_type -> cases.v1.Item
-	1,  // 55: cases.v1.Cases.Body:output_type -> cases.v1.Item
-	1,  // 56: cases.v1.Cases.BodySub:output_type -> cases.v1.Item
-	1,  // 57: cases.v1.Cases.BodyTags:output_type -> cases.v1.Item
-	1,  // 58: cases.v1.Cases.BodyName:output_type -> cases.v1.Item
-	1,  // 59: cases.v1.Cases.BodyWrapped:output_type -> cases.v1.Item
-	1,  // 60: cases.v1.Cases.BodyColor:output_type -> cases.v1.Item
-	1,  // 61: cases.v1.Cases.PatchItem:output_type -> cases.v1.Item
-	1,  // 62: cases.v1.Cases.PatchAll:output_type -> cases.v1.Item
-	1,  // 63: cases.v1.Cases.AnswerTags:output_type -> cases.v1.Item
-	1,  // 64: cases.v1.Cases.AnswerName:output_type -> cases.v1.Item
-	1,  // 65: cases.v1.Cases.AnswerSub:output_type -> cases.v1.Item
-	1,  // 66: cases.v1.Cases.Upload:output_type -> cases.v1.Item
-	14, // 67: cases.v1.Cases.Download:output_type -> google.api.HttpBody
-	14, // 68: cases.v1.Cases.DownloadStream:output_type -> google.api.HttpBody
-	1,  // 69: cases.v1.Cases.Stream:output_type -> cases.v1.Item
-	44, // [44:70] is the sub-list for method output_type
-	18, // [18:44] is the sub-list for method input_type
+	1,  // 28: cases.v1.Cases.GetCoffee:input_type -> cases.v1.Item
+	1,  // 29: cases.v1.Cases.Query:input_type -> cases.v1.Item
+	1,  // 30: cases.v1.Cases.Body:input_type -> cases.v1.Item
+	1,  // 31: cases.v1.Cases.BodySub:input_type -> cases.v1.Item
+	1,  // 32: cases.v1.Cases.BodyTags:input_type -> cases.v1.Item
+	1,  // 33: cases.v1.Cases.BodyName:input_type -> cases.v1.Item
+	1,  // 34: cases.v1.Cases.BodyWrapped:input_type -> cases.v1.Item
+	1,  // 35: cases.v1.Cases.BodyColor:input_type -> cases.v1.Item
+	1,  // 36: cases.v1.Cases.PatchItem:input_type -> cases.v1.Item
+	1,  // 37: cases.v1.Cases.PatchAll:input_type -> cases.v1.Item
+	1,  // 38: cases.v1.Cases.AnswerTags:input_type -> cases.v1.Item
+	1,  // 39: cases.v1.Cases.AnswerName:input_type -> cases.v1.Item
+	1,  // 40: cases.v1.Cases.AnswerSub:input_type -> cases.v1.Item
+	1,  // 41: cases.v1.Cases.Upload:input_type -> cases.v1.Item
+	1,  // 42: cases.v1.Cases.Download:input_type -> cases.v1.Item
+	1,  // 43: cases.v1.Cases.DownloadStream:input_type -> cases.v1.Item
+	1,  // 44: cases.v1.Cases.Stream:input_type -> cases.v1.Item
+	1,  // 45: cases.v1.Cases.GetItem:output_type -> cases.v1.Item
+	1,  // 46: cases.v1.Cases.DeleteItem:output_type -> cases.v1.Item
+	1,  // 47: cases.v1.Cases.ArchiveItem:output_type -> cases.v1.Item
+	1,  // 48: cases.v1.Cases.PostBlue:output_type -> cases.v1.Item
+	1,  // 49: cases.v1.Cases.GetBook:output_type -> cases.v1.Item
+	1,  // 50: cases.v1.Cases.GetPair:output_type -> cases.v1.Item
+	1,  // 51: cases.v1.Cases.OrderMany:output_type -> cases.v1.Item
+	1,  // 52: cases.v1.Cases.OrderLiteral:output_type -> cases.v1.Item
+	1,  // 53: cases.v1.Cases.OrderOne:output_type -> cases.v1.Item
+	1,  // 54: cases.v1.Cases.GetTyped:output_type -> cases.v1.Item
+	1,  // 55: cases.v1.Cases.GetCoffee:output_type -> cases.v1.Item
+	1,  // 56: cases.v1.Cases.Query:output_type -> cases.v1.Item
+	1,  // 57: cases.v1.Cases.Body:output_type -> cases.v1.Item
+	1,  // 58: cases.v1.Cases.BodySub:output_type -> cases.v1.Item
+	1,  // 59: cases.v1.Cases.BodyTags:output_type -> cases.v1.Item
+	1,  // 60: cases.v1.Cases.BodyName:output_type -> cases.v1.Item
+	1,  // 61: cases.v1.Cases.BodyWrapped:output_type -> cases.v1.Item
+	1,  // 62: cases.v1.Cases.BodyColor:output_type -> cases.v1.Item
+	1,  // 63: cases.v1.Cases.PatchItem:output_type -> cases.v1.Item
+	1,  // 64: cases.v1.Cases.PatchAll:output_type -> cases.v1.Item
+	1,  // 65: cases.v1.Cases.AnswerTags:output_type -> cases.v1.Item
+	1,  // 66: cases.v1.Cases.AnswerName:output_type -> cases.v1.Item
+	1,  // 67: cases.v1.Cases.AnswerSub:output_type -> cases.v1.Item
+	1,  // 68: cases.v1.Cases.Upload:output_type -> cases.v1.Item
+	14, // 69: cases.v1.Cases.Download:output_type -> google.api.HttpBody
+	14, // 70: cases.v1.Cases.DownloadStream:output_type -> google.api.HttpBody
+	1,  // 71: cases.v1.Cases.Stream:output_type -> cases.v1.Item
+	45, // [45:72] is the sub-list for method output_type
+	18, // [18:45] is the sub-list for method input_type
 	18, // [18:18] is the sub-list for extension type_name
 	18, // [18:18] is the sub-list for extension extendee
 	0,  // [0:18] is the sub-list for field type_name

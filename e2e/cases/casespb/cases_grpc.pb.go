@@ -32,6 +32,7 @@ const (
 	Cases_OrderLiteral_FullMethodName   = "/cases.v1.Cases/OrderLiteral"
 	Cases_OrderOne_FullMethodName       = "/cases.v1.Cases/OrderOne"
 	Cases_GetTyped_FullMethodName       = "/cases.v1.Cases/GetTyped"
+	Cases_GetCoffee_FullMethodName      = "/cases.v1.Cases/GetCoffee"
 	Cases_Query_FullMethodName          = "/cases.v1.Cases/Query"
 	Cases_Body_FullMethodName           = "/cases.v1.Cases/Body"
 	Cases_BodySub_FullMethodName        = "/cases.v1.Cases/BodySub"
@@ -76,6 +77,8 @@ type CasesClient interface {
 	OrderOne(ctx context.Context, in *Item, opts ...grpc.CallOption) (*Item, error)
 	// GetTyped has variables of other types.
 	GetTyped(ctx context.Context, in *Item, opts ...grpc.CallOption) (*Item, error)
+	// GetCoffee has a literal that is not ASCII, escaped.
+	GetCoffee(ctx context.Context, in *Item, opts ...grpc.CallOption) (*Item, error)
 	// Query takes everything from the query.
 	Query(ctx context.Context, in *Item, opts ...grpc.CallOption) (*Item, error)
 	// Body takes everything from the body.
@@ -212,6 +215,16 @@ func (c *casesClient) GetTyped(ctx context.Context, in *Item, opts ...grpc.CallO
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Item)
 	err := c.cc.Invoke(ctx, Cases_GetTyped_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *casesClient) GetCoffee(ctx context.Context, in *Item, opts ...grpc.CallOption) (*Item, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Item)
+	err := c.cc.Invoke(ctx, Cases_GetCoffee_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -422,6 +435,8 @@ type CasesServer interface {
 	OrderOne(context.Context, *Item) (*Item, error)
 	// GetTyped has variables of other types.
 	GetTyped(context.Context, *Item) (*Item, error)
+	// GetCoffee has a literal that is not ASCII, escaped.
+	GetCoffee(context.Context, *Item) (*Item, error)
 	// Query takes everything from the query.
 	Query(context.Context, *Item) (*Item, error)
 	// Body takes everything from the body.
@@ -493,6 +508,9 @@ func (UnimplementedCasesServer) OrderOne(context.Context, *Item) (*Item, error) 
 }
 func (UnimplementedCasesServer) GetTyped(context.Context, *Item) (*Item, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetTyped not implemented")
+}
+func (UnimplementedCasesServer) GetCoffee(context.Context, *Item) (*Item, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetCoffee not implemented")
 }
 func (UnimplementedCasesServer) Query(context.Context, *Item) (*Item, error) {
 	return nil, status.Error(codes.Unimplemented, "method Query not implemented")
@@ -739,6 +757,24 @@ func _Cases_GetTyped_Handler(srv interface{}, ctx context.Context, dec func(inte
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(CasesServer).GetTyped(ctx, req.(*Item))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Cases_GetCoffee_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(Item)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CasesServer).GetCoffee(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cases_GetCoffee_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CasesServer).GetCoffee(ctx, req.(*Item))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -1063,6 +1099,10 @@ var Cases_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetTyped",
 			Handler:    _Cases_GetTyped_Handler,
+		},
+		{
+			MethodName: "GetCoffee",
+			Handler:    _Cases_GetCoffee_Handler,
 		},
 		{
 			MethodName: "Query",

@@ -1,9 +1,11 @@
 package listeners
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -25,6 +27,8 @@ type jsonStream struct {
 	comma  bool // a comma was read after the last element
 	given  int  // values returned
 	offset int64
+	lines  int // that ended in what is no longer in buf
+	column int // characters of the last line of what is no longer in buf
 }
 
 // next returns the next value, valid until the next call; io.EOF at the end of the body. Errors of the body's reader are
@@ -107,12 +111,23 @@ func (s *jsonStream) peek() (byte, error) {
 	}
 }
 
+// position returns how many lines ended before buf[i:], and the characters of its line that come before it.
+func (s *jsonStream) position(i int) (lines, column int) {
+	before := s.buf[:i]
+	lines, column = s.lines+bytes.Count(before, []byte{'\n'}), s.column
+	if k := bytes.LastIndexByte(before, '\n'); k >= 0 {
+		before, column = before[k+1:], 0
+	}
+	return lines, column + utf8.RuneCount(before)
+}
+
 // more reads on, moving what is left to the front.
 func (s *jsonStream) more() error {
 	if s.eof != nil {
 		return s.eof
 	}
 	if s.start > 0 {
+		s.lines, s.column = s.position(s.start)
 		s.buf = s.buf[:copy(s.buf, s.buf[s.start:])]
 		s.start = 0
 	}

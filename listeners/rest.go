@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,9 +45,11 @@ type restStream struct {
 	raw       rpc.Message // the answer whose HttpBody data is the response body
 	header    metadata.MD
 	trailer   metadata.MD
-	committed bool // status and header are written
-	sent      int  // messages sent
-	abort     bool // the response must be seen to be cut off
+	committed bool       // status and header are written
+	ending    bool       // finish writes the rest
+	sent      int        // messages sent
+	abort     bool       // the response must be seen to be cut off
+	beat      *heartbeat // of a stream of events whose status is written
 	plans     *transcoder.Plans
 }
 
@@ -244,6 +247,11 @@ func (s *restStream) Recv(ctx context.Context) (rpc.Message, error) {
 	if s.recv > 0 {
 		return rpc.Message{}, io.EOF
 	}
+	if n := s.Request.ContentLength; n < 0 || n >= largeBody {
+		if how := s.route.Plan.Growing(s.match.Binding, s.Request.Header.Get("Content-Type")); how != transcoder.GrowingNot {
+			return s.recvGrowing(ctx, how)
+		}
+	}
 	body := getBuffer()
 	defer putBuffer(body)
 	if err := s.readBody(ctx, body); err != nil {
@@ -290,13 +298,7 @@ func (s *restStream) readBody(ctx context.Context, dst *[]byte) error {
 		return nil
 	}
 	limit := s.route.MaxMessageBytes
-	if r.ContentLength > int64(limit) {
-		return s.tooLarge()
-	}
-	if err := s.guard.noteRead(ctx, s.w); err != nil {
-		return err
-	}
-	body, err := s.bodyReader()
+	body, err := s.openBody(ctx)
 	if err != nil {
 		return err
 	}
@@ -310,12 +312,121 @@ func (s *restStream) readBody(ctx context.Context, dst *[]byte) error {
 	return nil
 }
 
+// openBody begins to read the request body of a unary call.
+func (s *restStream) openBody(ctx context.Context) (io.Reader, error) {
+	if s.Request.ContentLength > int64(s.route.MaxMessageBytes) {
+		return nil, s.tooLarge()
+	}
+	if err := s.guard.noteRead(ctx, s.w); err != nil {
+		return nil, err
+	}
+	return s.bodyReader()
+}
+
+// largeBody is from how many bytes on a body becomes the message while it is read, where that can be.
+const largeBody = 64 << 10
+
+// recvGrowing receives the message of a large body without having the body in memory too.
+func (s *restStream) recvGrowing(ctx context.Context, how transcoder.Growing) (rpc.Message, error) {
+	body, err := s.openBody(ctx)
+	if err != nil {
+		return rpc.Message{}, err
+	}
+	wire := getBuffer()
+	if how == transcoder.GrowingHTTPBody {
+		err = s.growHTTPBody(ctx, wire, body)
+	} else {
+		err = s.growList(ctx, wire, body)
+	}
+	if err == nil {
+		*wire, err = s.route.Plan.AppendQueryAndPath(*wire, &s.match, s.Request.URL.RawQuery)
+	}
+	if err != nil {
+		putBuffer(wire)
+		s.info.Fail(rpc.SourceClient)
+		return rpc.Message{}, err
+	}
+	s.recv++
+	s.info.MessagesIn++
+	return rpc.PooledMessage(wire, bufferPool{}), nil
+}
+
+// growHTTPBody reads the data to where it stays in the message.
+func (s *restStream) growHTTPBody(ctx context.Context, wire *[]byte, body io.Reader) error {
+	contentType := s.Request.Header.Get("Content-Type")
+	room := transcoder.HTTPBodyRoom(contentType)
+	*wire = append(*wire, make([]byte, room)...)
+	over, err := readAll(body, wire, s.Request.ContentLength, s.route.MaxMessageBytes)
+	switch {
+	case err != nil:
+		return s.recvError(ctx, err)
+	case over:
+		return s.tooLarge()
+	}
+	s.info.BytesIn += int64(len(*wire) - room)
+	*wire = s.route.Plan.WrapHTTPBody(*wire, room, s.match.Binding, contentType)
+	return nil
+}
+
+// growList turns the elements of an array into records of the message as they come.
+func (s *restStream) growList(ctx context.Context, wire *[]byte, body io.Reader) error {
+	plan, b, limit := s.route.Plan, s.match.Binding, s.route.MaxMessageBytes
+	bounded := &countedReader{r: io.LimitReader(body, int64(limit)+1)}
+	in := jsonStream{r: bounded, max: limit}
+	defer func() { s.info.BytesIn += bounded.n }()
+	failed := func(err error) error {
+		if bounded.n > int64(limit) {
+			return s.tooLarge()
+		}
+		return s.recvError(ctx, err)
+	}
+	c, err := in.peek()
+	if err != nil && err != io.EOF {
+		return failed(err)
+	}
+	if c != '[' { // nothing, null, or a fault
+		text := in.buf[in.start:]
+		if _, err := readAll(bounded, &text, -1, limit+1); err != nil {
+			return failed(err)
+		}
+		if bounded.n > int64(limit) {
+			return s.tooLarge()
+		}
+		if len(text) > 0 {
+			lines, column := in.position(in.start)
+			*wire, err = plan.AppendElement(*wire, b, -1, text, func() (int, int, int) { return int(in.offset), lines, column })
+		}
+		return err
+	}
+	for n := 0; ; n++ {
+		text, err := in.next()
+		if err == io.EOF && bounded.n <= int64(limit) {
+			return nil
+		}
+		if err != nil {
+			return failed(err)
+		}
+		*wire, err = plan.AppendElement(*wire, b, n, text, func() (before, lines, column int) {
+			lines, column = in.position(in.start - len(text))
+			return int(in.offset) - len(text), lines, column
+		})
+		if err != nil {
+			return err
+		}
+		if size := s.Request.ContentLength; n == 100 && size > 0 && in.offset > 0 {
+			// The rest will be like the first: one allocation instead of a dozen, each a copy of what there is.
+			*wire = slices.Grow(*wire, int(min(size-in.offset, int64(limit))*int64(len(*wire))/in.offset*17/16))
+		}
+	}
+}
+
 // readAll appends all of body to dst and reports whether it is over limit bytes; then it stops reading. size is its length
 // in bytes if known, else negative.
 func readAll(body io.Reader, dst *[]byte, size int64, limit int) (over bool, err error) {
 	b := *dst
-	if n := int(size); n > cap(b) {
-		b = make([]byte, 0, n+1) // room for the read that sees the end
+	limit += len(b)
+	if n := len(b) + int(size); n > cap(b) {
+		b = append(make([]byte, 0, n+1), b...) // room for the read that sees the end
 	}
 	for {
 		if len(b) == cap(b) {
@@ -626,12 +737,17 @@ func (s *restStream) commit(code int, contentType []string, last bool) {
 func (s *restStream) writeOut(ctx context.Context) error {
 	if !s.committed {
 		s.commit(http.StatusOK, streamTypes[s.format], false)
+		if s.down == downloadStream && s.format == transcoder.StreamSSE && !s.ending {
+			s.startBeat()
+		}
 	}
 	if len(*s.out) == 0 {
 		return nil
 	}
 	s.info.BytesOut += int64(len(*s.out))
+	free := s.holdBeat()
 	err := s.guard.put(s.w, *s.out)
+	free()
 	*s.out = (*s.out)[:0]
 	if err != nil {
 		return s.sendError(ctx)
@@ -660,7 +776,10 @@ func (s *restStream) Flush() error {
 			return err
 		}
 	}
-	if err := s.guard.flush(s.w); err != nil {
+	free := s.holdBeat()
+	err := s.guard.flush(s.w)
+	free()
+	if err != nil {
 		return s.sendError(s.Request.Context())
 	}
 	return nil
@@ -668,6 +787,8 @@ func (s *restStream) Flush() error {
 
 // finish ends the exchange: the answer, an error body, or the end of a stream in its framing.
 func (s *restStream) finish(err error) {
+	s.stopBeat()
+	s.ending = true
 	if err == nil {
 		err = s.finishOK()
 	}

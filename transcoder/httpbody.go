@@ -56,30 +56,36 @@ const (
 )
 
 func (b *binding) appendHTTPBody(dst []byte, contentType string, data []byte) []byte {
+	dst = append(b.appendHTTPBodyHead(dst, contentType, len(data)), data...)
+	if b.body != nil {
+		dst = append(dst, b.body.end...)
+	}
+	return dst
+}
+
+// appendHTTPBodyHead appends what comes before n bytes of data.
+func (b *binding) appendHTTPBodyHead(dst []byte, contentType string, n int) []byte {
 	contentType = strings.ToValidUTF8(contentType, "�") // what is not cannot be a string on the wire
 	if b.body != nil {
-		n := 0
+		size := 0
 		if contentType != "" {
-			n += 1 + protowire.SizeBytes(len(contentType))
+			size += 1 + protowire.SizeBytes(len(contentType))
 		}
-		if len(data) > 0 {
-			n += 1 + protowire.SizeBytes(len(data))
+		if n > 0 {
+			size += 1 + protowire.SizeBytes(n)
 		}
 		dst = append(dst, b.body.tag...)
 		if b.body.end == nil {
-			dst = protowire.AppendVarint(dst, uint64(n))
+			dst = protowire.AppendVarint(dst, uint64(size))
 		}
 	}
 	if contentType != "" {
 		dst = protowire.AppendTag(dst, httpBodyContentType, protowire.BytesType)
 		dst = protowire.AppendString(dst, contentType)
 	}
-	if len(data) > 0 {
+	if n > 0 {
 		dst = protowire.AppendTag(dst, httpBodyData, protowire.BytesType)
-		dst = protowire.AppendBytes(dst, data)
-	}
-	if b.body != nil {
-		dst = append(dst, b.body.end...)
+		dst = protowire.AppendVarint(dst, uint64(n))
 	}
 	return dst
 }

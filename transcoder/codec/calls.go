@@ -239,6 +239,22 @@ func (f *Field) AppendWire(dst, json []byte, o *Options) ([]byte, error) {
 	return out, nil
 }
 
+// AppendElement appends the wire record of one element of a repeated field of messages, strings or bytes, given its JSON
+// value. What elements make one after the other is what AppendWire makes of their array.
+func (f *Field) AppendElement(dst, json []byte, o *Options) ([]byte, error) {
+	t := f.parent.types
+	if len(json) > maxInput {
+		return dst, &Error{Offset: -1, Msg: "text too large"}
+	}
+	r := t.newReader(json, o)
+	defer t.freeReader(r)
+	r.depth-- // the array
+	if out, ok := r.finish(r.single(dst, f.element, space(json, 0))); ok {
+		return out, nil
+	}
+	return dst, r.fault()
+}
+
 // AppendText appends one wire record of the field, given the text of one path or query parameter, to dst: the number, the
 // enum value's name or number, true or false, base64 in either alphabet for bytes, the text itself for strings; for
 // well-known types the text inside their JSON string (Timestamp, Duration, FieldMask), the bare value (wrappers), or

@@ -96,10 +96,15 @@ func (t *Types) Field(fd protoreflect.FieldDescriptor) *Field {
 	if fd.IsExtension() {
 		f := &field{}
 		t.compileField(f, fd)
-		return &Field{m, f, t.alone(f, false)}
+		return newField(m, f)
 	}
-	f := &m.fields[fd.Index()]
-	return &Field{m, f, t.alone(f, false)}
+	return newField(m, &m.fields[fd.Index()])
+}
+
+func newField(m *message, f *field) *Field {
+	element := *f
+	element.shape, element.implicit = shapeSingular, false
+	return &Field{m, f, m.types.alone(f, false), &element}
 }
 
 // anyMessage returns the table of the type named by an Any's type URL. It keeps no part of url.
@@ -181,9 +186,10 @@ func (m *Message) Descriptor() protoreflect.MessageDescriptor { return m.m.desc 
 
 // Field is the codec of one field of a message.
 type Field struct {
-	parent *message
-	f      *field
-	bare   *message // f alone and without its key
+	parent  *message
+	f       *field
+	bare    *message // f alone and without its key
+	element *field   // one value of f if that is repeated; none is as good as absent
 }
 
 // Descriptor returns the field.

@@ -417,6 +417,7 @@ func (b *builder) snapshot() *Snapshot {
 		s.routes[m.ID] = listeners.Route{
 			Handler: inner, Plan: plans.Method(m), Edge: edge,
 			Timeout: timeoutOf(eff.Policy, m.Unary()), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy),
+			Uncompressed: uncompressed(eff.Policy),
 		}
 		if !isHealth(m) {
 			handler, names := b.chain(m, eff, inner)
@@ -435,7 +436,7 @@ func (b *builder) snapshot() *Snapshot {
 		}
 		eff, _ := set.effective("")
 		handler, _ := b.chain(descriptors.Opaque("/*/*"), eff, cluster.Invoke)
-		s.opaque = &listeners.Route{Handler: handler, Edge: edge, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy)}
+		s.opaque = &listeners.Route{Handler: handler, Edge: edge, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy), Uncompressed: uncompressed(eff.Policy)}
 	}
 	b.lostFields()
 	return s
@@ -521,6 +522,9 @@ func timeoutOf(p *configv1.Policy, unary bool) time.Duration {
 	}
 	return defaultStreamTimeout
 }
+
+// uncompressed reports whether answers are sent as they are.
+func uncompressed(p *configv1.Policy) bool { return p.Compress != nil && !p.GetCompress() }
 
 func streamIdleOf(p *configv1.Policy) time.Duration {
 	if d := p.GetStreamIdleTimeout(); d != nil {

@@ -121,6 +121,14 @@ func replyCoding(sent *coding, accept []string) *coding {
 	return best
 }
 
+// replyCoding is the coding of a method's replies, as the function of that name has it; none if the route has them as they are.
+func (r *Route) replyCoding(sent *coding, accept []string) *coding {
+	if r.Uncompressed {
+		return nil
+	}
+	return replyCoding(sent, accept)
+}
+
 // quality is the weight among the parameters of an Accept field's member: 1 if there is none, 0 if it is malformed.
 func quality(params string) float64 {
 	for p := range strings.SplitSeq(params, ";") {

@@ -183,7 +183,7 @@ func (s *connectUnary) prepare(v View) (time.Duration, error) {
 		return 0, err
 	}
 	accept := r.Header["Accept-Encoding"]
-	s.encode = compressor{coding: replyCoding(s.coding, accept)}
+	s.encode = compressor{coding: s.route.replyCoding(s.coding, accept)}
 	if s.coding == nil {
 		s.encode.min = worthCompressing
 	}
@@ -448,7 +448,7 @@ func (s *connectStream) start(route *Route) error {
 		s.info.Fail(rpc.SourceClient)
 		return err
 	}
-	s.encode = compressor{coding: replyCoding(s.decode.coding, r.Header["Connect-Accept-Encoding"])}
+	s.encode = compressor{coding: route.replyCoding(s.decode.coding, r.Header["Connect-Accept-Encoding"])}
 	if s.decode.coding == nil {
 		s.encode.min = worthCompressing
 	}

@@ -43,7 +43,7 @@ func (s *grpcStream) start(v View) error {
 	}
 	// Every grpc-go client says that it accepts gzip, so that only one that compresses is taken to want it.
 	if enc := s.decode.coding; enc != nil {
-		s.encode = compressor{coding: replyCoding(enc, r.Header["Grpc-Accept-Encoding"])}
+		s.encode = compressor{coding: route.replyCoding(enc, r.Header["Grpc-Accept-Encoding"])}
 	}
 	return s.serve(route, timeout, r.Body, s)
 }

@@ -58,7 +58,7 @@ func (s *grpcWebStream) start(v View) error {
 		return err
 	}
 	if accept := r.Header["Grpc-Accept-Encoding"]; s.decode.coding != nil || len(accept) > 0 {
-		s.encode = compressor{coding: replyCoding(s.decode.coding, accept)}
+		s.encode = compressor{coding: route.replyCoding(s.decode.coding, accept)}
 		if s.decode.coding == nil {
 			s.encode.min = worthCompressing
 		}

@@ -854,7 +854,7 @@ func (s *restStream) finishOK() error {
 
 // writeJSON writes a unary answer, compressed if it is worth it and the client takes it.
 func (s *restStream) writeJSON(body []byte) {
-	if len(body) < worthCompressing {
+	if len(body) < worthCompressing || s.route.Uncompressed {
 		s.writeBody(http.StatusOK, jsonType, body)
 		return
 	}
@@ -903,7 +903,7 @@ func (s *restStream) unchanged() bool {
 	for _, line := range have {
 		for tag := range strings.SplitSeq(line, ",") {
 			if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == want {
-				if s.out != nil && len(*s.out) >= worthCompressing {
+				if s.out != nil && len(*s.out) >= worthCompressing && !s.route.Uncompressed {
 					h["Vary"] = append(h["Vary"], "Accept-Encoding") // as with the answer itself
 				}
 				s.committed = true

@@ -44,6 +44,8 @@ type Route struct {
 	Timeout time.Duration
 	// Edge is the View's.
 	Edge *Edge
+	// Uncompressed has answers sent as they are, whatever the client accepts: their length must not tell what is in them.
+	Uncompressed bool
 	// MaxMessageBytes limits one request message (of a REST request: its decoded body); positive.
 	MaxMessageBytes int
 }

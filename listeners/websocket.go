@@ -132,6 +132,7 @@ func (c *wsCall) serve(f *Front, w http.ResponseWriter, r *http.Request, u upgra
 		c.view.Release()
 		return
 	}
+	c.upgrade.deflate = c.upgrade.deflate && !route.Uncompressed
 	c.max = min(route.MaxMessageBytes, f.cfg.WebSocket.MaxMessageBytes)
 	c.call.Stream = s
 	request := c.Request.Context()
@@ -346,7 +347,7 @@ func (c *wsCall) commit(ctx context.Context) error {
 
 // write queues one message.
 func (c *wsCall) write(ctx context.Context, op wsOp, parts ...[]byte) error {
-	if err := c.conn.send(ctx.Done(), op, parts...); err != nil {
+	if err := c.conn.send(ctx.Done(), op, false, parts...); err != nil {
 		return c.sendError(ctx)
 	}
 	return nil

@@ -513,14 +513,14 @@ func (c *wsConn) queue() *[]byte {
 }
 
 // send queues one message, given in parts, and waits if there is no room or until done. Nothing is written before flush,
-// or before much is queued.
-func (c *wsConn) send(done <-chan struct{}, op wsOp, parts ...[]byte) error {
+// or before much is queued. plain has the message sent as it is, compression agreed or not.
+func (c *wsConn) send(done <-chan struct{}, op wsOp, plain bool, parts ...[]byte) error {
 	n := 0
 	for _, p := range parts {
 		n += len(p)
 	}
 	var deflated *[]byte
-	if c.deflate && n >= wsDeflateLen {
+	if c.deflate && !plain && n >= wsDeflateLen {
 		deflated, _ = wsWriteBuffers.Get().(*[]byte)
 		defer putWSWriteBuffer(deflated)
 		*deflated = deflate((*deflated)[:0], parts)

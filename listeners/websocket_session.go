@@ -311,12 +311,12 @@ func (s *session) op() wsOp {
 func (s *session) sendStatus(done <-chan struct{}, st *status.Status) {
 	v := s.front.source.Acquire()
 	defer v.Release()
-	s.sendEnd(done, v.Plans().AppendStatusFrame(nil, s.text, 0, nil, st, nil))
+	s.sendEnd(done, false, v.Plans().AppendStatusFrame(nil, s.text, 0, nil, st, nil))
 }
 
-// sendEnd sends the last frame of a call, or of the socket.
-func (s *session) sendEnd(done <-chan struct{}, frame []byte) {
-	if s.conn.send(done, s.op(), frame) == nil {
+// sendEnd sends the last frame of a call, or of the socket, plain as it is.
+func (s *session) sendEnd(done <-chan struct{}, plain bool, frame []byte) {
+	if s.conn.send(done, s.op(), plain, frame) == nil {
 		_ = s.conn.flush()
 	}
 }
@@ -485,7 +485,7 @@ func (c *sessionCall) Recv(ctx context.Context) (rpc.Message, error) {
 // giveCredit lets the client send n further messages. If that fails the socket is about to end.
 func (c *sessionCall) giveCredit(ctx context.Context, n uint32) {
 	var buf [48]byte
-	if c.s.conn.send(ctx.Done(), c.s.op(), transcoder.AppendCreditFrame(buf[:0], c.s.text, c.id, n)) == nil {
+	if c.s.conn.send(ctx.Done(), c.s.op(), true, transcoder.AppendCreditFrame(buf[:0], c.s.text, c.id, n)) == nil {
 		_ = c.s.conn.flush()
 	}
 }
@@ -578,7 +578,7 @@ func (c *sessionCall) Send(ctx context.Context, m rpc.Message) error {
 	c.header = nil
 	c.info.MessagesOut++
 	c.info.BytesOut += int64(m.Len())
-	if c.s.conn.send(ctx.Done(), c.s.op(), *b) != nil {
+	if c.s.conn.send(ctx.Done(), c.s.op(), c.route.Uncompressed, *b) != nil {
 		return c.sendError(ctx)
 	}
 	return nil
@@ -591,7 +591,7 @@ func (c *sessionCall) Flush() error {
 		defer putBuffer(b)
 		*b = transcoder.AppendHeaderFrame(*b, c.s.text, c.id, c.header)
 		c.header = nil
-		if c.s.conn.send(c.Request.Context().Done(), c.s.op(), *b) != nil {
+		if c.s.conn.send(c.Request.Context().Done(), c.s.op(), c.route.Uncompressed, *b) != nil {
 			return rpc.ErrClientGone
 		}
 	}
@@ -625,7 +625,7 @@ func (c *sessionCall) finish(err error) {
 		trailer = md
 	}
 	*b = c.view.Plans().AppendStatusFrame(*b, c.s.text, c.id, c.header, st, trailer)
-	c.s.sendEnd(nil, *b)
+	c.s.sendEnd(nil, c.route != nil && c.route.Uncompressed, *b)
 	putBuffer(b)
 	c.drop()
 	c.s.mu.Lock()

@@ -1241,6 +1241,9 @@ type Policy struct {
 	// The largest request message, in bytes, decoded and as protobuf; the parts of an HttpBody stream count one by one.
 	// Default: Limits.message_bytes.
 	MessageBytes uint32 `protobuf:"varint,7,opt,name=message_bytes,json=messageBytes,proto3" json:"message_bytes,omitempty"`
+	// Compress answers for clients that accept it; default true. Say false where answers have a secret beside what the client
+	// sent: their length when compressed tells what they have in common (BREACH).
+	Compress *bool `protobuf:"varint,9,opt,name=compress,proto3,oneof" json:"compress,omitempty"`
 	// Take HTML forms (form-urlencoded and multipart/form-data) as request bodies, from pages of the same origin.
 	Forms bool `protobuf:"varint,8,opt,name=forms,proto3" json:"forms,omitempty"`
 	// Who must show who they are, and how. Default: nobody has to.
@@ -1367,6 +1370,13 @@ func (x *Policy) GetMessageBytes() uint32 {
 		return x.MessageBytes
 	}
 	return 0
+}
+
+func (x *Policy) GetCompress() bool {
+	if x != nil && x.Compress != nil {
+		return *x.Compress
+	}
+	return false
 }
 
 func (x *Policy) GetForms() bool {
@@ -4891,8 +4901,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06warmup\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x06warmup\x12Y\n" +
 	"\ahash_on\x18\x03 \x01(\tB@\xbaH=r;29^(|ip|header:[a-z0-9_.-]+|field:[A-Za-z_][A-Za-z0-9_.]*)$R\x06hashOn\x12\x12\n" +
-	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xfb\n" +
-	"\n" +
+	"\x04zone\x18\x04 \x01(\tR\x04zone\"\xa9\v\n" +
 	"\x06Policy\x12$\n" +
 	"\bselector\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\bselector\x12\x1a\n" +
 	"\boptional\x18\x02 \x01(\bR\boptional\x12\x18\n" +
@@ -4901,7 +4910,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x0estream_timeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x9a\x9e\x012\x02\b\x01R\rstreamTimeout\x12[\n" +
 	"\x13stream_idle_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x11streamIdleTimeout\x120\n" +
-	"\rmessage_bytes\x18\a \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\xff\xff\aR\fmessageBytes\x12\x14\n" +
+	"\rmessage_bytes\x18\a \x01(\rB\v\xbaH\b*\x06\x18\xff\xff\xff\xff\aR\fmessageBytes\x12\x1f\n" +
+	"\bcompress\x18\t \x01(\bH\x00R\bcompress\x88\x01\x01\x12\x14\n" +
 	"\x05forms\x18\b \x01(\bR\x05forms\x12+\n" +
 	"\x04auth\x18\x14 \x01(\v2\x17.transom.config.v1.AuthR\x04auth\x121\n" +
 	"\x06access\x18\x15 \x01(\v2\x19.transom.config.v1.AccessR\x06access\x12\x1e\n" +
@@ -4909,7 +4919,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06limits\x18\x1e \x03(\v2\x18.transom.config.v1.LimitR\x06limits\x12\x1d\n" +
 	"\x04cost\x18\x1f \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\x04cost\x12.\n" +
 	"\x05cache\x18  \x01(\v2\x18.transom.config.v1.CacheR\x05cache\x12\x1f\n" +
-	"\bvalidate\x18( \x01(\bH\x00R\bvalidate\x88\x01\x01\x120\n" +
+	"\bvalidate\x18( \x01(\bH\x01R\bvalidate\x88\x01\x01\x120\n" +
 	"\x06routes\x182 \x03(\v2\x18.transom.config.v1.RouteR\x06routes\x12.\n" +
 	"\x05split\x183 \x01(\v2\x18.transom.config.v1.SplitR\x05split\x121\n" +
 	"\x06mirror\x184 \x01(\v2\x19.transom.config.v1.MirrorR\x06mirror\x120\n" +
@@ -4923,6 +4933,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x11response_trailers\x18? \x01(\v2 .transom.config.v1.MetadataEditsR\x10responseTrailers\x124\n" +
 	"\x06redact\x18@ \x03(\v2\x1c.transom.config.v1.RedactionR\x06redact\x124\n" +
 	"\x06errors\x18A \x03(\v2\x1c.transom.config.v1.ErrorRuleR\x06errorsB\v\n" +
+	"\t_compressB\v\n" +
 	"\t_validate\"\xa9\x01\n" +
 	"\tCondition\x125\n" +
 	"\x06header\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x182\x16^[a-z0-9][a-z0-9_.-]*$R\x06header\x12\x16\n" +

@@ -110,7 +110,7 @@ func TestHostilePaths(t *testing.T) {
 		} else if len(err.Error()) > 2000 {
 			t.Errorf("%s: the error has %d bytes", name, len(err.Error()))
 		}
-		if d := time.Since(start); d > time.Second { // some milliseconds are usual; quadratic would be minutes
+		if d := time.Since(start); d > 10*time.Second { // some milliseconds are usual; quadratic would be minutes
 			t.Errorf("%s: took %v", name, d)
 		}
 	}

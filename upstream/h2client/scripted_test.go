@@ -944,7 +944,7 @@ func TestStalledServer(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if d := time.Since(start); d > 2*time.Second {
+		if d := time.Since(start); d > 10*time.Second { // on any machine; without deadlines they never would
 			t.Errorf("calls with a deadline of 200 ms came back after %v", d)
 		}
 	}

@@ -63,7 +63,7 @@ func (c *Cluster) again(ctx context.Context, call *rpc.Call, p *retryPolicy, n i
 	if d, ok := ctx.Deadline(); ok && now.Add(wait).After(d) {
 		return 0, false
 	}
-	if !c.budget.Take(c.sinceStart(now)) {
+	if !c.budget.Take(sinceEpoch(now)) {
 		call.Info.Note("retry", "over the cluster's budget")
 		return 0, false
 	}

@@ -41,7 +41,7 @@ func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
 		o.only = req
 	}
 	start := time.Now()
-	c.budget.Call(c.sinceStart(start))
+	c.budget.Call(sinceEpoch(start))
 	o.ctx, o.cancel = context.WithCancelCause(ctx)
 	err := c.attempts(&o, call, &p.retry)
 	o.end()

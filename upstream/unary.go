@@ -10,6 +10,7 @@ import (
 
 	"transom/rpc"
 	"transom/upstream/loadaware"
+	"transom/upstream/loadaware/score"
 )
 
 // attempts are those of one call, one at a time or side by side.
@@ -18,12 +19,13 @@ type attempts struct {
 	first    attempt
 	tried    loadaware.Tried
 	key      string
+	budget   *score.Budget
 	stream   bool
 }
 
 // newAttempts makes those of a call with the request req, which is empty if the client sends a stream.
 func (c *Cluster) newAttempts(call *rpc.Call, req rpc.Message) *attempts {
-	return &attempts{key: c.hash.key(call, req), stream: !call.Method.Unary()}
+	return &attempts{key: c.hash.key(call, req), budget: c.budget, stream: !call.Method.Unary()}
 }
 
 // next makes the next attempt. One that found every endpoint saturated does not count.
@@ -38,7 +40,7 @@ func (a *attempts) next() *attempt {
 		}
 		a.attempt = &attempt{n: n}
 	}
-	a.Tried, a.Key, a.Stream = &a.tried, a.key, a.stream
+	a.Tried, a.Key, a.Stream, a.Budget = &a.tried, a.key, a.stream, a.budget
 	return a.attempt
 }
 
@@ -56,7 +58,7 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 		defer cancel()
 	}
 	start := time.Now()
-	c.budget.Call(c.sinceStart(start))
+	c.budget.Call(sinceEpoch(start))
 	var a answer
 	final := false
 	if p.hedge == nil {
@@ -69,7 +71,7 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 	call.Info.Endpoint = a.endpoint
 	if c.limiter != nil && !final {
 		took := call.Info.Upstream
-		if limit := c.limiter.End(c.sinceStart(start)+took, took, c.gate.inside.Load(), err == nil, busy(err)); limit > 0 {
+		if limit := c.limiter.End(sinceEpoch(start)+took, took, c.gate.inside.Load(), err == nil, busy(err)); limit > 0 {
 			c.gate.setLimit(limit)
 		}
 	}
@@ -160,7 +162,7 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 		if sent >= most {
 			return
 		}
-		if !c.budget.Take(c.sinceStart(time.Now())) {
+		if !c.budget.Take(sinceEpoch(time.Now())) {
 			call.Info.Note("hedge", "over the cluster's budget")
 			most = sent
 			return

@@ -107,7 +107,7 @@ type Config struct {
 	// NoHealthCheck leaves endpoints unasked. Otherwise each is watched by grpc.health.v1 for the whole server, or the
 	// service that ServiceConfig names; one that does not implement it counts as healthy.
 	NoHealthCheck bool
-	// RetryBudget is how many extra attempts (retries and hedges) there may be per call, over the last ten seconds. 0 is
+	// RetryBudget is how many extra attempts (retries, hedges and probes) there may be per call, over the last ten seconds. 0 is
 	// 0.2; a negative budget is none. Ten per ten seconds are always allowed.
 	RetryBudget float64
 	// RetryBytes is how much of a client's stream is kept for retries; a longer one is no longer retried. 0 is 256 KiB.
@@ -204,7 +204,6 @@ type Cluster struct {
 	backend    backend
 	policies   *policies
 	budget     *score.Budget
-	start      time.Time // what the budget counts its time from
 	retryBytes int
 	gate       gate
 	limiter    *score.Limiter // nil if the limit is fixed
@@ -240,7 +239,6 @@ func New(cfg Config, log *slog.Logger) (*Cluster, error) {
 	c := &Cluster{
 		name: cfg.Name, log: log, backend: b, policies: p, hash: hash,
 		budget:     score.NewBudget(orDefault(cfg.RetryBudget, 0.2)),
-		start:      time.Now(),
 		retryBytes: orDefault(cfg.RetryBytes, 256<<10),
 		gate: gate{
 			queue:  orDefault(cfg.MaxQueued, 1000),
@@ -358,8 +356,8 @@ func (c *Cluster) Close(ctx context.Context) error {
 	return errors.Join(err, c.backend.Close())
 }
 
-// sinceStart is t as the budget wants it.
-func (c *Cluster) sinceStart(t time.Time) time.Duration { return t.Sub(c.start) }
+// sinceEpoch is t as the budget wants it.
+func sinceEpoch(t time.Time) time.Duration { return time.Duration(t.UnixNano()) }
 
 // enter counts a call in and reports whether it may run.
 func (c *Cluster) enter() bool {

@@ -447,6 +447,25 @@ func TestProbesAreHealthChecks(t *testing.T) {
 	})
 }
 
+// Probes come out of the budget of those who call, where they have one.
+func TestProbesWithoutBudget(t *testing.T) {
+	var eps []resolver.Endpoint
+	for range 3 {
+		eps = append(eps, ep(start(t, &backend{}, "127.0.0.1:0", grpc.ChainUnaryInterceptor(busy)), loadaware.EndpointAttrs{}))
+	}
+	c := dial(t, `{"probes":3}`, eps...)
+	for range 300 {
+		if err := c.call(t, &loadaware.Attempt{Budget: score.NewBudget(0)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, e := range c.registry.Endpoints() {
+		if e.Probes != 0 {
+			t.Errorf("%s answered %d probes, want none sent", e.Address, e.Probes)
+		}
+	}
+}
+
 func TestServerThatDoesNotReportIsNotProbed(t *testing.T) {
 	_, eps := three(t)
 	c := dial(t, `{"probes":3}`, eps...)

@@ -138,6 +138,9 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	}
 	var ask [maxProbes]int
 	for _, i := range l.table.Probes(now, &rnd, ask[:0]) {
+		if a != nil && a.Budget != nil && !a.Budget.Take(time.Duration(time.Now().UnixNano())) {
+			break
+		}
 		p.b.probes.start(l.targets[i].endpoint)
 	}
 	res.Done = r.done
@@ -206,6 +209,9 @@ type Attempt struct {
 	// Stream says that the client or the application decides how long the call takes, so that its length tells nothing of
 	// the server and its silence is no sign of a hung one.
 	Stream bool
+	// Budget is what probes are taken from that come with the pick, by the time since the Unix epoch. Nil: they are bounded by
+	// Config.Probes alone.
+	Budget *score.Budget
 
 	endpoint  atomic.Pointer[endpoint]
 	saturated atomic.Bool

@@ -38,7 +38,7 @@ func (q *queue) run(d time.Duration) {
 }
 
 func newQueue(most int) *queue {
-	q := &queue{slots: 20, service: 10 * time.Millisecond, now: time.Hour, offered: 1 << 30}
+	q := &queue{slots: 20, service: 40 * time.Millisecond, now: time.Hour, offered: 1 << 30}
 	q.Limiter, q.limit = score.NewLimiter(most)
 	return q
 }
@@ -46,7 +46,7 @@ func newQueue(most int) *queue {
 func TestLimiterFindsWhatTheServersTake(t *testing.T) {
 	q := newQueue(10000)
 	q.run(10 * time.Second)
-	for minute := range 10 { // what was best must not be forgotten under a load that lasts
+	for minute := range 5 { // what was best must not be forgotten under a load that lasts
 		q.run(time.Minute)
 		if q.least < 19 || q.most > 60 {
 			t.Errorf("minute %d: limits from %d to %d, want about 20 to 40 for 20 slots", minute, q.least, q.most)

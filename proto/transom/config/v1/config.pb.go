@@ -4551,7 +4551,7 @@ func (x *DescriptorSource_Reflection) GetCluster() string {
 	return ""
 }
 
-// RetryBudget bounds retries and hedges together.
+// RetryBudget bounds retries, hedges and probes of load together.
 type Cluster_RetryBudget struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Extra attempts per call over the last ten seconds, ten of which are always allowed. Default 0.2, 0 … 1.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	"google.golang.org/grpc"
 
 	"transom/cmd/transom/demo/bank"
@@ -25,8 +27,10 @@ import (
 	bankv1 "transom/proto/bank/v1"
 )
 
-// TestReplace replaces the program five times by SIGUSR2 under calls of REST (a connection for each, and HTTP/2) and gRPC.
-// None may fail. A new program that does not start leaves the old one serving.
+// TestReplace replaces the program five times by SIGUSR2 under calls of REST (a connection for each, kept-alive connections,
+// and HTTP/2), gRPC and WebSocket (a socket for each). None may fail, nor may a WebSocket that is open all the while, or a call
+// over HTTP/3 that is under way; HTTP/3 is served again afterwards. A new program that does not start leaves the old one
+// serving.
 func TestReplace(t *testing.T) {
 	b := startBank(t, bank.Config{})
 	a := process.NewAuthority(t)
@@ -49,7 +53,7 @@ drain: {timeout: %[4]s}
 	pid := p.Cmd.Process.Pid
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
 	var stop atomic.Bool
-	var calls [4]atomic.Int64
+	var calls [6]atomic.Int64
 	var wg sync.WaitGroup
 	work := func(i int, call func() error) {
 		wg.Go(func() {
@@ -89,6 +93,46 @@ drain: {timeout: %[4]s}
 			return err
 		})
 	}
+	kept := &http.Client{Transport: &http.Transport{}}
+	t.Cleanup(kept.CloseIdleConnections)
+	work(4, get(kept, "http://"+p.Plain))
+	work(5, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		ws, _, err := websocket.Dial(ctx, "ws://"+p.Plain+"/bank.v1.Accounts/Get", nil)
+		if err != nil {
+			return err
+		}
+		defer ws.CloseNow()
+		if err := ws.Write(ctx, websocket.MessageText, []byte(`{"name":"customers/3/accounts/1"}`)); err != nil {
+			return err
+		}
+		if _, answer, err := ws.Read(ctx); err != nil || !strings.Contains(string(answer), "customers/3/accounts/1") {
+			return fmt.Errorf("%s, %w", answer, err)
+		}
+		if _, _, err := ws.Read(ctx); websocket.CloseStatus(err) != websocket.StatusNormalClosure {
+			return err
+		}
+		return nil
+	})
+	// echoes says something in a room, and hears it.
+	echoes := func(ws *websocket.Conn, text string) {
+		t.Helper()
+		if err := ws.Write(t.Context(), websocket.MessageText, fmt.Appendf(nil, `{"room":"r","text":%q}`, text)); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			_, said, err := ws.Read(t.Context())
+			if err != nil {
+				t.Fatalf("an open WebSocket ends: %v", err)
+			}
+			if strings.Contains(string(said), text) {
+				return
+			}
+		}
+	}
+	h3, base3 := client(t, p, "h3")
+	get3 := get(h3, base3)
 	// serves waits until clients have called once more.
 	serves := func() {
 		for i := range calls {
@@ -100,6 +144,24 @@ drain: {timeout: %[4]s}
 	serves()
 	for n := range 5 {
 		old := pid
+		ws, _, err := websocket.Dial(t.Context(), "ws://"+p.Plain+"/v1/support/r/chat", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		echoes(ws, "before")
+		await(t, "HTTP/3", func() bool { return get3() == nil })
+		slow := make(chan error, 1)
+		wg.Go(func() {
+			resp, err := h3.Get(base3 + "/v1/diagnostics/slow?delay=1s")
+			if err == nil {
+				defer resp.Body.Close()
+				if _, err = io.Copy(io.Discard, resp.Body); err == nil && resp.StatusCode != http.StatusOK {
+					err = errors.New(resp.Status)
+				}
+			}
+			slow <- err
+		})
+		b.awaitStart(t, "/bank.v1.Diagnostics/Slow")
 		if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
 			t.Fatal(err)
 		}
@@ -116,6 +178,11 @@ drain: {timeout: %[4]s}
 			}
 		}
 		serves()
+		echoes(ws, "after")
+		_ = ws.CloseNow()
+		if err := <-slow; err != nil {
+			t.Errorf("a call over HTTP/3 that was under way: %v", err)
+		}
 	}
 	// The next one does not start, and this one goes on.
 	write("forever")
@@ -130,7 +197,9 @@ drain: {timeout: %[4]s}
 	serves()
 	stop.Store(true)
 	wg.Wait()
-	t.Logf("calls over 5 replacements: REST with a connection each %d, over HTTP/2 %d, gRPC %d, with TLS %d", calls[0].Load(), calls[1].Load(), calls[2].Load(), calls[3].Load())
+	await(t, "HTTP/3", func() bool { return get3() == nil })
+	t.Logf("calls over 5 replacements: REST with a connection each %d, over HTTP/2 %d, gRPC %d, with TLS %d, over kept connections %d, WebSocket %d",
+		calls[0].Load(), calls[1].Load(), calls[2].Load(), calls[3].Load(), calls[4].Load(), calls[5].Load())
 }
 
 // TestReplaceTooSoon asks a process to be replaced, twice, that does not serve yet itself and for which another waits. It

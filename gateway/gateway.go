@@ -25,7 +25,6 @@ import (
 
 	"transom/descriptors"
 	"transom/gateway/observe"
-	"transom/listeners"
 	"transom/policy/traffic"
 	configv1 "transom/proto/transom/config/v1"
 )
@@ -47,8 +46,10 @@ type Gateway struct {
 	// up is closed when Run first serves all there is to serve.
 	up   chan struct{}
 	isUp sync.Once
-	// down is closed when a drain begins.
-	down chan struct{}
+	// down is closed when a drain begins, quicOver when it has ended with all QUIC connections.
+	down, quicOver chan struct{}
+	// turn is that of the sockets that the process came with; may be nil.
+	turn <-chan struct{}
 
 	health *health.Server
 	keep   keep
@@ -97,7 +98,9 @@ func New(ctx context.Context, cfg *configv1.Config, log *slog.Logger) (*Gateway,
 // It closes the others.
 func NewOn(ctx context.Context, sockets *Sockets, cfg *configv1.Config, log *slog.Logger) (*Gateway, error) {
 	g := newGateway(log)
-	g.sockets = sockets
+	if g.sockets = sockets; sockets != nil {
+		g.turn = sockets.Turn
+	}
 	if err := g.Reload(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -106,7 +109,7 @@ func NewOn(ctx context.Context, sockets *Sockets, cfg *configv1.Config, log *slo
 
 func newGateway(log *slog.Logger) *Gateway {
 	g := &Gateway{
-		log: log, began: time.Now(), metrics: observe.NewMetrics(), health: health.NewServer(), broken: make(chan error, 1), leave: make(chan struct{}), wake: make(chan struct{}, 1), up: make(chan struct{}), down: make(chan struct{}),
+		log: log, began: time.Now(), metrics: observe.NewMetrics(), health: health.NewServer(), broken: make(chan error, 1), leave: make(chan struct{}), wake: make(chan struct{}, 1), up: make(chan struct{}), down: make(chan struct{}), quicOver: make(chan struct{}),
 		mirrors: traffic.NewMirrors(),
 	}
 	g.metrics.Register(newState(g))
@@ -172,9 +175,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	g.mu.Unlock()
 	g.health.Shutdown()
 	g.log.LogAttrs(detached, slog.LevelInfo, "draining", slog.Duration("limit", drainOf(cfg)), slog.Bool("replaced", g.replaced.Load()))
-	drain := (*listeners.Server).Drain
 	if g.replaced.Load() {
-		drain = (*listeners.Server).Retire
 		g.closeAdmin()
 	} else if delay := cfg.GetDrain().GetDelay().AsDuration(); delay > 0 && err == nil {
 		time.Sleep(delay)
@@ -184,8 +185,18 @@ func (g *Gateway) Run(ctx context.Context) error {
 	errs := make([]error, len(servers))
 	var draining sync.WaitGroup
 	for i, s := range servers {
-		draining.Go(func() { errs[i] = drain(s.server, limit) })
+		draining.Go(func() { errs[i] = s.server.Drain(limit) })
 	}
+	for _, s := range servers {
+		<-s.server.QUICOver()
+	}
+	if g.turn != nil {
+		select {
+		case <-g.turn:
+		case <-limit.Done():
+		}
+	}
+	close(g.quicOver)
 	draining.Wait()
 	g.close(detached)
 	serving.Wait()
@@ -247,13 +258,7 @@ func (g *Gateway) reconcile(ctx context.Context, serving, following *sync.WaitGr
 func (g *Gateway) retire(ctx context.Context, s *serving) {
 	ctx, cancel := context.WithTimeout(ctx, s.drain)
 	defer cancel()
-	var err error
-	if s.replaced {
-		err = s.server.Retire(ctx)
-	} else {
-		err = s.server.Drain(ctx)
-	}
-	if err != nil {
+	if err := s.server.Drain(ctx); err != nil {
 		g.log.LogAttrs(ctx, slog.LevelWarn, "calls of a retired listener were cut", slog.String("listener", s.server.Name()))
 	}
 	g.log.LogAttrs(ctx, slog.LevelInfo, "listener retired", slog.String("listener", s.server.Name()))

@@ -15,6 +15,8 @@ import (
 // activation.
 type Sockets struct {
 	all []*boundSocket
+	// Turn is closed when UDP sockets may be read from; nil is at once.
+	Turn <-chan struct{}
 }
 
 // boundSocket is one of them; of lis and packet one is nil.
@@ -102,6 +104,9 @@ func (s *Sockets) listener(key, name, address string) *listeners.Sockets {
 		return nil
 	}
 	l := &listeners.Sockets{TCP: tcp.lis}
+	if s.Turn != nil {
+		l.Turn = append(l.Turn, s.Turn)
+	}
 	if udp := s.take(true, key+udpSuffix, name, tcp.lis.Addr().String()); udp != nil {
 		l.UDP = udp.packet
 	}
@@ -171,11 +176,14 @@ func (a *admin) file() (*os.File, error) {
 }
 
 // Replaced is Drain for a process whose sockets are served by another: nothing is closed but what is this process's own, and
-// QUIC connections are cut, since what arrives for them is no longer for it alone.
+// the other waits for QUICOver.
 func (g *Gateway) Replaced() {
 	g.replaced.Store(true)
 	g.Drain()
 }
+
+// QUICOver is closed when a drain has ended with QUIC, so that another process may read from the UDP sockets.
+func (g *Gateway) QUICOver() <-chan struct{} { return g.quicOver }
 
 // Up is closed once the gateway serves and is ready.
 func (g *Gateway) Up() <-chan struct{} { return g.up }

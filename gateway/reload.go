@@ -26,9 +26,8 @@ type serving struct {
 	certs  *certificates // nil without TLS
 	// started says that Run serves it.
 	started bool
-	// replaced says that another serving has its sockets, drain how long its calls have from then on.
-	replaced bool
-	drain    time.Duration
+	// drain is how long its calls have when it is retired.
+	drain time.Duration
 }
 
 // loads are the reloads so far.
@@ -304,13 +303,13 @@ func (s *serving) open(ctx context.Context, front *listeners.Front, terms *liste
 
 // retireOthers puts aside the servings that next has no more.
 func (g *Gateway) retireOthers(next []*serving, drain time.Duration) {
-	wanted, keys := map[*serving]bool{}, map[string]bool{}
+	wanted := map[*serving]bool{}
 	for _, s := range next {
-		wanted[s], keys[s.key] = true, true
+		wanted[s] = true
 	}
 	for _, s := range g.servers {
 		if !wanted[s] {
-			s.replaced, s.drain = keys[s.key], drain
+			s.drain = drain
 			g.retired = append(g.retired, s)
 		}
 	}

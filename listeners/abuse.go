@@ -59,11 +59,59 @@ type quicKey struct{}
 // quicConn ends a QUIC connection that has no request for too long. QUIC's own time limit goes by packets, which a client may
 // send for ever, say of streams whose header never ends.
 type quicConn struct {
-	limit time.Duration
-
 	mu    sync.Mutex // guards what follows
+	limit time.Duration
 	open  int
 	timer *time.Timer
+}
+
+// quicLinger is how long a connection is kept after its last request during a drain: a client that has not heard yet that it
+// is to go may have sent another one, which is refused so that it may be sent again.
+const quicLinger = time.Second
+
+// quicConns are a Server's open QUIC connections.
+type quicConns struct {
+	mu      sync.Mutex // guards what follows
+	open    map[*quicConn]struct{}
+	leaving bool
+}
+
+func (c *quicConns) add(q *quicConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open == nil {
+		c.open = map[*quicConn]struct{}{}
+	}
+	c.open[q] = struct{}{}
+	if c.leaving {
+		q.leave()
+	}
+}
+
+func (c *quicConns) remove(q *quicConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, q)
+	q.timer.Stop()
+}
+
+// leave ends the connections as soon as they have no request. Clients that were told to go need not do so themselves.
+func (c *quicConns) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leaving = true
+	for q := range c.open {
+		q.leave()
+	}
+}
+
+func (q *quicConn) leave() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.limit = min(q.limit, quicLinger)
+	if q.open == 0 {
+		q.timer.Reset(q.limit)
+	}
 }
 
 func newQUICConn(conn *quic.Conn, limit time.Duration) *quicConn {

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,6 +51,8 @@ type Sockets struct {
 	TCP net.Listener
 	// UDP is for HTTP/3; nil is none.
 	UDP net.PacketConn
+	// Turn are closed when UDP is to be read from: other Servers, or processes, still serve the connections that they have.
+	Turn []<-chan struct{}
 }
 
 // Close closes both.
@@ -138,13 +141,20 @@ type Server struct {
 	log     *slog.Logger
 	tcp     net.Listener
 	udp     net.PacketConn
-	h1      *http.Server
-	h3      *http3.Server
-	wt      *wtServer // serves h3; nil without WebTransport
-	door    door
-	proxies func(netip.Addr) bool
+	// turn is that of the sockets. quicOpen says that HTTP/3 is served, leaving is closed when a drain begins, and quicOver when
+	// this Server reads no more from the UDP socket.
+	turn              []<-chan struct{}
+	quicOpen          atomic.Bool
+	leaving, quicOver chan struct{}
+	left, over        sync.Once
+	h1                *http.Server
+	h3                *http3.Server
+	wt                *wtServer // serves h3; nil without WebTransport
+	door              door
+	proxies           func(netip.Addr) bool
 	// conns and quics count open connections of net/http and of QUIC.
 	conns, quics atomic.Int64
+	quicConns    quicConns
 	// reading counts the connections that have sent no request yet, fresh those and the ones that are at their first.
 	reading, fresh atomic.Int64
 	// started says that Run has begun to accept, accepted is closed when it has ended.
@@ -184,7 +194,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 	if cfg.Name == "" {
 		cfg.Name = tcp.Addr().String()
 	}
-	s := &Server{cfg: cfg, sockets: front.sockets, log: log, tcp: tcp, udp: socks.UDP, accepted: make(chan struct{})}
+	s := &Server{cfg: cfg, sockets: front.sockets, log: log, tcp: tcp, udp: socks.UDP, turn: socks.Turn, accepted: make(chan struct{}), leaving: make(chan struct{}), quicOver: make(chan struct{})}
 	s.front.Store(front)
 	s.proxies, s.door.limit, s.door.perClient = proxies, cfg.Limits.MaxConns, cfg.Limits.MaxConnsPerIP
 	s.calls, s.cut = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -211,9 +221,10 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 			ConnContext: func(ctx context.Context, conn *quic.Conn) context.Context {
 				s.quics.Add(1)
 				q := newQUICConn(conn, cfg.Limits.IdleTimeout)
+				s.quicConns.add(q)
 				context.AfterFunc(ctx, func() {
 					s.quics.Add(-1)
-					q.timer.Stop()
+					s.quicConns.remove(q)
 				})
 				return context.WithValue(joined(ctx, s.calls), quicKey{}, q)
 			},
@@ -225,7 +236,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 		if cfg.AltSvcPort != 0 {
 			port = cfg.AltSvcPort
 		}
-		handler = altSvc(fmt.Sprintf(`h3=":%d"; ma=86400`, port), handler)
+		handler = s.altSvc(fmt.Sprintf(`h3=":%d"; ma=86400`, port), handler)
 	}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -265,11 +276,13 @@ func joined(ctx, other context.Context) context.Context {
 	return ctx
 }
 
-// altSvc announces HTTP/3 (RFC 7838).
-func altSvc(value string, next http.Handler) http.Handler {
+// altSvc announces HTTP/3 (RFC 7838) while it is served.
+func (s *Server) altSvc(value string, next http.Handler) http.Handler {
 	values := []string{value}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header()["Alt-Svc"] = values
+		if s.quicOpen.Load() {
+			w.Header()["Alt-Svc"] = values
+		}
 		next.ServeHTTP(w, r)
 	})
 }
@@ -369,7 +382,7 @@ func (s *Server) Connections() (tcp, quic, websockets int) {
 
 // Files are the bound sockets, to be served by whoever is next, in this process or another: connections that wait for being
 // accepted are lost by neither's closing them. udp is nil without HTTP/3. On error both may be there. It is to be followed
-// by Retire.
+// by Drain.
 func (s *Server) Files() (tcp, udp *os.File, err error) {
 	tcp, err = s.tcp.(*net.TCPListener).File() //nolint:forcetypeassert // it was bound as "tcp"
 	if err == nil && s.udp != nil {
@@ -384,7 +397,7 @@ func (s *Server) Files() (tcp, udp *os.File, err error) {
 // Share is Files for this process.
 func (s *Server) Share() (*Sockets, error) {
 	tcp, udp, err := s.Files()
-	socks := &Sockets{}
+	socks := &Sockets{Turn: append(slices.Clone(s.turn), s.quicOver)}
 	if tcp != nil {
 		defer func() { _ = tcp.Close() }()
 	}
@@ -417,11 +430,8 @@ func (s *Server) Name() string { return s.cfg.Name }
 func (s *Server) Run() error {
 	var wg sync.WaitGroup
 	var errTCP, errUDP error
-	switch {
-	case s.wt != nil:
-		wg.Go(func() { errUDP = s.wt.serve(s.udp) })
-	case s.h3 != nil:
-		wg.Go(func() { errUDP = s.h3.Serve(s.udp) })
+	if s.h3 != nil {
+		wg.Go(func() { errUDP = s.serveHTTP3() })
 	}
 	s.started.Store(true)
 	if s.cfg.TLS != nil {
@@ -442,6 +452,26 @@ func (s *Server) Run() error {
 	return nil
 }
 
+// serveHTTP3 waits for its turn, and serves until the end. A drain that begins before is the end.
+func (s *Server) serveHTTP3() error {
+	for _, turn := range s.turn {
+		select {
+		case <-turn:
+		case <-s.leaving:
+			return nil
+		}
+	}
+	s.quicOpen.Store(true)
+	if s.wt != nil {
+		return s.wt.serve(s.udp)
+	}
+	return s.h3.Serve(s.udp)
+}
+
+// QUICOver is closed when the Server reads no more from its UDP socket, or has none, after Drain or Retire: whoever has the
+// socket too may do so then.
+func (s *Server) QUICOver() <-chan struct{} { return s.quicOver }
+
 // errDrained is what calls are told that outlast the drain.
 var errDrained = status.Error(codes.Unavailable, "the gateway is shutting down")
 
@@ -450,23 +480,25 @@ const cutGrace = 2 * time.Second
 
 // Drain stops accepting, tells clients to go (Connection: close, GOAWAY, WebSocket close 1001), lets calls finish until
 // ctx ends, and cuts what is left then. It returns the error of ctx if anything was cut.
-func (s *Server) Drain(ctx context.Context) error { return s.drain(ctx, false) }
-
-// Retire is Drain for a Server whose sockets are served by another: QUIC connections are cut at once, since what arrives on
-// the UDP socket is no longer for it alone.
-func (s *Server) Retire(ctx context.Context) error { return s.drain(ctx, true) }
-
-func (s *Server) drain(ctx context.Context, shared bool) error {
+//
+// The sockets may be served by another meanwhile: connections of TCP are the one's or the other's, and the other waits for
+// QUICOver.
+func (s *Server) Drain(ctx context.Context) error {
 	var wg sync.WaitGroup
 	var errTCP, errUDP, errWS error
+	s.left.Do(func() { close(s.leaving) })
+	s.quicOpen.Store(false)
+	s.quicConns.leave()
 	switch {
 	case s.h3 == nil:
-	case shared:
-		s.closeHTTP3()
+		s.endQUIC()
 	case s.wt != nil:
 		s.wt.stop()
 	default:
-		wg.Go(func() { errUDP = s.h3.Shutdown(ctx) })
+		wg.Go(func() {
+			errUDP = s.h3.Shutdown(ctx)
+			s.closeHTTP3()
+		})
 	}
 	s.sockets.goAway()
 	wg.Go(func() { errWS = s.sockets.wait(ctx) })
@@ -503,4 +535,7 @@ func (s *Server) closeHTTP3() {
 	}
 	_ = s.h3.Close()
 	_ = s.udp.Close()
+	s.endQUIC()
 }
+
+func (s *Server) endQUIC() { s.over.Do(func() { close(s.quicOver) }) }

@@ -18,9 +18,11 @@ import (
 // A process takes the sockets that it serves from one of two places. systemd's socket activation (sd_listen_fds(3)) has them
 // from descriptor 3 on, with LISTEN_FDS and LISTEN_PID and, if they have names, LISTEN_FDNAMES. A transom that is being
 // replaced has a pipe in descriptor 3, on which it waits for a byte that says that the new one serves, and its sockets from
-// 4 on, with their names in socketsEnv.
+// 4 on, with their names in socketsEnv. One of them, turnName, is a pipe that it closes when it has done with QUIC: of two
+// processes that read from one UDP socket each would miss what is for it.
 const (
 	socketsEnv   = "TRANSOM_SOCKETS"
+	turnName     = "turn"
 	firstFD      = 3
 	replaceLimit = time.Minute // for a new process to be ready
 )
@@ -48,11 +50,26 @@ func inherit() (inheritance, error) {
 	}
 	for i, name := range names {
 		syscall.CloseOnExec(next + i)
+		if in.ready != nil && name == turnName {
+			in.sockets.Turn = ended(os.NewFile(uintptr(next+i), name))
+			continue
+		}
 		if err := in.sockets.Add(name, os.NewFile(uintptr(next+i), name)); err != nil {
 			return in, fmt.Errorf("sockets that the process was started with: %w", err)
 		}
 	}
 	return in, nil
+}
+
+// ended is closed when the other end of a pipe is, at the latest by the end of its process.
+func ended(pipe *os.File) <-chan struct{} {
+	over := make(chan struct{})
+	go func() {
+		_, _ = pipe.Read(make([]byte, 1))
+		_ = pipe.Close()
+		close(over)
+	}()
+	return over
 }
 
 // serving tells the process that is being replaced that this one serves.
@@ -64,11 +81,11 @@ func (in inheritance) serving() {
 }
 
 // replace starts the program anew, with this one's arguments and sockets, and waits until it serves. Then this one is to
-// drain. On error it goes on as if nothing had been.
-func replace(ctx context.Context, g *gateway.Gateway, log *slog.Logger) (pid int, err error) {
+// drain, and to close turn when it has done with QUIC. On error it goes on as if nothing had been.
+func replace(ctx context.Context, g *gateway.Gateway, log *slog.Logger) (pid int, turn *os.File, err error) {
 	names, files, err := g.Files()
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer func() {
 		for _, f := range files {
@@ -77,13 +94,24 @@ func replace(ctx context.Context, g *gateway.Gateway, log *slog.Logger) (pid int
 	}()
 	program, err := os.Executable()
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer func() { _ = r.Close() }()
+	turnEnd, mine, err := os.Pipe()
+	if err != nil {
+		_ = w.Close()
+		return 0, nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = mine.Close()
+		}
+	}()
+	names, files = append(names, turnName), append(files, turnEnd)
 	fds := []uintptr{0, 1, 2}
 	for _, f := range append([]*os.File{w}, files...) {
 		// Not Fd: it would make the socket blocking, for this process too.
@@ -93,7 +121,7 @@ func replace(ctx context.Context, g *gateway.Gateway, log *slog.Logger) (pid int
 		}
 		if err != nil {
 			_ = w.Close()
-			return 0, err
+			return 0, nil, err
 		}
 	}
 	env := slices.DeleteFunc(os.Environ(), func(s string) bool { return strings.HasPrefix(s, "WATCHDOG_PID=") })
@@ -102,7 +130,7 @@ func replace(ctx context.Context, g *gateway.Gateway, log *slog.Logger) (pid int
 	})
 	_ = w.Close()
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", program, err)
+		return 0, nil, fmt.Errorf("%s: %w", program, err)
 	}
 	log.LogAttrs(ctx, slog.LevelInfo, "replacing", slog.String("program", program), slog.Int("pid", pid))
 	_ = r.SetReadDeadline(time.Now().Add(replaceLimit))
@@ -111,9 +139,9 @@ func replace(ctx context.Context, g *gateway.Gateway, log *slog.Logger) (pid int
 		var how syscall.WaitStatus
 		_, _ = syscall.Wait4(pid, &how, 0, nil)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return 0, fmt.Errorf("process %d was not ready within %v", pid, replaceLimit)
+			return 0, nil, fmt.Errorf("process %d was not ready within %v", pid, replaceLimit)
 		}
-		return 0, fmt.Errorf("process %d ended before it was ready, with status %d", pid, how.ExitStatus())
+		return 0, nil, fmt.Errorf("process %d ended before it was ready, with status %d", pid, how.ExitStatus())
 	}
-	return pid, nil
+	return pid, mine, nil
 }

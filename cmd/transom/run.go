@@ -36,7 +36,7 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, log *slog.Logg
 	wg.Go(func() {
 		up, replaced, wanted := g.Up(), false, false
 		replaceIt := func() {
-			pid, err := replace(ctx, g, log)
+			pid, turn, err := replace(ctx, g, log)
 			if err != nil {
 				log.LogAttrs(ctx, slog.LevelError, "not replaced", slog.String("error", err.Error()))
 				return
@@ -44,6 +44,10 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, log *slog.Logg
 			replaced = true
 			systemd.say("MAINPID=" + strconv.Itoa(pid))
 			g.Replaced()
+			wg.Go(func() {
+				<-g.QUICOver()
+				_ = turn.Close()
+			})
 		}
 		for {
 			select {

@@ -241,7 +241,7 @@ func runTransom(name, addr, binary string, args ...string) (*proc, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	for range 200 {
+	for range 1000 {
 		resp, err := http.Get("http://" + addr + "/healthz")
 		if err == nil {
 			resp.Body.Close()

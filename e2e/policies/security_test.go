@@ -28,6 +28,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -417,3 +418,104 @@ api_versions: {versions: [v1, v2], header: api-version, default: v2}
 policies:
 - {selector: bank.v1.Diagnostics.Metadata, allow: "false"}
 `
+
+// TestLargeAnswerMetadata: up to 64 KiB of metadata come through from a backend, more ends the call, and that call only.
+func TestLargeAnswerMetadata(t *testing.T) {
+	p := start(t, "\npolicies: []\n")
+	p.conn.Close()
+	var err error
+	if p.conn, err = grpc.NewClient(p.addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithMaxHeaderListSize(1<<20)); err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"header", "trailer"} {
+		for _, tc := range []struct {
+			size int
+			ok   bool
+		}{{30 << 10, true}, {70 << 10, false}, {500 << 10, false}} {
+			value := strings.Repeat("x", tc.size)
+			body := `{"` + kind + `":{"x-large":"` + value + `"}}`
+			got := map[string]codes.Code{}
+			got["REST"] = p.post(t, metadataPath, body, nil).code
+			answers, o := p.webSocket(t, "/bank.v1.Diagnostics/Metadata", nil, body)
+			if got["WebSocket"] = o.code; tc.ok && len(answers) != 1 {
+				t.Errorf("WebSocket, %s of %d bytes: %d answers", kind, tc.size, len(answers))
+			}
+			in := &bankv1.MetadataRequest{}
+			if kind == "header" {
+				in.Header = map[string]string{"x-large": value}
+			} else {
+				in.Trailer = map[string]string{"x-large": value}
+			}
+			_, err := bankv1.NewDiagnosticsClient(p.conn).Metadata(t.Context(), in)
+			got["gRPC"] = status.Code(err)
+			for protocol, code := range got {
+				if (code == codes.OK) != tc.ok {
+					t.Errorf("%s, %s of %d bytes: %v", protocol, kind, tc.size, code)
+				}
+			}
+			if !tc.ok {
+				t.Logf("%s of %d bytes: %v", kind, tc.size, got)
+			}
+			callREST(t, p, nil).wantOK(t, "the next call")
+			callGRPC(t, p, nil).wantOK(t, "the next call")
+		}
+	}
+}
+
+// TestCacheProbe: what the cache has of one caller no other gets, whatever the protocol either calls by.
+func TestCacheProbe(t *testing.T) {
+	p := start(t, fmt.Sprintf(`
+consumers:
+  providers: {keys: {api_key: {}}}
+  known: {alice: {api_keys: [%q]}, bob: {api_keys: [%q]}}
+policies: [{selector: bank.v1.Diagnostics.Metadata, auth: {require: [keys], anonymous: true}, cache: {ttl: 1h}}]
+`, sha("a"), sha("b")))
+	for first, fetch := range protocols {
+		p.purge(t, "", "", "")
+		for _, who := range []struct{ key, consumer string }{{"a", "alice"}, {"b", "bob"}, {"", ""}} {
+			header := map[string]string{}
+			if who.key != "" {
+				header["x-api-key"] = who.key
+			}
+			fetch(t, p, header).wantOK(t, first)
+			for name, call := range protocols {
+				o := call(t, p, header)
+				o.wantOK(t, name)
+				if got := strings.Join(o.seen["x-transom-consumer"], ","); got != who.consumer {
+					t.Errorf("%q is given by %s what %q fetched", who.consumer, name, got)
+				}
+			}
+		}
+		if n := p.purge(t, "", "", ""); n != 3 {
+			t.Errorf("%s: three callers have %d answers in the cache", first, n)
+		}
+	}
+}
+
+// TestBurst: calls made at the same moment by every protocol do not get past a limit together.
+func TestBurst(t *testing.T) {
+	p := start(t, "\npolicies: [{selector: \"*\", limits: [{rate: 20/h, per: ip}, {quota: 1000/day, everybody: true}]}]\n")
+	var admitted, refused atomic.Int64
+	var wg sync.WaitGroup
+	begin := make(chan struct{})
+	for name, call := range protocols {
+		for range 40 {
+			wg.Go(func() {
+				<-begin
+				switch o := call(t, p, nil); o.code {
+				case codes.OK:
+					admitted.Add(1)
+				case codes.ResourceExhausted:
+					refused.Add(1)
+				default:
+					t.Errorf("%s: %v", name, o.code)
+				}
+			})
+		}
+	}
+	close(begin)
+	wg.Wait()
+	if admitted.Load() != 20 || refused.Load() != 100 {
+		t.Errorf("of 120 calls %d were let through and %d refused, want 20 and 100", admitted.Load(), refused.Load())
+	}
+}

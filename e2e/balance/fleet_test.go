@@ -323,6 +323,10 @@ func (o outcome) failed() (n int) {
 // at returns a quantile of the time that calls took.
 func (o outcome) at(q float64) time.Duration { return o.took[int(q*float64(len(o.took)-1))] }
 
+// stretch is how many times longer the middle call took than it should at most, 1 if it did not: on a machine with too much
+// else to do it is that which takes the time, and servers differ by as much less.
+func (o outcome) stretch() float64 { return max(1, float64(o.at(0.5))/float64(2*mean)) }
+
 // run sends calls at a rate per second for a while, with the gaps between them that independent callers make, and waits
 // for all of them.
 func (l *load) run(rate float64, d time.Duration) outcome {

@@ -199,7 +199,9 @@ func writeClusters(w io.Writer, r *adminv1.ListClustersResponse) error {
 func purgeCommand() *cobra.Command {
 	var req adminv1.PurgeCacheRequest
 	cmd := adminCommand("purge", "Drop cached answers of a running transom, and of all that share them in Redis",
-		func(ctx context.Context, c adminv1.AdminClient) (*adminv1.PurgeCacheResponse, error) { return c.PurgeCache(ctx, &req) },
+		func(ctx context.Context, c adminv1.AdminClient) (*adminv1.PurgeCacheResponse, error) {
+			return c.PurgeCache(ctx, &req)
+		},
 		func(w io.Writer, r *adminv1.PurgeCacheResponse) error {
 			where := "in memory"
 			if r.GetShared() {

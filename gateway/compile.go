@@ -271,6 +271,7 @@ func (b *builder) build() (*Snapshot, error) {
 	}
 	if len(b.faults) > 0 {
 		b.release()
+		placed(b.faults)
 		return nil, joinFaults(unique(b.faults))
 	}
 	s.drop, s.clusters, s.accessLog, s.cache = b.release, b.clusters, b.accessLog, b.cache
@@ -387,6 +388,7 @@ func (b *builder) snapshot() *Snapshot {
 	}
 	set, faults := compilePolicies(b.cfg.GetPolicies())
 	b.faults = append(b.faults, faults...)
+	set.options = b.options()
 	if len(b.missing) == 0 {
 		b.faults = append(b.faults, set.unmatched(b.schema)...)
 	}

@@ -76,11 +76,19 @@ func (s *Snapshot) explainPolicy(m *descriptors.Method, cfg *configv1.Config, wh
 		fd := fields.Get(i)
 		from, set := eff.From[fd.Name()]
 		switch value, there := defaults[fd.Name()]; {
+		case set && from.Block == optionBlock:
+			fmt.Fprintf(tw, "%s\t%s\t%s\tdescriptors\n", fd.Name(), fieldText(eff.Policy, fd), optionName)
 		case set:
 			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", fd.Name(), fieldText(eff.Policy, fd), from.Selector, where(eff.path(fd.Name())))
 		case there:
 			fmt.Fprintf(tw, "%s\t%s\t\tdefault\n", fd.Name(), value)
 		}
+		if o := eff.option; o != nil && set && from.Block != optionBlock && (fd.Name() == "access" || fd.Name() == "allow") && o.policy.ProtoReflect().Has(fd) {
+			fmt.Fprintf(tw, "and %s\t%s\t%s\tdescriptors\n", fd.Name(), fieldText(o.policy, fd), optionName)
+		}
+	}
+	if eff.option != nil && eff.option.authenticated {
+		fmt.Fprintf(tw, "authenticated\ttrue\t%s\tdescriptors\n", optionName)
 	}
 	if err := tw.Flush(); err != nil {
 		return err

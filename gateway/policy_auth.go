@@ -188,24 +188,39 @@ func (b *builder) authenticate(eff Effective) rpc.Middleware {
 
 // authorize is the middleware that decides what callers may do; nil if everything.
 func (b *builder) authorize(m *descriptors.Method, eff Effective) rpc.Middleware {
+	b.checkAuthenticated(eff)
 	if b.cfg.GetSecurity().GetDefaultDeny() && eff.Policy.GetAuth() == nil {
 		return func(rpc.Handler) rpc.Handler { return access.Deny }
 	}
 	a := eff.Policy.GetAccess()
-	cfg := access.Config{Scopes: a.GetScopes(), Groups: a.GetGroups(), Consumers: a.GetConsumers()}
+	scopes, groups, allow := eff.also()
+	cfg := access.Config{Scopes: slices.Concat(a.GetScopes(), scopes), Consumers: a.GetConsumers()}
+	for _, list := range [][]string{a.GetGroups(), groups} {
+		if len(list) > 0 {
+			cfg.Groups = append(cfg.Groups, list)
+		}
+	}
 	cfg.AllowIPs = b.networks(eff.path("access")+".allow_ips", a.GetAllowIps())
 	cfg.DenyIPs = b.networks(eff.path("access")+".deny_ips", a.GetDenyIps())
 	if len(cfg.Scopes)+len(cfg.Groups)+len(cfg.Consumers) > 0 && (len(eff.Policy.GetAuth().GetRequire()) == 0 || eff.Policy.GetAuth().GetAnonymous()) {
 		b.fault(eff.path("access"), "scopes, groups and consumers need callers that say who they are: auth.require without anonymous, for %s", m.Name)
 	}
-	if source := eff.Policy.GetAllow(); source != "" {
+	for i, source := range []string{eff.Policy.GetAllow(), allow} {
+		if source == "" {
+			continue
+		}
 		e, err := b.rules.Compile(source, m)
 		if err != nil {
-			for _, err := range flatten(err) {
-				b.fault(eff.path("allow"), "for %s: %v", m.Name, err)
+			path := eff.path("allow")
+			if i > 0 {
+				path = fmt.Sprintf("%s of %s.allow", optionName, m.Name)
 			}
+			for _, err := range flatten(err) {
+				b.fault(path, "for %s: %v", m.Name, err)
+			}
+			continue
 		}
-		cfg.Allow = e
+		cfg.Allow = append(cfg.Allow, e)
 	}
 	return access.New(cfg)
 }

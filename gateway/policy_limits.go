@@ -35,7 +35,7 @@ const (
 type shaping struct {
 	validator *validate.Compiler
 	// limiters are those of each policy block.
-	limiters map[int][]*limit.Limiter
+	limiters map[string][]*limit.Limiter
 	redis    *limit.Redis
 	cache    *cache.Cache
 	store    *cache.Store
@@ -63,22 +63,26 @@ func (b *builder) limits(m *descriptors.Method, eff Effective) rpc.Middleware {
 		return nil
 	}
 	cost := int64(max(1, eff.Policy.GetCost()))
-	from := eff.From["limits"]
-	limiters, made := b.limiters[from.Block]
+	place := eff.path("limits")
+	limiters, made := b.limiters[place]
 	if !made {
 		for i, l := range eff.Policy.GetLimits() {
 			name := l.GetName()
 			if name == "" {
-				name = fmt.Sprintf("%s.%d", b.cfg.GetPolicies()[from.Block].GetSelector()[0], i)
+				first := eff.method
+				if n := eff.From["limits"].Block; n != optionBlock {
+					first = b.cfg.GetPolicies()[n].GetSelector()[0]
+				}
+				name = fmt.Sprintf("%s.%d", first, i)
 			}
 			if limiter := b.limiter(fmt.Sprintf("%s[%d]", eff.path("limits"), i), name, l); limiter != nil {
 				limiters = append(limiters, limiter)
 			}
 		}
 		if b.limiters == nil {
-			b.limiters = map[int][]*limit.Limiter{}
+			b.limiters = map[string][]*limit.Limiter{}
 		}
-		b.limiters[from.Block] = limiters
+		b.limiters[place] = limiters
 	}
 	for i, l := range limiters {
 		if most := l.MaxCost(); cost > most {

@@ -60,11 +60,16 @@ type Effective struct {
 	Policy *configv1.Policy
 	// From names, for each field that is set, the selector and the index of the policy block it came from.
 	From map[protoreflect.Name]Origin
+	// method is its full name, "" for methods without a schema; option is what it asks for itself, nil for nothing.
+	method string
+	option *methodOption
 }
 
 // path leads to where the field was written, for faults; "" if it was not.
-func (e Effective) path(field protoreflect.Name) string {
-	if from, ok := e.From[field]; ok {
+func (e *Effective) path(field protoreflect.Name) string {
+	if from, ok := e.From[field]; ok && from.Block == optionBlock {
+		return fmt.Sprintf("%s of %s.%s", optionName, e.method, field)
+	} else if ok {
 		return fmt.Sprintf("policies[%d].%s", from.Block, field)
 	}
 	return ""
@@ -73,13 +78,18 @@ func (e Effective) path(field protoreflect.Name) string {
 // Origin is where a field of an effective policy was written.
 type Origin struct {
 	Selector string
-	// Block is the index in the configuration's policies.
+	// Block is the index in the configuration's policies, or optionBlock.
 	Block int
 }
+
+// optionBlock is the Block of what a method's own option says.
+const optionBlock = -1
 
 // policySet is the compiled list of policy blocks.
 type policySet struct {
 	rules []policyRule
+	// options are what methods ask for themselves, by full name.
+	options map[string]*methodOption
 }
 
 type policyRule struct {
@@ -128,7 +138,7 @@ func (p *policySet) unmatched(schema *descriptors.Schema) []Fault {
 
 // effective merges the blocks that match a method. Two blocks of equal rank that set one field are a fault.
 func (p *policySet) effective(method string) (Effective, []Fault) {
-	eff := Effective{Policy: &configv1.Policy{}, From: map[protoreflect.Name]Origin{}}
+	eff := Effective{Policy: &configv1.Policy{}, From: map[protoreflect.Name]Origin{}, method: method}
 	ranks := map[protoreflect.Name]int{}
 	var faults []Fault
 	dst := eff.Policy.ProtoReflect()
@@ -157,6 +167,7 @@ func (p *policySet) effective(method string) (Effective, []Fault) {
 		})
 	}
 	faults = append(faults, settle(&eff, ranks, method)...)
+	faults = append(faults, p.options[method].add(&eff)...)
 	eff.Policy, _ = proto.Clone(eff.Policy).(*configv1.Policy)
 	return eff, faults
 }

@@ -153,7 +153,7 @@ func (r *release) deliver(ctx context.Context, p platform, bin string) error {
 		return err
 	}
 	files := []file{{"transom", bin, 0o755}}
-	for _, name := range []string{"LICENSE", "README.md", "CHANGELOG.md", "docs/configuration.md", "deploy/transom.yaml", "deploy/systemd/transom.service"} {
+	for _, name := range []string{"LICENSE", "README.md", "CHANGELOG.md", "docs/configuration.md", "deploy/transom.yaml", "deploy/systemd/transom.service", "proto/transom/v1/policy.proto"} {
 		files = append(files, file{name, name, 0o644})
 	}
 	var archive bytes.Buffer

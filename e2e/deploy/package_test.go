@@ -409,7 +409,7 @@ func TestArchive(t *testing.T) {
 			t.Errorf("mode %o", h.Mode)
 		}
 	}
-	want := []string{"transom", "LICENSE", "README.md", "CHANGELOG.md", "docs/configuration.md", "deploy/transom.yaml", "deploy/systemd/transom.service"}
+	want := []string{"transom", "LICENSE", "README.md", "CHANGELOG.md", "docs/configuration.md", "deploy/transom.yaml", "deploy/systemd/transom.service", "proto/transom/v1/policy.proto"}
 	if !slices.Equal(names, want) {
 		t.Errorf("the archive has %q, want %q", names, want)
 	}

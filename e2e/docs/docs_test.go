@@ -24,6 +24,7 @@ import (
 
 	"transom/cmd/transom/demo"
 	"transom/cmd/transom/demo/bank"
+	"transom/descriptors"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -350,6 +351,8 @@ func TestBlocks(t *testing.T) {
 	for _, b := range blocks(t) {
 		switch b.kind {
 		case "yaml", "sh": // see above
+		case "proto":
+			compileProto(t, b)
 		case "calls":
 			if filepath.Base(b.file) != "policies.md" {
 				t.Errorf("%s: only those of policies.md are made, by TestDocumentedCalls", b.where(0))
@@ -365,5 +368,21 @@ func TestBlocks(t *testing.T) {
 		default:
 			t.Errorf("%s: nothing looks after blocks of kind %q", b.where(0), b.kind)
 		}
+	}
+}
+
+// compileProto compiles a block as a .proto file, with empty messages for those that its methods take and give.
+func compileProto(t *testing.T, b block) {
+	t.Helper()
+	text := "syntax = \"proto3\";\npackage shown;\n" + b.text
+	for _, m := range regexp.MustCompile(`\((\w+)\) returns \((\w+)\)`).FindAllStringSubmatch(b.text, -1) {
+		text += "message " + m[1] + " {}\nmessage " + m[2] + " {}\n"
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/shown.proto", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := descriptors.FromProto(t.Context(), []string{dir, repository + "/proto"}, []string{"shown.proto"}); err != nil {
+		t.Errorf("%s: %v", b.where(0), err)
 	}
 }

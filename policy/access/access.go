@@ -28,14 +28,14 @@ import (
 type Config struct {
 	// Scopes the caller must all have.
 	Scopes []string
-	// Groups of which the caller must have one.
-	Groups []string
+	// Groups are lists, of each of which the caller must have one.
+	Groups [][]string
 	// Consumers are the callers let through.
 	Consumers []string
 	// AllowIPs are where calls may come from, everywhere if it is empty; DenyIPs where they may not come from all the same.
 	AllowIPs, DenyIPs []netip.Prefix
-	// Allow must be true; nil for nothing.
-	Allow *Expression
+	// Allow must all be true.
+	Allow []*Expression
 }
 
 // The reasons of refusals, as in google.rpc.ErrorInfo.
@@ -50,18 +50,19 @@ const (
 
 // New makes the middleware; nil if cfg asks for nothing.
 func New(cfg Config) rpc.Middleware {
-	if len(cfg.Scopes)+len(cfg.Groups)+len(cfg.Consumers)+len(cfg.AllowIPs)+len(cfg.DenyIPs) == 0 && cfg.Allow == nil {
+	if len(cfg.Scopes)+len(cfg.Groups)+len(cfg.Consumers)+len(cfg.AllowIPs)+len(cfg.DenyIPs)+len(cfg.Allow) == 0 {
 		return nil
 	}
 	return func(next rpc.Handler) rpc.Handler {
+		for _, e := range slices.Backward(cfg.Allow) {
+			inner := next
+			next = func(ctx context.Context, call *rpc.Call) error { return e.guard(ctx, call, inner) }
+		}
 		return func(ctx context.Context, call *rpc.Call) error {
 			if err := cfg.judge(call); err != nil {
 				return err
 			}
-			if cfg.Allow == nil {
-				return next(ctx, call)
-			}
-			return cfg.Allow.guard(ctx, call, next)
+			return next(ctx, call)
 		}
 	}
 }
@@ -101,8 +102,10 @@ func (c *Config) judge(call *rpc.Call) error {
 			}})
 		}
 	}
-	if len(c.Groups) > 0 && !slices.ContainsFunc(c.Groups, func(g string) bool { return slices.Contains(p.Groups, g) }) {
-		return denied(call, reasonGroup, "the caller is in no group that may call this method")
+	for _, list := range c.Groups {
+		if !slices.ContainsFunc(list, func(g string) bool { return slices.Contains(p.Groups, g) }) {
+			return denied(call, reasonGroup, "the caller is in no group that may call this method")
+		}
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func FuzzCompile(f *testing.F) {
 		if err != nil {
 			return
 		}
-		_ = access.New(access.Config{Allow: e})(func(context.Context, *rpc.Call) error { return nil })(t.Context(), call(m))
+		_ = access.New(access.Config{Allow: []*access.Expression{e}})(func(context.Context, *rpc.Call) error { return nil })(t.Context(), call(m))
 	})
 }
 
@@ -65,9 +65,13 @@ func BenchmarkAllow(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			cfg := access.Config{}
 			if source == "" {
-				cfg.Scopes, cfg.Groups = []string{"a", "b"}, []string{"staff"}
-			} else if cfg.Allow, err = c.Compile(source, m); err != nil {
-				b.Fatal(err)
+				cfg.Scopes, cfg.Groups = []string{"a", "b"}, [][]string{{"staff"}}
+			} else {
+				e, err := c.Compile(source, m)
+				if err != nil {
+					b.Fatal(err)
+				}
+				cfg.Allow = []*access.Expression{e}
 			}
 			h := access.New(cfg)(func(context.Context, *rpc.Call) error { return nil })
 			call, ctx := call(m), b.Context()

@@ -573,7 +573,7 @@ func (h *handler) entry(call *rpc.Call, r *recorder, request rpc.Message) *entry
 }
 
 // tag adds a tag, and leaves alone those of the policy.
-func (e *entry) tag(name string) { e.tags = append(e.tags[:len(e.tags):len(e.tags)], name) }
+func (e *entry) tag(name string) { e.tags = append(slices.Clip(e.tags), name) }
 
 // varies reports whether the key has all that the backend says its answer depends on.
 func (h *handler) varies(vary []string) bool {

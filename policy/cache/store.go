@@ -46,7 +46,7 @@ const (
 	maxPurges = 10000
 )
 
-var errDown = errors.New("Redis is left alone for a moment after it failed")
+var errDown = errors.New("left alone for a moment after it failed")
 
 // Store keeps answers in Redis, so that several processes have them in common. While Redis does not answer it has nothing.
 // Close it.
@@ -198,11 +198,19 @@ func (s *Store) get(ctx context.Context, key string) (e *entry, purges uint64, e
 		return nil, 0, err
 	}
 	purges = s.cache.purges.Load()
-	e, unreadable := decode(found)
-	if unreadable != nil || s.purged.Load().has(e) { // say because a newer transom wrote it
-		return nil, 0, nil
+	if e = readable(found); e != nil && s.purged.Load().has(e) {
+		e = nil
 	}
 	return e, purges, nil
+}
+
+// readable is the entry that b is; nil if it is none, say because a newer transom wrote it.
+func readable(b []byte) *entry {
+	e, err := decode(b)
+	if err != nil {
+		return nil
+	}
+	return e
 }
 
 // put keeps an answer, in the background. s may be nil.
@@ -246,7 +254,7 @@ func (s *Store) Purge(ctx context.Context, sel Selection) (int, error) {
 		return errors.Join(err, s.learn(ctx, c, last))
 	})
 	if err != nil {
-		return n, fmt.Errorf("Redis does not answer, and has the answers still: %w", err)
+		return n, fmt.Errorf("the answers are still in Redis, which does not answer: %w", err)
 	}
 	return n, nil
 }

@@ -191,6 +191,13 @@ func trafficHeaders(cfg *configv1.Config) []string {
 		for _, f := range p.GetFaults() {
 			add(f.GetWhen())
 		}
+		for _, l := range p.GetLimits() {
+			for _, s := range l.GetPer() {
+				if name, ok := strings.CutPrefix(s, "header:"); ok {
+					names = append(names, name)
+				}
+			}
+		}
 		for _, s := range p.GetSplit().GetSticky() {
 			if name, ok := strings.CutPrefix(s, "header:"); ok {
 				names = append(names, name)

@@ -68,6 +68,17 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// TestLimitByHeader counts by a header that no other setting passes on: over REST and WebSocket all callers were one.
+func TestLimitByHeader(t *testing.T) {
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		p := start(t, "policies: [{selector: \"*\", limits: [{rate: 1/h, per: \"header:x-tenant\"}]}]\n")
+		for _, who := range []string{"a", "b"} {
+			call(t, p, map[string]string{"x-tenant": who}).wantOK(t, who)
+			call(t, p, map[string]string{"x-tenant": who}).want(t, who+" again", codes.ResourceExhausted, 429, "RATE_LIMITED")
+		}
+	})
+}
+
 func TestQuotaOfPlans(t *testing.T) {
 	p := start(t, fmt.Sprintf(`
 consumers:

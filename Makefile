@@ -141,6 +141,10 @@ bench-proxy bench-policy bench-idle load: export PGO := auto
 load: build ghz ## Load one server directly and through the proxy, with ghz
 	@.tools/load
 
+.PHONY: fresh
+fresh: ## Play a newcomer on a minimal Debian, made in a folder: make run, what it prints, make test (root, debootstrap)
+	@.tools/fresh
+
 .PHONY: release
 release: ## Make dist/: archives, Debian packages, an OCI image, lists of materials (VERSION=v1.2.3, or as git says)
 	@go run ./.tools/release -out dist $(if $(VERSION),-version $(VERSION))

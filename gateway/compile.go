@@ -402,7 +402,7 @@ func (b *builder) snapshot() *Snapshot {
 		return nil
 	}
 	methods := b.schema.Methods()
-	edge := listeners.NewEdge(b.edge())
+	edge := listeners.NewEdge(b.edge(set.options))
 	s := &Snapshot{schema: b.schema, plans: plans, edge: edge, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods)), chains: make([][]string, len(methods))}
 	s.versions = b.versions()
 	b.building = s

@@ -156,11 +156,15 @@ func credentialHeaders(cfg *configv1.Config) []string {
 	return names
 }
 
-// edge is what holds for every request.
-func (b *builder) edge() listeners.EdgeConfig {
+// edge is what holds for every request. options are what methods ask for by their option.
+func (b *builder) edge(options map[string]*methodOption) listeners.EdgeConfig {
 	sec := b.cfg.GetSecurity()
+	policies := slices.Clone(b.cfg.GetPolicies())
+	for _, o := range options {
+		policies = append(policies, o.policy)
+	}
 	cfg := listeners.EdgeConfig{
-		Forward:        slices.Concat(credentialHeaders(b.cfg), trafficHeaders(b.cfg), b.cfg.GetMetadata().GetRequestHeaders()),
+		Forward:        slices.Concat(credentialHeaders(b.cfg), headersOf(policies), b.cfg.GetMetadata().GetRequestHeaders()),
 		TrustedProxies: b.networks("security.trusted_proxies", sec.GetTrustedProxies()),
 		TrustedOrigins: sec.GetTrustedOrigins(),
 		ResponseHeader: sec.GetResponseHeaders(),

@@ -176,33 +176,33 @@ func (b *builder) checkHeader(path string, eff Effective, name string) {
 	b.fault(path, "answers that depend on header %q are cached: cache.vary must have it", name)
 }
 
-// trafficHeaders are the headers that policies look at to decide about calls.
-func trafficHeaders(cfg *configv1.Config) []string {
+// headersOf are the headers that policies look at, which REST and WebSocket must pass on for it.
+func headersOf(policies []*configv1.Policy) []string {
 	var names []string
-	add := func(when []*configv1.Condition) {
+	when := func(when []*configv1.Condition) {
 		for _, c := range when {
 			names = append(names, c.GetHeader())
 		}
 	}
-	for _, p := range cfg.GetPolicies() {
-		for _, r := range p.GetRoutes() {
-			add(r.GetWhen())
-		}
-		for _, f := range p.GetFaults() {
-			add(f.GetWhen())
-		}
-		for _, l := range p.GetLimits() {
-			for _, s := range l.GetPer() {
-				if name, ok := strings.CutPrefix(s, "header:"); ok {
-					names = append(names, name)
-				}
-			}
-		}
-		for _, s := range p.GetSplit().GetSticky() {
-			if name, ok := strings.CutPrefix(s, "header:"); ok {
+	keys := func(keys []string) {
+		for _, key := range keys {
+			if name, ok := strings.CutPrefix(key, "header:"); ok {
 				names = append(names, name)
 			}
 		}
+	}
+	for _, p := range policies {
+		for _, r := range p.GetRoutes() {
+			when(r.GetWhen())
+		}
+		for _, f := range p.GetFaults() {
+			when(f.GetWhen())
+		}
+		for _, l := range p.GetLimits() {
+			keys(l.GetPer())
+		}
+		keys(p.GetSplit().GetSticky())
+		names = append(names, p.GetCache().GetVary()...)
 	}
 	return names
 }

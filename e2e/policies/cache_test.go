@@ -298,3 +298,18 @@ func TestSharedCacheReload(t *testing.T) {
 	}
 	load.end()
 }
+
+// TestCacheVaryOfHeader keeps answers by a header that no other setting passes on: over REST and WebSocket neither the key nor
+// the backend had it, and all callers got one answer.
+func TestCacheVaryOfHeader(t *testing.T) {
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		p := start(t, "policies: [{selector: bank.v1.Diagnostics.Metadata, cache: {ttl: 1h, vary: x-tenant, shared: true}}]\n")
+		for _, who := range []string{"a", "b", "a"} {
+			o := call(t, p, map[string]string{"x-tenant": who})
+			o.wantOK(t, who)
+			if got := o.seen["x-tenant"]; len(got) != 1 || got[0] != who {
+				t.Errorf("the answer for %s is that for %q", who, got)
+			}
+		}
+	})
+}

@@ -14,14 +14,17 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+
+	"transom/rpc/h2wire"
+	"transom/rpc/trywrite"
 )
 
 // Conn is a connection. See the package's documentation.
 type Conn struct {
 	cfg    Config
 	raw    net.Conn
-	conn   net.Conn // raw, or what secures it
-	output output   // of whoever has set writing
+	conn   net.Conn         // raw, or what secures it
+	output *trywrite.Output // of whoever has set writing
 
 	ready, draining, done chan struct{}
 	writers               sync.WaitGroup
@@ -96,7 +99,7 @@ func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
 		cfg.KeepaliveTimeout = 20 * time.Second
 	}
 	for _, w := range [...]int{cfg.StreamWindow, cfg.ConnWindow} {
-		if w < 64<<10 || w > maxWindow {
+		if w < 64<<10 || w > h2wire.MaxWindow {
 			_ = raw.Close()
 			return nil, fmt.Errorf("a flow-control window of %d bytes is not from 64 KiB to 2 GiB", w)
 		}
@@ -106,39 +109,38 @@ func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
 		ready: make(chan struct{}), draining: make(chan struct{}), done: make(chan struct{}),
 		enc:           newEncoder(cfg.Authority, cfg.UserAgent, cfg.Handshake != nil),
 		nextID:        1,
-		sendWindow:    defaultWindow,
-		initialWindow: defaultWindow,
+		sendWindow:    h2wire.DefaultWindow,
+		initialWindow: h2wire.DefaultWindow,
 		maxFrame:      16 << 10,
 		maxHeaderList: math.MaxUint64,
 		streams:       map[uint32]*Stream{},
 		recvWindow:    cfg.ConnWindow,
 	}
 	c.maxStreams.Store(math.MaxUint32)
-	c.output = output{raw: raw, conn: raw, trier: newTrier(raw)}
+	var sealed *trywrite.Sealed
 	if cfg.Handshake != nil {
-		s := &sealed{Conn: raw}
-		conn, err := cfg.Handshake(ctx, s)
+		sealed = &trywrite.Sealed{Conn: raw}
+		conn, err := cfg.Handshake(ctx, sealed)
 		if err != nil {
 			_ = raw.Close()
 			return nil, fmt.Errorf("handshake: %w", err)
 		}
-		s.mu.Lock()
-		s.gather = true
-		s.mu.Unlock()
-		c.conn, c.output.conn, c.output.sealed = conn, conn, s
+		sealed.Gather()
+		c.conn = conn
 	}
-	c.reader = reader{c: c, buf: make([]byte, readBufLen), dec: hpack.NewDecoder(defaultMaxTable, nil)}
+	c.output = trywrite.New(raw, c.conn, sealed, 0)
+	c.reader = reader{c: c, buf: make([]byte, readBufLen), dec: hpack.NewDecoder(h2wire.DefaultTable, nil)}
 	c.reader.dec.SetEmitFunc(c.reader.head.add)
 	c.reader.head.limit = cfg.MaxHeaderListBytes
 
 	c.mu.Lock()
-	c.out = append(c.out, preface...)
-	c.out = appendFrame(c.out, 18, frameSettings, 0, 0)
-	c.out = appendSetting(c.out, settingEnablePush, 0)
-	c.out = appendSetting(c.out, settingInitialWindow, uint32(cfg.StreamWindow))
-	c.out = appendSetting(c.out, settingMaxHeaderListSize, uint32(cfg.MaxHeaderListBytes))
-	if n := cfg.ConnWindow - defaultWindow; n > 0 {
-		c.out = appendWindowUpdate(c.out, 0, n)
+	c.out = append(c.out, h2wire.Preface...)
+	c.out = h2wire.AppendFrame(c.out, 18, h2wire.FrameSettings, 0, 0)
+	c.out = h2wire.AppendSetting(c.out, h2wire.SettingEnablePush, 0)
+	c.out = h2wire.AppendSetting(c.out, h2wire.SettingInitialWindow, uint32(cfg.StreamWindow))
+	c.out = h2wire.AppendSetting(c.out, h2wire.SettingMaxHeaderListSize, uint32(cfg.MaxHeaderListBytes))
+	if n := cfg.ConnWindow - h2wire.DefaultWindow; n > 0 {
+		c.out = h2wire.AppendWindowUpdate(c.out, 0, n)
 	}
 	go c.read()
 	c.flush(false)
@@ -204,7 +206,7 @@ func (c *Conn) Drain() {
 // than once.
 func (c *Conn) Close() {
 	c.mu.Lock()
-	c.fail(ErrClosed, codeNo)
+	c.fail(ErrClosed, h2wire.CodeNo)
 	c.mu.Unlock()
 	<-c.done
 }
@@ -219,7 +221,7 @@ type GoAwayError struct {
 }
 
 func (e *GoAwayError) Error() string {
-	return "the server sent GOAWAY with " + errCode(e.Code).String() + " " + strconv.Quote(e.Debug)
+	return "the server sent GOAWAY with " + h2wire.ErrCode(e.Code).String() + " " + strconv.Quote(e.Debug)
 }
 
 func errWrite(err error) error { return fmt.Errorf("writing to the server: %w", err) }
@@ -239,7 +241,7 @@ func (c *Conn) drain(err error) {
 // closeIfIdle closes a draining connection that has no calls. c.mu is held.
 func (c *Conn) closeIfIdle() {
 	if c.state == Draining && c.active == 0 {
-		c.fail(c.err, codeNo)
+		c.fail(c.err, h2wire.CodeNo)
 	}
 }
 
@@ -253,18 +255,18 @@ func (c *Conn) setState(s State, err error) {
 }
 
 // fail closes the connection and ends all its calls. code is told to the server. c.mu is held.
-func (c *Conn) fail(err error, code errCode) {
+func (c *Conn) fail(err error, code h2wire.ErrCode) {
 	if c.state == Closed {
 		return
 	}
 	c.setState(Closed, err)
-	if code != codeNo {
+	if code != h2wire.CodeNo {
 		c.err = err
 	}
-	if !c.writing && c.output.trier != nil { // for courtesy, if it costs no waiting
+	if !c.writing && c.output.CanTry() { // for courtesy, if it costs no waiting
 		c.writing = true // and nobody writes after it
 		// Without what has been gathered: its calls are told that they were not sent.
-		_, _ = c.output.try(appendGoAway(nil, code))
+		_, _ = c.output.Try(h2wire.AppendGoAway(nil, 0, code)) // a server opens no streams
 	}
 	_ = c.raw.Close()
 	if c.keepalive != nil {
@@ -300,13 +302,13 @@ func (c *Conn) checkAlive() {
 		c.keepalive.Reset(c.cfg.KeepaliveTime)
 	case !c.pinged:
 		c.pinged, c.pingLeft = true, c.cfg.KeepaliveTimeout
-		c.out = appendPing(c.out, 0, &[8]byte{})
+		c.out = h2wire.AppendPing(c.out, 0, &[8]byte{})
 		c.keepalive.Reset(min(c.pingLeft, c.cfg.KeepaliveTime))
 	default:
 		if c.pingLeft -= min(c.pingLeft, c.cfg.KeepaliveTime); c.pingLeft > 0 {
 			c.keepalive.Reset(min(c.pingLeft, c.cfg.KeepaliveTime))
 		} else {
-			c.fail(errors.New("the server did not answer a PING in time"), codeNo)
+			c.fail(errors.New("the server did not answer a PING in time"), h2wire.CodeNo)
 		}
 	}
 	c.flush(false)
@@ -382,7 +384,7 @@ func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.M
 		c.mu.Unlock()
 		return &Error{Code: codes.ResourceExhausted, Message: fmt.Sprintf("metadata of %d bytes is more than the server takes", size), Origin: OriginRequest}
 	}
-	if c.nextID > maxStreamID {
+	if c.nextID > h2wire.MaxStreamID {
 		c.vacate()
 		err := c.errNotReady()
 		c.drain(errors.New("no stream numbers are left"))
@@ -395,39 +397,14 @@ func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.M
 	c.streams[s.id] = s
 
 	start := len(c.out)
-	c.out = appendFrame(c.out, 0, frameHeaders, flagEndHeaders, s.id)
+	c.out = h2wire.AppendFrame(c.out, 0, h2wire.FrameHeaders, h2wire.FlagEndHeaders, s.id)
 	c.out = c.enc.appendConst(c.out, method)
 	if s.timed {
 		c.out = appendTimeout(c.out, timeout)
 	}
 	c.out = appendMetadata(c.out, md)
-	c.endHeaders(start, s.id)
+	c.out = h2wire.EndHeaders(c.out, start, s.id, c.maxFrame)
 	return nil
-}
-
-// endHeaders completes the HEADERS frame at start of c.out, cutting off CONTINUATION frames if it is too long.
-func (c *Conn) endHeaders(start int, id uint32) {
-	n := len(c.out) - start - frameHeaderLen
-	if n <= c.maxFrame {
-		putLength(c.out[start:], n)
-		return
-	}
-	rest := append([]byte(nil), c.out[start+frameHeaderLen+c.maxFrame:]...)
-	c.out = c.out[:start+frameHeaderLen+c.maxFrame]
-	putLength(c.out[start:], c.maxFrame)
-	c.out[start+4] = 0
-	for len(rest) > 0 {
-		k, flags := min(len(rest), c.maxFrame), byte(0)
-		if k == len(rest) {
-			flags = flagEndHeaders
-		}
-		c.out = append(appendFrame(c.out, k, frameContinuation, flags, id), rest[:k]...)
-		rest = rest[k:]
-	}
-}
-
-func putLength(frame []byte, n int) {
-	frame[0], frame[1], frame[2] = byte(n>>16), byte(n>>8), byte(n)
 }
 
 // hasPlace reports whether a further stream may be opened. c.mu is held.
@@ -561,9 +538,9 @@ func (c *Conn) send(ctx context.Context, s *Stream, m Message, last bool) error 
 		c.sendWindow -= int64(n)
 		var flags byte
 		if last && left == 0 {
-			flags, s.sendClosed = flagEndStream, true
+			flags, s.sendClosed = h2wire.FlagEndStream, true
 		}
-		c.out = appendFrame(c.out, n, frameData, flags, s.id)
+		c.out = h2wire.AppendFrame(c.out, n, h2wire.FrameData, flags, s.id)
 		for n > 0 {
 			for len(piece) == 0 {
 				piece = m.Data[next].ReadOnlyData()
@@ -589,11 +566,11 @@ func (c *Conn) remove(s *Stream) {
 }
 
 // reset ends s for this side: its receiver gets err. c.mu is held.
-func (c *Conn) reset(s *Stream, code errCode, err *Error) {
+func (c *Conn) reset(s *Stream, code h2wire.ErrCode, err *Error) {
 	if s.end != nil {
 		return
 	}
-	c.out = appendReset(c.out, s.id, code)
+	c.out = h2wire.AppendReset(c.out, s.id, code)
 	s.sendClosed = true
 	s.finish(err)
 }

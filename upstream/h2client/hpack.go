@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"transom/rpc/grpcwire"
+	"transom/rpc/h2wire"
 )
 
 // encoder writes the header blocks of requests (RFC 7541). Into the server's table it inserts only what is the same in all
@@ -51,7 +52,7 @@ func newEncoder(authority, userAgent string, secure bool) encoder {
 			{"te", "trailers"},
 			{"user-agent", userAgent},
 		},
-		limit:  defaultMaxTable,
+		limit:  h2wire.DefaultTable,
 		table:  map[field]int{},
 		blocks: map[string]block{},
 	}
@@ -67,7 +68,7 @@ func newEncoder(authority, userAgent string, secure bool) encoder {
 
 // setLimit hears of the server's SETTINGS_HEADER_TABLE_SIZE. More than the default is not made use of.
 func (e *encoder) setLimit(n uint32) {
-	limit := int(min(n, defaultMaxTable))
+	limit := int(min(n, h2wire.DefaultTable))
 	if limit == e.limit {
 		return
 	}
@@ -82,7 +83,7 @@ func (e *encoder) appendConst(dst []byte, path string) []byte {
 		e.resized = false
 		dst = append(dst, 0x20)
 		if e.limit > 0 {
-			dst = appendInt(dst, 0x20, 5, e.limit)
+			dst = h2wire.AppendInt(dst, 0x20, 5, e.limit)
 		}
 	}
 	b, ok := e.blocks[path]
@@ -104,81 +105,16 @@ func (e *encoder) appendConst(dst []byte, path string) []byte {
 // appendField appends a constant field, inserting it into the table if it has room.
 func (e *encoder) appendField(dst []byte, f field) []byte {
 	if nth, ok := e.table[f]; ok {
-		return appendInt(dst, 0x80, 7, 61+len(e.table)-nth)
+		return h2wire.AppendInt(dst, 0x80, 7, 61+len(e.table)-nth)
 	}
 	size := len(f.name) + len(f.value) + 32
 	if e.used+size > e.limit || len(f.value) > maxBlockPath {
-		return appendLiteral(dst, 0x00, 4, f.name, f.value)
+		return h2wire.AppendLiteral(dst, 0x00, 4, f.name, f.value)
 	}
 	e.used += size
 	e.table[f] = len(e.table)
 	e.version++
-	return appendLiteral(dst, 0x40, 6, f.name, f.value)
-}
-
-// appendInt appends an integer with an n-bit prefix (RFC 7541 5.1).
-func appendInt(dst []byte, first byte, n, v int) []byte {
-	most := 1<<n - 1
-	if v < most {
-		return append(dst, first|byte(v))
-	}
-	dst = append(dst, first|byte(most))
-	for v -= most; v >= 128; v >>= 7 {
-		dst = append(dst, byte(v)|0x80)
-	}
-	return append(dst, byte(v))
-}
-
-// appendName begins a literal field: its kind, and its name by index if the static table has it.
-func appendName(dst []byte, kind byte, prefix int, name string) []byte {
-	if i := staticName(name); i > 0 {
-		return appendInt(dst, kind, prefix, i)
-	}
-	return append(appendInt(append(dst, kind), 0, 7, len(name)), name...)
-}
-
-func appendLiteral(dst []byte, kind byte, prefix int, name, value string) []byte {
-	return append(appendInt(appendName(dst, kind, prefix, name), 0, 7, len(value)), value...)
-}
-
-// staticName is the index of a name in the static table (RFC 7541 appendix A), of those that requests have.
-func staticName(name string) int {
-	switch name {
-	case ":authority":
-		return 1
-	case ":path":
-		return 4
-	case "accept":
-		return 19
-	case "accept-language":
-		return 17
-	case "authorization":
-		return 23
-	case "cache-control":
-		return 24
-	case "content-type":
-		return 31
-	case "cookie":
-		return 32
-	case "from":
-		return 37
-	case "referer":
-		return 51
-	case "user-agent":
-		return 58
-	case "via":
-		return 60
-	}
-	return 0
-}
-
-// secret reports whether values of a field must not be put into any table on the way (RFC 7541 7.1.3).
-func secret(name string) bool {
-	switch name {
-	case "authorization", "proxy-authorization", "cookie", "x-api-key":
-		return true
-	}
-	return strings.HasSuffix(name, "-token") || strings.HasSuffix(name, "-secret") || strings.HasSuffix(name, "-key")
+	return h2wire.AppendLiteral(dst, 0x40, 6, f.name, f.value)
 }
 
 // appendMetadata appends a call's own fields, which checkMetadata has passed.
@@ -188,16 +124,16 @@ func appendMetadata(dst []byte, md metadata.MD) []byte {
 			continue
 		}
 		var kind byte
-		if secret(name) {
+		if h2wire.Secret(name) {
 			kind = 0x10
 		}
 		bin := strings.HasSuffix(name, "-bin")
 		for _, v := range values {
 			if !bin {
-				dst = appendLiteral(dst, kind, 4, name, v)
+				dst = h2wire.AppendLiteral(dst, kind, 4, name, v)
 				continue
 			}
-			dst = appendInt(appendName(dst, kind, 4, name), 0, 7, base64.RawStdEncoding.EncodedLen(len(v)))
+			dst = h2wire.AppendInt(h2wire.AppendName(dst, kind, 4, name), 0, 7, base64.RawStdEncoding.EncodedLen(len(v)))
 			n := len(dst)
 			dst = slices.Grow(dst, base64.RawStdEncoding.EncodedLen(len(v)))
 			dst = dst[:n+base64.RawStdEncoding.EncodedLen(len(v))]

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"transom/rpc/grpcwire"
+	"transom/rpc/h2wire"
 )
 
 // FuzzEncoder has x/net decode what the encoder makes of calls and of changes of the table's size, one after the other, as
@@ -27,7 +28,7 @@ func FuzzEncoder(f *testing.F) {
 		}
 		e := newEncoder("authority", "agent", len(script)%2 == 0)
 		var got []hpack.HeaderField
-		dec := hpack.NewDecoder(defaultMaxTable, func(f hpack.HeaderField) { got = append(got, f) })
+		dec := hpack.NewDecoder(h2wire.DefaultTable, func(f hpack.HeaderField) { got = append(got, f) })
 		for i := 0; i < len(script); i++ {
 			b := script[i]
 			if b >= 0x80 { // the table's size
@@ -75,7 +76,7 @@ func FuzzEncoder(f *testing.F) {
 				if strings.HasSuffix(name, "-bin") {
 					v = grpcwire.EncodeBin(v)
 				}
-				want = append(want, hpack.HeaderField{Name: name, Value: v, Sensitive: secret(name)})
+				want = append(want, hpack.HeaderField{Name: name, Value: v, Sensitive: h2wire.Secret(name)})
 			}
 			if !slices.Equal(got, want) {
 				t.Fatalf("step %d: got %v, want %v", i, got, want)

@@ -15,9 +15,11 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"transom/rpc/grpcwire"
+	"transom/rpc/h2wire"
 )
 
 const (
+	messagePrefix = 5 // flag and length of a gRPC message
 	// readBufLen is the length of the reading buffer, more than any frame's.
 	readBufLen = 64 << 10
 	// directRead is the number of bytes of a message missing in a frame from which they are read to where they belong.
@@ -47,13 +49,13 @@ type reader struct {
 
 // connError ends the connection for a fault of the server.
 type connError struct {
-	code errCode
+	code h2wire.ErrCode
 	text string
 }
 
 func (e *connError) Error() string { return "the server broke HTTP/2: " + e.text }
 
-func protocolError(text string) error { return &connError{codeProtocol, text} }
+func protocolError(text string) error { return &connError{h2wire.CodeProtocol, text} }
 
 // read is the connection's goroutine.
 func (c *Conn) read() {
@@ -61,7 +63,7 @@ func (c *Conn) read() {
 	for err == nil {
 		err = c.reader.frame()
 	}
-	code := codeNo
+	code := h2wire.CodeNo
 	if e := (*connError)(nil); errors.As(err, &e) {
 		code = e.code
 	} else {
@@ -82,7 +84,7 @@ func (c *Conn) settle() {
 	c.batching = false
 	c.wakeReceivers()
 	if len(c.out) > maxGathered {
-		c.fail(&connError{codeEnhanceCalm, "it asks for answers that it does not read"}, codeEnhanceCalm)
+		c.fail(&connError{h2wire.CodeEnhanceCalm, "it asks for answers that it does not read"}, h2wire.CodeEnhanceCalm)
 	}
 	c.flush(false)
 }
@@ -120,22 +122,22 @@ func (r *reader) receive(p []byte) (int, error) {
 
 // frame reads one frame and does what it asks for.
 func (r *reader) frame() error {
-	if err := r.need(frameHeaderLen); err != nil {
+	if err := r.need(h2wire.FrameHeaderLen); err != nil {
 		return err
 	}
-	h := r.buf[r.r : r.r+frameHeaderLen]
+	h := r.buf[r.r : r.r+h2wire.FrameHeaderLen]
 	length := int(h[0])<<16 | int(h[1])<<8 | int(h[2])
 	typ, flags := h[3], h[4]
-	id := binary.BigEndian.Uint32(h[5:]) & maxStreamID
-	r.r += frameHeaderLen
+	id := binary.BigEndian.Uint32(h[5:]) & h2wire.MaxStreamID
+	r.r += h2wire.FrameHeaderLen
 	switch {
-	case !r.c.settled && (typ != frameSettings || flags&flagAck != 0):
+	case !r.c.settled && (typ != h2wire.FrameSettings || flags&h2wire.FlagAck != 0):
 		return protocolError("its first frame is not SETTINGS")
-	case length > ourMaxFrame:
-		return &connError{codeFrameSize, "frame of " + strconv.Itoa(length) + " bytes"}
-	case r.blockStream != 0 && (typ != frameContinuation || id != r.blockStream):
+	case length > h2wire.DefaultMaxFrame:
+		return &connError{h2wire.CodeFrameSize, "frame of " + strconv.Itoa(length) + " bytes"}
+	case r.blockStream != 0 && (typ != h2wire.FrameContinuation || id != r.blockStream):
 		return protocolError("a header block is interrupted")
-	case typ == frameData:
+	case typ == h2wire.FrameData:
 		return r.data(id, flags, length)
 	}
 	if err := r.need(length); err != nil {
@@ -144,21 +146,21 @@ func (r *reader) frame() error {
 	p := r.buf[r.r : r.r+length]
 	r.r += length
 	switch typ {
-	case frameHeaders:
+	case h2wire.FrameHeaders:
 		return r.headers(id, flags, p)
-	case frameContinuation:
+	case h2wire.FrameContinuation:
 		return r.continuation(id, flags, p)
-	case frameReset:
+	case h2wire.FrameReset:
 		return r.reset(id, p)
-	case frameSettings:
+	case h2wire.FrameSettings:
 		return r.settings(id, flags, p)
-	case framePing:
+	case h2wire.FramePing:
 		return r.ping(id, flags, p)
-	case frameGoAway:
+	case h2wire.FrameGoAway:
 		return r.goAway(id, p)
-	case frameWindowUpdate:
+	case h2wire.FrameWindowUpdate:
 		return r.windowUpdate(id, p)
-	case framePushPromise:
+	case h2wire.FramePushPromise:
 		return protocolError("PUSH_PROMISE")
 	default: // PRIORITY, and whatever may be invented
 		return r.idle()
@@ -185,7 +187,7 @@ func (r *reader) idle() error {
 	r.idleFrames = 0
 	now := time.Now()
 	if now.Sub(r.idleSince) < 10*time.Second {
-		return &connError{codeEnhanceCalm, "too many frames of no use"}
+		return &connError{h2wire.CodeEnhanceCalm, "too many frames of no use"}
 	}
 	r.idleSince = now
 	return nil
@@ -212,9 +214,9 @@ func (c *Conn) stream(id uint32) (*Stream, error) {
 // data reads a DATA frame.
 func (r *reader) data(id uint32, flags byte, length int) error {
 	n, pad := length, 0
-	if flags&flagPadded != 0 {
+	if flags&h2wire.FlagPadded != 0 {
 		if length < 1 {
-			return &connError{codeFrameSize, "DATA without its padding length"}
+			return &connError{h2wire.CodeFrameSize, "DATA without its padding length"}
 		}
 		if err := r.need(1); err != nil {
 			return unexpected(err)
@@ -235,20 +237,20 @@ func (r *reader) data(id uint32, flags byte, length int) error {
 	}
 	if c.recvWindow -= length; c.recvWindow < 0 {
 		c.mu.Unlock()
-		return &connError{codeFlowControl, "more DATA than the connection's window"}
+		return &connError{h2wire.CodeFlowControl, "more DATA than the connection's window"}
 	}
 	if c.recvDebt += length; c.recvDebt >= c.cfg.ConnWindow/4 {
-		c.out = appendWindowUpdate(c.out, 0, c.recvDebt)
+		c.out = h2wire.AppendWindowUpdate(c.out, 0, c.recvDebt)
 		c.recvWindow += c.recvDebt
 		c.recvDebt = 0
 	}
 	if s != nil {
 		switch s.recvWindow -= length; {
 		case s.recvWindow < 0:
-			c.reset(s, codeFlowControl, errProtocol("the server sent more than the stream's window"))
+			c.reset(s, h2wire.CodeFlowControl, errProtocol("the server sent more than the stream's window"))
 			s = nil
 		case !s.answered:
-			c.reset(s, codeProtocol, errProtocol("the server sent a message before its headers"))
+			c.reset(s, h2wire.CodeProtocol, errProtocol("the server sent a message before its headers"))
 			s = nil
 		default:
 			s.pay(length - n)
@@ -271,7 +273,7 @@ func (r *reader) data(id uint32, flags byte, length int) error {
 		c = r.lock()
 		s = c.streams[id]
 	}
-	if s != nil && flags&flagEndStream != 0 {
+	if s != nil && flags&h2wire.FlagEndStream != 0 {
 		s.finish(errProtocol("the server ended the stream without trailers"))
 	}
 	c.mu.Unlock()
@@ -374,16 +376,16 @@ func (s *Stream) begin() {
 	size := binary.BigEndian.Uint32(s.prefix[1:])
 	switch flag := s.prefix[0]; {
 	case flag > 1:
-		c.reset(s, codeCancel, errProtocol(fmt.Sprintf("the server sent a message with invalid flags 0x%02x", flag)))
+		c.reset(s, h2wire.CodeCancel, errProtocol(fmt.Sprintf("the server sent a message with invalid flags 0x%02x", flag)))
 	case flag == 1 && (s.encoding == "" || s.encoding == "identity"):
-		c.reset(s, codeCancel, errProtocol("the server sent a compressed message without naming its encoding"))
+		c.reset(s, h2wire.CodeCancel, errProtocol("the server sent a compressed message without naming its encoding"))
 	case uint64(size) > uint64(c.cfg.MaxMessageBytes):
-		c.reset(s, codeCancel, &Error{
+		c.reset(s, h2wire.CodeCancel, &Error{
 			Code: codes.ResourceExhausted, Origin: OriginLimit,
 			Message: fmt.Sprintf("the server sent a message of %d bytes, the limit is %d bytes", size, c.cfg.MaxMessageBytes),
 		})
 	case s.unary && len(s.queue) > 0:
-		c.reset(s, codeCancel, &Error{
+		c.reset(s, h2wire.CodeCancel, &Error{
 			Code: codes.Unimplemented, Origin: OriginProtocol,
 			Message: "the server answered a unary call with more than one message",
 		})
@@ -438,20 +440,20 @@ func errProtocol(text string) *Error {
 
 // headers reads a HEADERS frame.
 func (r *reader) headers(id uint32, flags byte, p []byte) error {
-	if flags&flagPadded != 0 {
+	if flags&h2wire.FlagPadded != 0 {
 		if len(p) < 1 || int(p[0]) > len(p)-1 {
 			return protocolError("more padding than HEADERS")
 		}
 		p = p[1 : len(p)-int(p[0])]
 	}
-	if flags&flagPriority != 0 {
+	if flags&h2wire.FlagPriority != 0 {
 		if len(p) < 5 {
-			return &connError{codeFrameSize, "HEADERS without the priority it announces"}
+			return &connError{h2wire.CodeFrameSize, "HEADERS without the priority it announces"}
 		}
 		p = p[5:]
 	}
-	end := flags&flagEndStream != 0
-	if flags&flagEndHeaders == 0 {
+	end := flags&h2wire.FlagEndStream != 0
+	if flags&h2wire.FlagEndHeaders == 0 {
 		r.blockStream, r.blockEnd = id, end
 		r.block = append(r.block[:0], p...)
 		return nil
@@ -468,16 +470,16 @@ func (r *reader) continuation(id uint32, flags byte, p []byte) error {
 			return err
 		}
 	}
-	if len(r.block)+len(p) > 4*r.head.limit+ourMaxFrame {
-		return &connError{codeEnhanceCalm, "header block far over the limit"}
+	if len(r.block)+len(p) > 4*r.head.limit+h2wire.DefaultMaxFrame {
+		return &connError{h2wire.CodeEnhanceCalm, "header block far over the limit"}
 	}
 	r.block = append(r.block, p...)
-	if flags&flagEndHeaders == 0 {
+	if flags&h2wire.FlagEndHeaders == 0 {
 		return nil
 	}
 	r.blockStream = 0
 	err := r.decode(id, r.blockEnd, r.block)
-	if cap(r.block) > 4*ourMaxFrame {
+	if cap(r.block) > 4*h2wire.DefaultMaxFrame {
 		r.block = nil
 	}
 	return err
@@ -487,10 +489,10 @@ func (r *reader) continuation(id uint32, flags byte, p []byte) error {
 func (r *reader) decode(id uint32, end bool, block []byte) error {
 	r.head.reset()
 	if _, err := r.dec.Write(block); err != nil {
-		return &connError{codeCompression, err.Error()}
+		return &connError{h2wire.CodeCompression, err.Error()}
 	}
 	if err := r.dec.Close(); err != nil {
-		return &connError{codeCompression, err.Error()}
+		return &connError{h2wire.CodeCompression, err.Error()}
 	}
 	c := r.lock()
 	s, err := c.stream(id)
@@ -613,23 +615,23 @@ func (h *head) apply(s *Stream, end bool, r *reader) error {
 	c := s.c
 	switch {
 	case h.over:
-		c.reset(s, codeCancel, &Error{
+		c.reset(s, h2wire.CodeCancel, &Error{
 			Code: codes.ResourceExhausted, Origin: OriginLimit,
 			Message: fmt.Sprintf("the server sent metadata of more than %d bytes", h.limit),
 		})
 	case h.fault != "":
-		c.reset(s, codeProtocol, errProtocol("the server sent malformed headers: "+h.fault))
+		c.reset(s, h2wire.CodeProtocol, errProtocol("the server sent malformed headers: "+h.fault))
 	case s.answered && (!end || h.status != 0):
-		c.reset(s, codeProtocol, errProtocol("the server sent headers in the middle of a stream"))
+		c.reset(s, h2wire.CodeProtocol, errProtocol("the server sent headers in the middle of a stream"))
 	case s.answered:
 		r.useful()
 		s.trailer = h.md
 		s.finish(h.outcome(s))
 	case h.status == 0:
-		c.reset(s, codeProtocol, errProtocol("the server sent headers without :status"))
+		c.reset(s, h2wire.CodeProtocol, errProtocol("the server sent headers without :status"))
 	case h.status < 200:
 		if end || h.status == 101 {
-			c.reset(s, codeProtocol, errProtocol("the server ended the stream with an interim response"))
+			c.reset(s, h2wire.CodeProtocol, errProtocol("the server ended the stream with an interim response"))
 			return nil
 		}
 		return r.idle()
@@ -662,7 +664,7 @@ func (c *Conn) refuse(s *Stream, end bool, err *Error) {
 		s.finish(err)
 		return
 	}
-	c.reset(s, codeCancel, err)
+	c.reset(s, h2wire.CodeCancel, err)
 }
 
 // outcome is the status that trailers tell: an *Error, or io.EOF for OK.
@@ -688,7 +690,7 @@ func clip(s string) string { return s[:min(len(s), 64)] }
 // reset reads an RST_STREAM frame.
 func (r *reader) reset(id uint32, p []byte) error {
 	if len(p) != 4 {
-		return &connError{codeFrameSize, "RST_STREAM"}
+		return &connError{h2wire.CodeFrameSize, "RST_STREAM"}
 	}
 	c := r.lock()
 	defer c.mu.Unlock()
@@ -699,15 +701,15 @@ func (r *reader) reset(id uint32, p []byte) error {
 	if s == nil {
 		return r.idle()
 	}
-	code := errCode(binary.BigEndian.Uint32(p))
+	code := h2wire.ErrCode(binary.BigEndian.Uint32(p))
 	s.sendClosed = true // no reset in answer
-	if code == codeCancel && s.timed && !time.Now().Before(s.deadline) {
+	if code == h2wire.CodeCancel && s.timed && !time.Now().Before(s.deadline) {
 		// The server's clock was the faster one.
 		s.finish(&Error{Code: codes.DeadlineExceeded, Message: "the call's deadline has passed", Origin: OriginContext})
 		return nil
 	}
 	s.finish(&Error{
-		Code: grpcwire.CodeOfReset(uint32(code)), Origin: OriginReset, Reset: uint32(code), Unprocessed: code == codeRefused,
+		Code: grpcwire.CodeOfReset(uint32(code)), Origin: OriginReset, Reset: uint32(code), Unprocessed: code == h2wire.CodeRefused,
 		Message: "the server reset the stream with HTTP/2 error " + code.String(),
 	})
 	return nil
@@ -718,13 +720,13 @@ func (r *reader) settings(id uint32, flags byte, p []byte) error {
 	switch {
 	case id != 0:
 		return protocolError("SETTINGS of a stream")
-	case flags&flagAck != 0 && len(p) != 0, len(p)%6 != 0:
-		return &connError{codeFrameSize, "SETTINGS"}
+	case flags&h2wire.FlagAck != 0 && len(p) != 0, len(p)%6 != 0:
+		return &connError{h2wire.CodeFrameSize, "SETTINGS"}
 	}
 	if err := r.idle(); err != nil {
 		return err
 	}
-	if flags&flagAck != 0 {
+	if flags&h2wire.FlagAck != 0 {
 		return nil
 	}
 	c := r.lock()
@@ -732,36 +734,36 @@ func (r *reader) settings(id uint32, flags byte, p []byte) error {
 	for ; len(p) > 0; p = p[6:] {
 		v := binary.BigEndian.Uint32(p[2:])
 		switch binary.BigEndian.Uint16(p) {
-		case settingHeaderTableSize:
+		case h2wire.SettingHeaderTableSize:
 			c.enc.setLimit(v)
-		case settingEnablePush:
+		case h2wire.SettingEnablePush:
 			if v != 0 {
 				return protocolError("SETTINGS_ENABLE_PUSH")
 			}
-		case settingMaxStreams:
+		case h2wire.SettingMaxStreams:
 			c.maxStreams.Store(v)
-		case settingInitialWindow:
-			if v > maxWindow {
-				return &connError{codeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE"}
+		case h2wire.SettingInitialWindow:
+			if v > h2wire.MaxWindow {
+				return &connError{h2wire.CodeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE"}
 			}
 			delta := int64(v) - c.initialWindow
 			c.initialWindow = int64(v)
 			for _, s := range c.streams {
-				if s.sendWindow += delta; s.sendWindow > maxWindow {
-					return &connError{codeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE"}
+				if s.sendWindow += delta; s.sendWindow > h2wire.MaxWindow {
+					return &connError{h2wire.CodeFlowControl, "SETTINGS_INITIAL_WINDOW_SIZE"}
 				}
 				wake(s.sendable)
 			}
-		case settingMaxFrame:
+		case h2wire.SettingMaxFrame:
 			if v < 16<<10 || v > 1<<24-1 {
 				return protocolError("SETTINGS_MAX_FRAME_SIZE")
 			}
 			c.maxFrame = int(v)
-		case settingMaxHeaderListSize:
+		case h2wire.SettingMaxHeaderListSize:
 			c.maxHeaderList = uint64(v)
 		}
 	}
-	c.out = appendFrame(c.out, 0, frameSettings, flagAck, 0)
+	c.out = h2wire.AppendFrame(c.out, 0, h2wire.FrameSettings, h2wire.FlagAck, 0)
 	c.grant()
 	if !c.settled {
 		c.settled = true
@@ -776,14 +778,14 @@ func (r *reader) ping(id uint32, flags byte, p []byte) error {
 	case id != 0:
 		return protocolError("PING of a stream")
 	case len(p) != 8:
-		return &connError{codeFrameSize, "PING"}
+		return &connError{h2wire.CodeFrameSize, "PING"}
 	}
 	if err := r.idle(); err != nil {
 		return err
 	}
-	if flags&flagAck == 0 {
+	if flags&h2wire.FlagAck == 0 {
 		c := r.lock()
-		c.out = appendPing(c.out, flagAck, (*[8]byte)(p))
+		c.out = h2wire.AppendPing(c.out, h2wire.FlagAck, (*[8]byte)(p))
 		c.mu.Unlock()
 	}
 	return nil
@@ -795,9 +797,9 @@ func (r *reader) goAway(id uint32, p []byte) error {
 	case id != 0:
 		return protocolError("GOAWAY of a stream")
 	case len(p) < 8:
-		return &connError{codeFrameSize, "GOAWAY"}
+		return &connError{h2wire.CodeFrameSize, "GOAWAY"}
 	}
-	last := binary.BigEndian.Uint32(p) & maxStreamID
+	last := binary.BigEndian.Uint32(p) & h2wire.MaxStreamID
 	away := &GoAwayError{Code: binary.BigEndian.Uint32(p[4:]), Debug: string(p[8:min(len(p), 8+256)])}
 	if err := r.idle(); err != nil {
 		return err
@@ -821,9 +823,9 @@ func (r *reader) goAway(id uint32, p []byte) error {
 // windowUpdate reads a WINDOW_UPDATE frame.
 func (r *reader) windowUpdate(id uint32, p []byte) error {
 	if len(p) != 4 {
-		return &connError{codeFrameSize, "WINDOW_UPDATE"}
+		return &connError{h2wire.CodeFrameSize, "WINDOW_UPDATE"}
 	}
-	n := int64(binary.BigEndian.Uint32(p) & maxWindow)
+	n := int64(binary.BigEndian.Uint32(p) & h2wire.MaxWindow)
 	c := r.lock()
 	defer c.mu.Unlock()
 	if id == 0 {
@@ -831,8 +833,8 @@ func (r *reader) windowUpdate(id uint32, p []byte) error {
 		switch {
 		case n == 0:
 			return protocolError("WINDOW_UPDATE of 0")
-		case c.sendWindow > maxWindow:
-			return &connError{codeFlowControl, "WINDOW_UPDATE past 2 GiB"}
+		case c.sendWindow > h2wire.MaxWindow:
+			return &connError{h2wire.CodeFlowControl, "WINDOW_UPDATE past 2 GiB"}
 		}
 		c.wakeBlocked()
 		return nil
@@ -844,9 +846,9 @@ func (r *reader) windowUpdate(id uint32, p []byte) error {
 	case s == nil:
 		return nil
 	case n == 0:
-		c.reset(s, codeProtocol, errProtocol("the server sent a WINDOW_UPDATE of 0"))
-	case s.sendWindow+n > maxWindow:
-		c.reset(s, codeFlowControl, errProtocol("the server raised the stream's window past 2 GiB"))
+		c.reset(s, h2wire.CodeProtocol, errProtocol("the server sent a WINDOW_UPDATE of 0"))
+	case s.sendWindow+n > h2wire.MaxWindow:
+		c.reset(s, h2wire.CodeFlowControl, errProtocol("the server raised the stream's window past 2 GiB"))
 	default:
 		s.sendWindow += n
 		wake(s.sendable)

@@ -8,6 +8,8 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+
+	"transom/rpc/h2wire"
 )
 
 // errEnded is that a stream has ended before all was sent.
@@ -81,7 +83,7 @@ func (c *Conn) Unary(ctx context.Context, method string, md metadata.MD, req Mes
 	}
 	if err := c.send(ctx, s, req, true); err != nil {
 		if e := (*Error)(nil); errors.As(err, &e) {
-			c.reset(s, codeCancel, e)
+			c.reset(s, h2wire.CodeCancel, e)
 		} // else errEnded, or ctx has ended: both are seen below
 	}
 	for join := true; s.end == nil && ctx.Err() == nil; join = false {
@@ -94,7 +96,7 @@ func (c *Conn) Unary(ctx context.Context, method string, md metadata.MD, req Mes
 	}
 	if err := ctx.Err(); err != nil { // wins over an answer
 		e := contextError(err)
-		c.reset(s, codeCancel, e)
+		c.reset(s, h2wire.CodeCancel, e)
 		s.end = e
 	}
 	end := s.end
@@ -162,7 +164,7 @@ func (c *Conn) NewStream(ctx context.Context, method string, md metadata.MD) (*S
 func (s *Stream) cancelled() {
 	c := s.c
 	c.mu.Lock()
-	c.reset(s, codeCancel, contextError(s.ctx.Err()))
+	c.reset(s, h2wire.CodeCancel, contextError(s.ctx.Err()))
 	c.flush(false)
 }
 
@@ -173,7 +175,7 @@ func (s *Stream) Send(m Message, last bool) error {
 	c.mu.Lock()
 	err := c.send(s.ctx, s, m, last)
 	if e := (*Error)(nil); errors.As(err, &e) {
-		c.reset(s, codeCancel, e)
+		c.reset(s, h2wire.CodeCancel, e)
 	}
 	c.flush(true)
 	if err != nil {
@@ -191,7 +193,7 @@ func (s *Stream) CloseSend() error {
 		return nil //nolint:nilerr // Recv tells how the call ended
 	}
 	s.sendClosed = true
-	c.out = appendFrame(c.out, 0, frameData, flagEndStream, s.id)
+	c.out = h2wire.AppendFrame(c.out, 0, h2wire.FrameData, h2wire.FlagEndStream, s.id)
 	c.flush(true)
 	return nil
 }
@@ -225,7 +227,7 @@ func (s *Stream) Recv() (Message, error) {
 	for {
 		if s.end != io.EOF || s.head < len(s.queue) {
 			if err := s.ctx.Err(); err != nil { // wins over what has come
-				c.reset(s, codeCancel, contextError(err))
+				c.reset(s, h2wire.CodeCancel, contextError(err))
 				if e := (*Error)(nil); !errors.As(s.end, &e) || e.Origin != OriginContext {
 					s.end = contextError(err)
 				}
@@ -307,7 +309,7 @@ func (s *Stream) Trailer() metadata.MD {
 func (s *Stream) Close() {
 	c := s.c
 	c.mu.Lock()
-	c.reset(s, codeCancel, contextError(context.Canceled))
+	c.reset(s, h2wire.CodeCancel, contextError(context.Canceled))
 	_ = s.ended()
 }
 
@@ -319,7 +321,7 @@ func (s *Stream) finish(err error) {
 	s.end = err
 	if !s.sendClosed && s.c.state != Closed { // the server must not wait for the rest of the request (RFC 9113 8.1)
 		s.sendClosed = true
-		s.c.out = appendReset(s.c.out, s.id, codeNo)
+		s.c.out = h2wire.AppendReset(s.c.out, s.id, h2wire.CodeNo)
 	}
 	s.c.remove(s)
 	wake(s.sendable)
@@ -342,7 +344,7 @@ func (s *Stream) pay(n int) {
 		s.window *= 2
 		s.starved = false
 	}
-	s.c.out = appendWindowUpdate(s.c.out, s.id, s.recvDebt)
+	s.c.out = h2wire.AppendWindowUpdate(s.c.out, s.id, s.recvDebt)
 	s.recvWindow += s.recvDebt
 	s.recvDebt = 0
 }

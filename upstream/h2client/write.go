@@ -1,9 +1,9 @@
 package h2client
 
 import (
-	"net"
 	"runtime"
-	"sync"
+
+	"transom/rpc/h2wire"
 )
 
 // Frames are gathered in Conn.out. Whoever adds some and finds no write under way writes all that has been gathered, and
@@ -22,70 +22,6 @@ const (
 	// maxRounds is how often a caller writes for others before a goroutine takes over.
 	maxRounds = 8
 )
-
-// sealed is a raw connection as seen by what secures it. After the handshake what is written is kept in buf, for the
-// connection's writer to send in its turn: so encrypting never waits.
-type sealed struct {
-	net.Conn
-	mu     sync.Mutex
-	gather bool
-	buf    []byte
-}
-
-func (s *sealed) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	if s.gather {
-		s.buf = append(s.buf, p...)
-		s.mu.Unlock()
-		return len(p), nil
-	}
-	s.mu.Unlock()
-	return s.Conn.Write(p)
-}
-
-// take returns what has been written, in exchange for a buffer to write to.
-func (s *sealed) take(spare []byte) []byte {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b := s.buf
-	s.buf = spare[:0]
-	return b
-}
-
-// output is the sending side of a socket, used by one goroutine at a time.
-type output struct {
-	raw    net.Conn
-	conn   net.Conn // raw, or what secures it
-	trier  *trier   // nil if raw cannot write without waiting
-	sealed *sealed  // nil for plaintext
-	spare  []byte
-}
-
-// try writes p as far as the socket takes it at once and returns the bytes that remain, for finish: of p, or of what p
-// has been made into.
-func (o *output) try(p []byte) (rest []byte, err error) {
-	if o.sealed != nil {
-		if _, err := o.conn.Write(p); err != nil {
-			return nil, err
-		}
-		p = o.sealed.take(o.spare)
-		o.spare = nil
-		if cap(p) <= keepOut {
-			o.spare = p // again once p is written
-		}
-	}
-	if o.trier == nil {
-		return p, nil
-	}
-	n, err := o.trier.write(p)
-	return p[n:], err
-}
-
-// finish writes what try has left over. It waits.
-func (o *output) finish(rest []byte) error {
-	_, err := o.raw.Write(rest)
-	return err
-}
 
 // flush writes what has been gathered unless somebody else does. c.mu is held on entry and not on return. With join it
 // lets other callers add theirs first.
@@ -115,11 +51,11 @@ func (c *Conn) flush(join bool) {
 		}
 		p := c.swap()
 		c.mu.Unlock()
-		rest, err := c.output.try(p)
+		rest, err := c.output.Try(p)
 		c.mu.Lock()
 		if err != nil {
 			c.writing = false
-			c.fail(errWrite(err), codeNo)
+			c.fail(errWrite(err), h2wire.CodeNo)
 			c.mu.Unlock()
 			return
 		}
@@ -160,9 +96,9 @@ func (c *Conn) written(p []byte) {
 func (c *Conn) writeRest(rest, p []byte) {
 	for {
 		if len(rest) > 0 {
-			if err := c.output.finish(rest); err != nil {
+			if err := c.output.Finish(rest); err != nil {
 				c.mu.Lock()
-				c.fail(errWrite(err), codeNo)
+				c.fail(errWrite(err), h2wire.CodeNo)
 				c.mu.Unlock()
 				return
 			}
@@ -179,9 +115,9 @@ func (c *Conn) writeRest(rest, p []byte) {
 		p = c.swap()
 		c.mu.Unlock()
 		var err error
-		if rest, err = c.output.try(p); err != nil {
+		if rest, err = c.output.Try(p); err != nil {
 			c.mu.Lock()
-			c.fail(errWrite(err), codeNo)
+			c.fail(errWrite(err), h2wire.CodeNo)
 			c.mu.Unlock()
 			return
 		}

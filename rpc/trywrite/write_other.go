@@ -1,6 +1,6 @@
 //go:build !unix
 
-package h2client
+package trywrite
 
 import "net"
 

@@ -1,57 +1,14 @@
 package listeners
 
 import (
-	"context"
 	"errors"
-	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 )
-
-// connKey is where a request's context has its TCP connection: a *lengthCounter, or under TLS a *resets.
-type connKey struct{}
-
-// withConn is an http.Server's ConnContext.
-func withConn(ctx context.Context, c net.Conn) context.Context {
-	if l, ok := c.(*lengthCounter); ok {
-		l.resets.conn = c
-		return context.WithValue(ctx, connKey{}, l)
-	}
-	return context.WithValue(ctx, connKey{}, &resets{conn: c})
-}
-
-// A connection of HTTP/2 ends when of its requests, from the first leastRequests on, half or more were reset by the client:
-// to open a stream and reset it costs a client nothing and us a call (CVE-2023-44487). Streams that are refused, and those
-// that wait for one of the others to end, net/http counts itself.
-const leastRequests = 500
-
-// resets counts the requests of one connection.
-type resets struct {
-	conn        net.Conn
-	all, cutOff atomic.Int64
-}
-
-// countReset is called at the end of a request over HTTP/2.
-func countReset(r *http.Request) {
-	var c *resets
-	switch v := r.Context().Value(connKey{}).(type) {
-	case *lengthCounter:
-		c = &v.resets
-	case *resets:
-		c = v
-	default:
-		return
-	}
-	all := c.all.Add(1)
-	if errors.Is(context.Cause(r.Context()), context.Canceled) && 2*c.cutOff.Add(1) >= all && all >= leastRequests {
-		_ = c.conn.Close()
-	}
-}
 
 // quicKey is where a request's context has its *quicConn.
 type quicKey struct{}

@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"net"
@@ -12,6 +13,9 @@ import (
 	"sync/atomic"
 
 	"github.com/pires/go-proxyproto"
+
+	"transom/listeners/h2server"
+	"transom/rpc/trywrite"
 )
 
 // defaultMaxConns is how many TCP connections a listener has at a time unless Limits say otherwise.
@@ -129,12 +133,59 @@ const (
 func bounded(c net.Conn) *boundedConn {
 	switch w := c.(type) {
 	case *tls.Conn:
-		c = w.NetConn()
+		if s, ok := w.NetConn().(*trywrite.Sealed); ok {
+			c = s.Conn
+		}
 	case *lengthCounter:
 		c = w.Conn
 	}
 	b, _ := c.(*boundedConn)
 	return b
+}
+
+// raw is the socket below.
+func (c *boundedConn) raw() net.Conn {
+	if p, ok := c.Conn.(*proxyproto.Conn); ok {
+		return p.Raw()
+	}
+	return c.Conn
+}
+
+// sealingListener lets what TLS writes be kept, for HTTP/2.
+type sealingListener struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l sealingListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &trywrite.Sealed{Conn: c}, nil
+}
+
+// serveSecure2 serves a connection whose client has chosen HTTP/2 by ALPN. h has its context.
+func (s *Server) serveSecure2(_ *http.Server, c *tls.Conn, h http.Handler) {
+	sealed, _ := c.NetConn().(*trywrite.Sealed)
+	state := c.ConnectionState()
+	s.serve2(bounded(c), h, h2server.Socket{Conn: c, Sealed: sealed, TLS: &state})
+}
+
+// servePlain2 serves a connection that has begun with the preface of HTTP/2, which has been read. c has it inside.
+func (s *Server) servePlain2(_ *http.Server, c *tls.Conn, h http.Handler) {
+	if inner, ok := c.NetConn().(interface{ UnencryptedNetConn() net.Conn }); ok {
+		b := bounded(inner.UnencryptedNetConn())
+		s.serve2(b, h, h2server.Socket{Conn: b, Begun: true})
+	}
+}
+
+func (s *Server) serve2(b *boundedConn, h http.Handler, sock h2server.Socket) {
+	ctx := s.calls
+	if base, ok := h.(interface{ BaseContext() context.Context }); ok {
+		ctx = base.BaseContext()
+	}
+	s.seasoned(b) // a drain need not wait for its first request
+	sock.Raw = b.raw()
+	s.h2.Serve(ctx, sock)
 }
 
 // Close implements net.Conn.

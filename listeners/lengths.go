@@ -2,6 +2,7 @@ package listeners
 
 import (
 	"bytes"
+	"context"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -18,30 +19,29 @@ import (
 type lengthCounter struct {
 	net.Conn
 	seen  atomic.Int64
-	taken int64 // lines that the handler has seen too, negative if they are not counted; used by the handler's goroutine only
-	begun bool
-	off   atomic.Bool // not, or no longer, HTTP/1.1
+	taken int64       // lines that the handler has seen too, negative if they are not counted; used by the handler's goroutine only
+	off   atomic.Bool // no longer HTTP/1.1
 	// matched is how much of lengthLine the bytes read so far end in.
 	matched int
-	resets  resets // of HTTP/2
 }
 
-const (
-	lengthLine = "\ncontent-length:"
-	h2Preface  = "PRI * HTTP/2.0"
-)
+const lengthLine = "\ncontent-length:"
+
+// connKey is where a request's context has its *lengthCounter.
+type connKey struct{}
+
+// withConn is an http.Server's ConnContext.
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	if l, ok := c.(*lengthCounter); ok {
+		return context.WithValue(ctx, connKey{}, l)
+	}
+	return ctx
+}
 
 // Read implements net.Conn.
 func (c *lengthCounter) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 && !c.off.Load() {
-		if !c.begun {
-			c.begun = true
-			if bytes.HasPrefix(p[:n], []byte(h2Preface)) {
-				c.off.Store(true)
-				return n, err
-			}
-		}
 		c.scan(p[:n])
 	}
 	return n, err

@@ -20,6 +20,8 @@ import (
 	"github.com/quic-go/quic-go/http3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"transom/listeners/h2server"
 )
 
 // Config configures a Server.
@@ -148,6 +150,7 @@ type Server struct {
 	leaving, quicOver chan struct{}
 	left, over        sync.Once
 	h1                *http.Server
+	h2                *h2server.Server
 	h3                *http3.Server
 	wt                *wtServer // serves h3; nil without WebTransport
 	door              door
@@ -256,15 +259,16 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 		BaseContext:       func(net.Listener) context.Context { return s.calls },
 		ConnContext:       withConn,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          cfg.Limits.MaxStreams,
-			MaxReceiveBufferPerStream:     64 << 10,
-			MaxReceiveBufferPerConnection: 1 << 20,
-			SendPingTimeout:               30 * time.Second,
-			PingTimeout:                   15 * time.Second,
-			WriteByteTimeout:              cfg.Limits.WriteStall,
-		},
+		// With these net/http leaves HTTP/2 to us. The second is what it calls prior knowledge.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){"h2": s.serveSecure2, "unencrypted_http2": s.servePlain2},
 	}
+	s.h2 = h2server.New(h2server.Config{
+		Handler:    handler,
+		MaxStreams: cfg.Limits.MaxStreams, MaxHeaderBytes: cfg.Limits.MaxHeaderBytes,
+		HeaderTimeout: cfg.Limits.HeaderTimeout, IdleTimeout: cfg.Limits.IdleTimeout, WriteStall: cfg.Limits.WriteStall,
+		PingAfter: 30 * time.Second, PingTimeout: 15 * time.Second,
+		Log: log,
+	})
 	return s, nil
 }
 
@@ -289,7 +293,7 @@ func (s *Server) altSvc(value string, next http.Handler) http.Handler {
 
 // serve hands a request to the Front in force.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	if r.ProtoMajor > 1 {
+	if r.ProtoMajor == 3 {
 		growStack()
 	}
 	fields := 0
@@ -301,12 +305,9 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.front.Load().ServeHTTP(w, r)
-	if r.ProtoMajor == 2 {
-		countReset(r)
-	}
 }
 
-// growStack makes room on the stack of a new goroutine, as each request of HTTP/2 and HTTP/3 has one, for what a call needs:
+// growStack makes room on the stack of a new goroutine, as each request of HTTP/3 has one, for what a call needs:
 // once, and while there is little to copy, rather than by doubling it three times on the way down.
 //
 //go:noinline
@@ -337,16 +338,15 @@ func (s *Server) count(c net.Conn, state http.ConnState) {
 			s.reading.Add(-1)
 		}
 	case http.StateIdle:
-		s.seasoned(c)
+		s.seasoned(bounded(c))
 	case http.StateClosed, http.StateHijacked:
-		s.seasoned(c)
+		s.seasoned(bounded(c))
 		s.conns.Add(-1)
 	}
 }
 
 // seasoned ends a connection's first request.
-func (s *Server) seasoned(c net.Conn) {
-	b := bounded(c)
+func (s *Server) seasoned(b *boundedConn) {
 	if b == nil {
 		return
 	}
@@ -435,7 +435,7 @@ func (s *Server) Run() error {
 	}
 	s.started.Store(true)
 	if s.cfg.TLS != nil {
-		errTCP = s.h1.ServeTLS(s.accepting(), "", "")
+		errTCP = s.h1.ServeTLS(sealingListener{s.accepting()}, "", "")
 	} else {
 		errTCP = s.h1.Serve(countingListener{s.accepting()})
 	}
@@ -508,6 +508,7 @@ func (s *Server) Drain(ctx context.Context) error {
 		<-s.accepted
 	}
 	s.h1.SetKeepAlivesEnabled(false)
+	s.h2.GoAway()
 	s.settled(ctx)
 	errTCP = s.h1.Shutdown(ctx)
 	wg.Wait()
@@ -522,6 +523,7 @@ func (s *Server) Drain(ctx context.Context) error {
 	}
 	s.cut(errDrained)
 	_ = s.h1.Close()
+	s.h2.Close()
 	if s.h3 != nil {
 		s.closeHTTP3()
 	}

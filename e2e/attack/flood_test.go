@@ -81,7 +81,7 @@ func (f *frames) request(end bool, verb, path string, more ...string) (uint32, e
 
 const slowPath = "/v1/diagnostics/slow?delay=60s"
 
-// flood has conns connections repeat step until ctx ends, and connects again whenever transom has enough of one.
+// flood has conns connections repeat step until ctx ends, and connects again whenever transom has enough of one, which it must.
 func flood(conns int, read bool, step func(f *frames, n int) error) func(context.Context, *victim) (string, error) {
 	return func(ctx context.Context, v *victim) (string, error) {
 		var steps, closed atomic.Int64
@@ -114,7 +114,11 @@ func flood(conns int, read bool, step func(f *frames, n int) error) func(context
 		if err := failed.Load(); err != nil {
 			return "", fmt.Errorf("no connection: %w", *err)
 		}
-		return fmt.Sprintf("%d times over %d connections, %d closed by transom", steps.Load(), conns, closed.Load()), nil
+		did := fmt.Sprintf("%d times over %d connections, %d closed by transom", steps.Load(), conns, closed.Load())
+		if closed.Load() == 0 {
+			return did, errHeld
+		}
+		return did, nil
 	}
 }
 

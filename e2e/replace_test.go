@@ -142,8 +142,8 @@ drain: {timeout: %[4]s}
 		}
 	}
 	serves()
+	seen := map[int]bool{pid: true} // one that goes may still answer when its successor does
 	for n := range 5 {
-		old := pid
 		ws, _, err := websocket.Dial(t.Context(), "ws://"+p.Plain+"/v1/support/r/chat", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -162,11 +162,11 @@ drain: {timeout: %[4]s}
 			slow <- err
 		})
 		b.awaitStart(t, "/bank.v1.Diagnostics/Slow")
-		if err := syscall.Kill(old, syscall.SIGUSR2); err != nil {
+		if err := syscall.Kill(pid, syscall.SIGUSR2); err != nil {
 			t.Fatal(err)
 		}
 		mark := "msg=replacing"
-		for limit := time.Now().Add(patience); strings.Count(p.Log(), mark) <= n || pid == old; time.Sleep(5 * time.Millisecond) {
+		for limit := time.Now().Add(patience); strings.Count(p.Log(), mark) <= n || seen[pid]; time.Sleep(5 * time.Millisecond) {
 			if now, err := p.Get(t.Context(), "/v1/status"); err == nil {
 				if _, rest, ok := strings.Cut(compact(now), `"pid":`); ok {
 					digits := rest[:strings.IndexFunc(rest, func(r rune) bool { return r < '0' || r > '9' })]
@@ -177,6 +177,7 @@ drain: {timeout: %[4]s}
 				t.Fatalf("replacement %d did not come", n)
 			}
 		}
+		seen[pid] = true
 		serves()
 		echoes(ws, "after")
 		_ = ws.CloseNow()

@@ -28,8 +28,10 @@ func TestAnswers(t *testing.T) {
 		handler http.HandlerFunc
 		want    []string
 	}{
-		{"nothing", get("/"), "", func(http.ResponseWriter, *http.Request) {},
-			[]string{"HEADERS 1 :status=200 content-length=0 END"}},
+		{
+			"nothing", get("/"), "", func(http.ResponseWriter, *http.Request) {},
+			[]string{"HEADERS 1 :status=200 content-length=0 END"},
+		},
 		{"a small body has its length", get("/"), "", func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, "hello")
 		}, []string{"HEADERS 1 :status=200 content-type=text/plain; charset=utf-8 content-length=5", "DATA 1 hello END"}},
@@ -43,8 +45,10 @@ func TestAnswers(t *testing.T) {
 			w.Header()["Content-Type"] = []string{"a/b"}
 			_, _ = io.WriteString(w, long)
 		}, []string{"HEADERS 1 :status=200 content-type=a/b", "DATA 1 " + long, "DATA 1  END"}},
-		{"status", get("/"), "", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) },
-			[]string{"HEADERS 1 :status=418 content-length=0 END"}},
+		{
+			"status", get("/"), "", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) },
+			[]string{"HEADERS 1 :status=418 content-length=0 END"},
+		},
 		{"the header is what it was when it was written", get("/"), "", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("X-A", "1")
 			w.WriteHeader(http.StatusOK)
@@ -110,13 +114,17 @@ func TestAnswers(t *testing.T) {
 		{"panic", get("/"), "", func(http.ResponseWriter, *http.Request) { panic("oh") }, []string{"RST 1 INTERNAL_ERROR"}},
 		{"abort", get("/"), "", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusOK)
-			w.(http.Flusher).Flush() //nolint:forcetypeassert,errcheck // it is one
+			w.(http.Flusher).Flush() //nolint:forcetypeassert // it is one
 			panic(http.ErrAbortHandler)
 		}, []string{"HEADERS 1 :status=200", "RST 1 INTERNAL_ERROR"}},
-		{"an answer before the request has ended", post("/"), "", func(http.ResponseWriter, *http.Request) {},
-			[]string{"HEADERS 1 :status=200 content-length=0 END", "RST 1 NO_ERROR"}},
-		{"the body", post("/"), "hello", echo,
-			[]string{"HEADERS 1 :status=200 content-type=text/plain; charset=utf-8 content-length=22", "DATA 1 POST / a.example hello END"}},
+		{
+			"an answer before the request has ended", post("/"), "", func(http.ResponseWriter, *http.Request) {},
+			[]string{"HEADERS 1 :status=200 content-length=0 END", "RST 1 NO_ERROR"},
+		},
+		{
+			"the body", post("/"), "hello", echo,
+			[]string{"HEADERS 1 :status=200 content-type=text/plain; charset=utf-8 content-length=22", "DATA 1 POST / a.example hello END"},
+		},
 		{"100 is sent when the body is asked for", post("/", "expect: 100-continue"), "", func(w http.ResponseWriter, r *http.Request) {
 			if r.Header["Expect"] != nil {
 				t.Error("the handler sees Expect")
@@ -129,12 +137,22 @@ func TestAnswers(t *testing.T) {
 		{"100 is not sent when it is not", post("/", "expect: 100-continue"), "", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusTeapot)
 		}, []string{"HEADERS 1 :status=418 content-length=0 END", "RST 1 NO_ERROR"}},
-		{"OPTIONS of the server", []string{":method: OPTIONS", ":scheme: http", ":path: *"}, "", echo,
-			[]string{"HEADERS 1 :status=200 content-length=0 END"}},
-		{"CONNECT", []string{":method: CONNECT", ":authority: a:1"}, "x", echo,
-			[]string{"HEADERS 1 :status=200 content-type=text/plain; charset=utf-8 content-length=17", "DATA 1 CONNECT a:1 a:1 x END"}},
-		{"a header that is too large", get("/", "x: "+strings.Repeat("x", 20<<10)), "", echo,
-			[]string{"HEADERS 1 :status=431", "DATA 1 the header of the request is too large\n END"}},
+		{
+			"OPTIONS of the server",
+			[]string{":method: OPTIONS", ":scheme: http", ":path: *"},
+			"", echo,
+			[]string{"HEADERS 1 :status=200 content-length=0 END"},
+		},
+		{
+			"CONNECT",
+			[]string{":method: CONNECT", ":authority: a:1"},
+			"x", echo,
+			[]string{"HEADERS 1 :status=200 content-type=text/plain; charset=utf-8 content-length=17", "DATA 1 CONNECT a:1 a:1 x END"},
+		},
+		{
+			"a header that is too large", get("/", "x: "+strings.Repeat("x", 20<<10)), "", echo,
+			[]string{"HEADERS 1 :status=431", "DATA 1 the header of the request is too large\n END"},
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, addr := serve(t, config(tc.handler))
@@ -543,7 +561,10 @@ func TestStall(t *testing.T) {
 			_ = c.fr.WriteWindowUpdate(0, 1<<30)
 			c.headers(1, true, get("/")...)
 			select {
-			case <-ended:
+			case err := <-ended:
+				if !errors.Is(err, os.ErrDeadlineExceeded) && tc.window == 0 {
+					t.Error(err)
+				}
 			case <-time.After(patience):
 				t.Fatal("the handler is held up")
 			}

@@ -121,7 +121,7 @@ func transports() map[string]http.RoundTripper {
 	std.Protocols.SetUnencryptedHTTP2(true)
 	return map[string]http.RoundTripper{
 		"net/http": std,
-		"x/net": &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
+		"x/net": &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) { //nolint:staticcheck // as those set it who use this client
 			return new(net.Dialer).DialContext(ctx, network, addr)
 		}},
 	}
@@ -173,7 +173,7 @@ func TestStorm(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		tr.(interface{ CloseIdleConnections() }).CloseIdleConnections() //nolint:forcetypeassert,errcheck // both have it
+		tr.(interface{ CloseIdleConnections() }).CloseIdleConnections() //nolint:forcetypeassert // both have it
 		if good.Load() < 100 {
 			t.Errorf("%s: only %d of 1,600 calls went well", name, good.Load())
 		}

@@ -90,9 +90,10 @@ type conn struct {
 	handlers int                // that have not returned
 	pending  []*stream          // wait for a handler to start
 	dead     int                // of them, those that were reset meanwhile
-	ended    *[endedLen]uint32
-	endedNext,
-	requests, bad int
+	// ended are the streams that we have reset last, in a ring.
+	ended         *[endedLen]uint32
+	endedNext     int
+	requests, bad int // that were made, and that came to nothing
 
 	// Alarms; zero is none.
 	timer                          *time.Timer
@@ -848,6 +849,11 @@ func (r *reader) decode(id uint32, end bool, block []byte) error {
 	}
 	if err := r.dec.Close(); err != nil {
 		return &connError{h2wire.CodeCompression, err.Error()}
+	}
+	if h.over { // a few bytes may name a long field of the table again and again
+		if err := r.idle(8 * h.size / h.limit); err != nil {
+			return err
+		}
 	}
 	c := r.lock()
 	defer c.mu.Unlock()

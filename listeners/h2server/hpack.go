@@ -61,7 +61,7 @@ func appendStatus(dst []byte, code int) []byte {
 	case 500:
 		return append(dst, 0x8e)
 	}
-	return append(dst, 0x08, 3, byte('0'+code/100%10), byte('0'+code/10%10), byte('0'+code%10)) //nolint:gosec // digits
+	return append(dst, 0x08, 3, byte('0'+code/100%10), byte('0'+code/10%10), byte('0'+code%10))
 }
 
 // append appends a field, whose name is canonical. One that is not valid, or not HTTP/2's, is left out.

@@ -1,6 +1,7 @@
 package h2server_test
 
 import (
+	"bytes"
 	"net/http"
 	"strings"
 	"testing"
@@ -283,6 +284,12 @@ func TestFrames(t *testing.T) {
 				c.headers(2*i+1, true, get("")...)
 			}
 		}, "GOAWAY 999 ENHANCE_YOUR_CALM"},
+		{"a header bomb, twice", func(c *client) {
+			bomb := append(c.block(get("/", "x: "+strings.Repeat("x", 3900))...), bytes.Repeat([]byte{0x80 | 62}, 12_000)...)
+			for i := range uint32(2) {
+				_ = c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, BlockFragment: bomb, EndStream: true, EndHeaders: true})
+			}
+		}, "GOAWAY 1 ENHANCE_YOUR_CALM"},
 		{"refused again and again", func(c *client) {
 			for i := range uint32(1000) {
 				c.headers(2*i+1, true, get("/block")...)

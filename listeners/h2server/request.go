@@ -86,12 +86,12 @@ func (h *head) add(f hpack.HeaderField) {
 	case "trailer": // trailers of requests are dropped
 	case "content-length":
 		n, err := strconv.ParseUint(value, 10, 63)
-		if err != nil || value[0] == '+' || h.length >= 0 && h.length != int64(n) { //nolint:gosec // of 63 bits
+		if err != nil || value[0] == '+' || h.length >= 0 && h.length != int64(n) {
 			h.fault = true
 			return
 		}
 		if h.length < 0 {
-			h.length = int64(n) //nolint:gosec // of 63 bits
+			h.length = int64(n)
 			h.fields = append(h.fields, field{"Content-Length", value})
 		}
 	case "expect":

@@ -145,7 +145,7 @@ func (s *stream) run() (failed bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			failed = true
-			if v != http.ErrAbortHandler { //nolint:errorlint // it is panicked with as it is
+			if v != http.ErrAbortHandler {
 				s.c.srv.cfg.Log.LogAttrs(context.WithoutCancel(s.req.Context()), slog.LevelError, "panic while serving a request",
 					slog.String("panic", fmt.Sprint(v)), slog.String("stack", string(debug.Stack())))
 			}
@@ -385,7 +385,7 @@ func (s *stream) writeHeader(code int) {
 			if err != nil {
 				continue
 			}
-			s.length = int64(n) //nolint:gosec // of 63 bits
+			s.length = int64(n)
 			values = values[:1]
 		case "Content-Type", "Content-Encoding":
 			s.sniff = false

@@ -121,13 +121,13 @@ func TestTLS(t *testing.T) {
 
 // TestStallTLS is TestStall over TLS, whose records wait where nobody can take them back.
 func TestStallTLS(t *testing.T) {
-	ended := make(chan error, 1)
+	ended := make(chan struct{})
 	cfg := config(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		var err error
 		for err == nil {
 			_, err = w.Write(make([]byte, 64<<10))
 		}
-		ended <- err
+		close(ended)
 	}))
 	cfg.WriteStall = 100 * time.Millisecond
 	_, addr, trust := serveTLS(t, cfg)

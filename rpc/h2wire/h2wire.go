@@ -73,7 +73,8 @@ func (c ErrCode) String() string {
 
 const (
 	// Preface is what a client's connection begins with.
-	Preface        = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	// FrameHeaderLen is the length of a frame's header.
 	FrameHeaderLen = 9
 	// DefaultMaxFrame is the longest payload of a frame unless SETTINGS say otherwise, in bytes; we never do.
 	DefaultMaxFrame = 16 << 10

@@ -78,12 +78,14 @@ const (
 	FrameHeaderLen = 9
 	// DefaultMaxFrame is the longest payload of a frame unless SETTINGS say otherwise, in bytes; we never do.
 	DefaultMaxFrame = 16 << 10
-	// MaxWindow is the most that a window of flow control may hold, MaxStreamID the highest stream number.
-	MaxWindow   = 1<<31 - 1
+	// MaxWindow is the most that a window of flow control may hold.
+	MaxWindow = 1<<31 - 1
+	// MaxStreamID is the highest stream number.
 	MaxStreamID = 1<<31 - 1
-	// DefaultWindow and DefaultTable are the windows and the size of the header table until SETTINGS say otherwise.
+	// DefaultWindow is the size of windows until SETTINGS say otherwise.
 	DefaultWindow = 65535
-	DefaultTable  = 4096
+	// DefaultTable is the size of the header table until SETTINGS say otherwise.
+	DefaultTable = 4096
 )
 
 // AppendFrame appends the header of a frame.

@@ -89,7 +89,36 @@ func (b *builder) limits(m *descriptors.Method, eff Effective) rpc.Middleware {
 			b.fault(fmt.Sprintf("%s[%d]", eff.path("limits"), i), "calls of %s cost %d, and no more than %d may ever come at once", m.Name, cost, most)
 		}
 	}
-	return limit.Middleware(limiters, cost)
+	return limit.Middleware(limiters, cost, b.limitFields(m, eff))
+}
+
+// limitFields are the fields of the method's request that its limits count by; nil if by none. Unlike other fields in a policy
+// each method that has the limit must have them: else its calls would all count as one.
+func (b *builder) limitFields(m *descriptors.Method, eff Effective) limit.Fields {
+	var fields limit.Fields
+	for i, l := range eff.Policy.GetLimits() {
+		for j, per := range l.GetPer() {
+			name, ok := strings.CutPrefix(per, "field:")
+			if !ok || name == "" { // which is no Part
+				continue
+			}
+			place := fmt.Sprintf("%s[%d].per[%d]", eff.path("limits"), i, j)
+			if m.Desc == nil {
+				b.fault(place, "%s: nobody knows the fields of methods that no descriptor tells of", per)
+				continue
+			}
+			path, err := rpc.ParseFieldPath(m.Desc.Input(), name)
+			if err != nil {
+				b.fault(place, "for %s: %v", m.Name, err)
+				continue
+			}
+			if fields == nil {
+				fields = limit.Fields{}
+			}
+			fields[name] = path
+		}
+	}
+	return fields
 }
 
 // limiter makes one limit, or takes the one of the Snapshot before; nil after a fault.

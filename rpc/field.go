@@ -49,6 +49,16 @@ func ParseFieldPath(md protoreflect.MessageDescriptor, path string) (FieldPath, 
 	return f, nil
 }
 
+// Has reports whether the field is there in a message of the type that the path begins at. One without presence is there if it
+// has not its default.
+func (f FieldPath) Has(m protoreflect.Message) bool {
+	last := len(f.path) - 1
+	for _, fd := range f.path[:last] {
+		m = m.Get(fd).Message()
+	}
+	return m.Has(f.path[last])
+}
+
 // Text is the field's value in a message of the type that the path begins at: bytes in base64, an enum by name, or by number
 // if it has none. A field that is not there has its default.
 func (f FieldPath) Text(m protoreflect.Message) string {

@@ -22,6 +22,14 @@ func TestFieldPath(t *testing.T) {
 			t.Errorf("%s: %q, want %q", tc.path, got, tc.want)
 		}
 	}
+	for path, want := range map[string]bool{"text": true, "int64": true, "nested.text": true, "flag": false, "nested.int64": false, "nested.nested.text": false} {
+		f, err := rpc.ParseFieldPath(md, path)
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+		} else if got := f.Has(m.ProtoReflect()); got != want {
+			t.Errorf("%s: there %v, want %v", path, got, want)
+		}
+	}
 	for _, tc := range []struct {
 		path, want string
 		absent     bool

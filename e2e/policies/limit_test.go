@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -77,6 +78,133 @@ func TestLimitByHeader(t *testing.T) {
 			call(t, p, map[string]string{"x-tenant": who}).want(t, who+" again", codes.ResourceExhausted, 429, "RATE_LIMITED")
 		}
 	})
+}
+
+// TestLimitByField counts unary calls and streams by a field of the request.
+func TestLimitByField(t *testing.T) {
+	ofStatus := func(err error) outcome {
+		st := status.Convert(err)
+		o := outcome{code: st.Code(), message: st.Message()}
+		for _, d := range st.Details() {
+			if info, ok := d.(*errdetails.ErrorInfo); ok {
+				o.reason = info.GetReason()
+			}
+		}
+		return o
+	}
+	for name, rate := range map[string]func(t *testing.T, p *proxy, base, quote string) outcome{
+		"REST": func(t *testing.T, p *proxy, base, quote string) outcome {
+			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url("http")+"/v1/rates/"+base+"/"+quote, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := p.http.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			return ofHTTP(t, resp)
+		},
+		"gRPC": func(t *testing.T, p *proxy, base, quote string) outcome {
+			_, err := bankv1.NewRatesClient(p.conn).Get(t.Context(), &bankv1.GetRateRequest{Base: base, Quote: quote})
+			return ofStatus(err)
+		},
+		"WebSocket": func(t *testing.T, p *proxy, base, quote string) outcome {
+			_, o := p.webSocket(t, "/v1/rates/"+base+"/"+quote, nil)
+			if o.code != codes.OK {
+				o.reason = "RATE_LIMITED" // a close frame has no details
+			}
+			return o
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t, example(t, "Limits by a field of the request"))
+			for _, base := range []string{"EUR", "USD"} {
+				for _, quote := range []string{"GBP", "CHF"} {
+					if o := rate(t, p, base, quote); o.code != codes.OK {
+						t.Errorf("%s in %s: %v %s", base, quote, o.code, o.message)
+					}
+				}
+				rate(t, p, base, "GBP").want(t, base, codes.ResourceExhausted, 429, "RATE_LIMITED")
+			}
+			p.reload(t, example(t, "Limits by a field of the request")+"- {selector: bank.v1.Accounts.Get, timeout: 3s}\n")
+			rate(t, p, "EUR", "GBP").want(t, "after a reload", codes.ResourceExhausted, 429, "RATE_LIMITED")
+		})
+	}
+	const msg = `{"name":%q,"amount":{"currency":"EUR","units":"1"}}`
+	for name, deposit := range map[string]func(t *testing.T, p *proxy, names ...string) outcome{
+		"REST": func(t *testing.T, p *proxy, names ...string) outcome {
+			var body strings.Builder
+			for _, n := range names {
+				fmt.Fprintf(&body, msg+"\n", n)
+			}
+			return p.post(t, "/v1/accounts:deposit", body.String(), nil)
+		},
+		"gRPC": func(t *testing.T, p *proxy, names ...string) outcome {
+			s, err := bankv1.NewAccountsClient(p.conn).Deposit(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range names {
+				_ = s.Send(&bankv1.DepositRequest{Name: n, Amount: &bankv1.Money{Currency: "EUR", Units: 1}})
+			}
+			_, err = s.CloseAndRecv()
+			return ofStatus(err)
+		},
+		"WebSocket": func(t *testing.T, p *proxy, names ...string) outcome {
+			var msgs []string
+			for _, n := range names {
+				msgs = append(msgs, fmt.Sprintf(msg, n))
+			}
+			_, o := p.webSocket(t, "/v1/accounts:deposit", nil, append(msgs, "")...)
+			if o.code != codes.OK {
+				o.reason = "QUOTA_EXCEEDED" // a close frame has no details
+			}
+			return o
+		},
+	} {
+		t.Run(name+" stream", func(t *testing.T) {
+			p := start(t, example(t, "Limits by a field of the request"))
+			for range 2 { // the first message decides
+				if o := deposit(t, p, "7", "1", "1", "1"); o.code != codes.OK {
+					t.Errorf("%v %s", o.code, o.message)
+				}
+			}
+			deposit(t, p, "7").want(t, "a third call", codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
+			if o := deposit(t, p, "1"); o.code != codes.OK {
+				t.Errorf("another account: %v %s", o.code, o.message)
+			}
+			p.reload(t, "policies: [{selector: bank.v1.Accounts.Deposit, limits: [{quota: 2/day, per: \"field:name\", messages: true}]}]\n")
+			if o := deposit(t, p, "7", "1", "7", "1"); o.code != codes.OK {
+				t.Errorf("two messages of each: %v %s", o.code, o.message)
+			}
+			deposit(t, p, "2", "7").want(t, "a third message", codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
+		})
+	}
+}
+
+// TestLimitByFieldOption has the limit be one of the method's option, where a field that is not there is a fault too.
+func TestLimitByFieldOption(t *testing.T) {
+	option := func(field string) string {
+		return optionSet(t, map[string]string{"bank.v1.Rates.Get": fmt.Sprintf(`limits: {rate: "1/h" per: "field:%s"}`, field)}, nil)
+	}
+	p := start(t, optionConfig(option("base"), ""))
+	get := func(base string) codes.Code {
+		_, err := bankv1.NewRatesClient(p.conn).Get(t.Context(), &bankv1.GetRateRequest{Base: base, Quote: "CHF"})
+		return status.Code(err)
+	}
+	for _, base := range []string{"EUR", "USD"} {
+		if first, second := get(base), get(base); first != codes.OK || second != codes.ResourceExhausted {
+			t.Errorf("%s: %v, then %v", base, first, second)
+		}
+	}
+	const want = `for bank.v1.Rates.Get: colour: bank.v1.GetRateRequest has no field "colour"`
+	found := faults(t, "\n"+optionConfig(option("colour"), ""))
+	if !slices.ContainsFunc(found, func(f string) bool {
+		return strings.Contains(f, "option (transom.v1.policy) of bank.v1.Rates.Get") && strings.Contains(f, want)
+	}) {
+		t.Errorf("faults %q, want one of the option with %q", found, want)
+	}
 }
 
 func TestQuotaOfPlans(t *testing.T) {
@@ -210,6 +338,11 @@ func TestLimitFaults(t *testing.T) {
 		{"policies:\n- selector: \"*\"\n  limits: [{quota: 10/week}]\n", `3:20: "10/week" is not a quota like 1000/day`},
 		{"policies:\n- selector: \"*\"\n  limits: [{concurrent: many}]\n", `3:25: "many" is not a number of calls`},
 		{"policies:\n- selector: \"*\"\n  limits: [{rate: 10/s, per: [consumer, colour]}]\n", `3:41: "colour" is not consumer, ip, method`},
+		{"policies:\n- selector: bank.v1.Rates.*\n  limits: [{rate: 10/s, per: [ip, \"field:quote\"]}]\n", `3:35: for bank.v1.Rates.List: quote: bank.v1.ListRatesRequest has no field "quote"`},
+		{"policies:\n- selector: bank.v1.Accounts.Deposit\n  limits: [{rate: 10/s}, {quota: 1/day, per: \"field:amount.colour\"}]\n", `3:46: for bank.v1.Accounts.Deposit: amount.colour: bank.v1.Money has no field "colour"`},
+		{"policies:\n- selector: bank.v1.Accounts.Deposit\n  limits: [{rate: 10/s, per: \"field:amount\"}]\n", `3:30: for bank.v1.Accounts.Deposit: amount: bank.v1.DepositRequest.amount is a message; name a field in it`},
+		{"policies:\n- selector: bank.v1.Accounts.Deposit\n  limits: [{rate: 10/s, per: \"field:\"}]\n", `3:30: "field:" is not consumer, ip`},
+		{"policies:\n- selector: \"*\"\n  limits: [{rate: 10/s, per: \"field:name\"}]\nunknown_methods: {cluster: bank}\n", `3:30: field:name: nobody knows the fields of methods that no descriptor tells of`},
 		{"policies:\n- selector: \"*\"\n  limits: [{rate: 10/s, plans: {gold: x}}]\n", `3:39: "x" is not a rate`},
 		{"policies:\n- selector: \"*\"\n  cost: 5\n  limits: [{rate: 10/s, burst: 4}]\n", `4:12: calls of bank.v1.Accounts.Balance cost 5, and no more than 4`},
 		{"policies:\n- selector: \"*\"\n  limits: [{}]\n", `3:12: kind: exactly one field is required`},

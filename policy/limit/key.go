@@ -1,10 +1,14 @@
 package limit
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"transom/rpc"
 )
@@ -12,7 +16,7 @@ import (
 // Part is one thing that a limit counts by.
 type Part struct {
 	kind partKind
-	// name is that of a header, in lower case, or the path of a claim.
+	// name is that of a header, in lower case, or the path of a claim or field.
 	name string
 }
 
@@ -24,9 +28,11 @@ const (
 	perMethod
 	perHeader
 	perClaim
+	perField
 )
 
-// ParsePart reads "consumer", "ip", "method", "header:NAME" or "claim:PATH".
+// ParsePart reads "consumer", "ip", "method", "header:NAME", "claim:PATH" or "field:PATH". Whether requests have the field is for
+// [rpc.ParseFieldPath] to tell.
 func ParsePart(s string) (Part, error) {
 	kind, name, named := strings.Cut(s, ":")
 	switch {
@@ -40,13 +46,31 @@ func ParsePart(s string) (Part, error) {
 		return Part{perHeader, name}, nil
 	case kind == "claim" && named && name != "":
 		return Part{perClaim, name}, nil
+	case kind == "field" && named && name != "":
+		return Part{perField, name}, nil
 	}
-	return Part{}, fmt.Errorf("%q is not consumer, ip, method, header:name (in lower case) or claim:path", s)
+	return Part{}, fmt.Errorf("%q is not consumer, ip, method, header:name (in lower case), claim:path or field:path", s)
+}
+
+// Fields are the fields of a method's request that limits count by, by their paths.
+type Fields map[string]rpc.FieldPath
+
+// request is what the fields are taken from. The zero value has none of them.
+type request struct {
+	fields  Fields
+	message protoreflect.Message // nil if there is no message
+}
+
+// byField reports whether one of the limits counts by a field of the request.
+func byField(limits []*Limiter) bool {
+	return slices.ContainsFunc(limits, func(l *Limiter) bool {
+		return slices.ContainsFunc(l.cfg.Per, func(p Part) bool { return p.kind == perField })
+	})
 }
 
 // key appends the bytes that say whose count a call is of. Calls have equal keys only if all parts are equal: each has its
 // kind and length before it.
-func (l *Limiter) key(dst []byte, call *rpc.Call) []byte {
+func (l *Limiter) key(dst []byte, call *rpc.Call, req request) []byte {
 	for _, p := range l.cfg.Per {
 		dst = append(dst, byte('0'+p.kind))
 		switch p.kind {
@@ -67,12 +91,28 @@ func (l *Limiter) key(dst []byte, call *rpc.Call) []byte {
 			}
 		case perClaim:
 			dst = appendText(dst, call.Principal.ClaimText(p.name))
+		case perField:
+			// That there is none is a key of its own.
+			if path, ok := req.fields[p.name]; ok && req.message != nil && path.Has(req.message) {
+				dst = appendText(append(dst, 1), path.Text(req.message))
+			} else {
+				dst = append(dst, 0)
+			}
 		}
 	}
 	return dst
 }
 
+// maxText is how many bytes of a value are in a key; of longer ones there is a hash. Clients choose how long they are, and
+// Redis keeps keys as they are.
+const maxText = 128
+
+// appendText appends a text of any length behind its length, by its SHA-256 if it is longer than maxText.
 func appendText(dst []byte, s string) []byte {
+	if len(s) > maxText {
+		sum := sha256.Sum256([]byte(s))
+		return append(binary.AppendUvarint(dst, uint64(len(s))), sum[:]...)
+	}
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 

@@ -1,5 +1,5 @@
 // Package limit bounds what callers may use: calls per time (GCRA with a burst), calls per day or month, and calls at a
-// time, each counted per consumer, address, method, header or claim, or any of these together.
+// time, each counted per consumer, address, method, header, claim or field of the request, or any of these together.
 //
 // A call that goes over a limit ends with RESOURCE_EXHAUSTED, a google.rpc.ErrorInfo of domain "transom" whose reason is
 // RATE_LIMITED, QUOTA_EXCEEDED or CONCURRENCY_LIMITED, a google.rpc.RetryInfo, and the metadata "retry-after" (seconds),
@@ -273,9 +273,9 @@ func (l *Limiter) of(call *rpc.Call) *plan {
 }
 
 // take asks for cost, or gives it back if cost is below 0. An error says that nobody knows.
-func (l *Limiter) take(ctx context.Context, call *rpc.Call, cost int64) (verdict, error) {
+func (l *Limiter) take(ctx context.Context, call *rpc.Call, req request, cost int64) (verdict, error) {
 	var buf [128]byte
-	key := l.key(buf[:0], call)
+	key := l.key(buf[:0], call, req)
 	p := l.of(call)
 	if r := l.cfg.Redis; r != nil {
 		v, err := r.take(ctx, l, p, key, cost)

@@ -3,12 +3,14 @@ package limit
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os/exec"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,8 +22,11 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"transom/descriptors"
+	bankv1 "transom/proto/bank/v1"
 	"transom/rpc"
 )
 
@@ -190,7 +195,7 @@ func ok(context.Context, *rpc.Call) error { return nil }
 
 func TestRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := Middleware([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 10, Period: time.Second, Burst: 5}, Per: parts(t, "consumer")})}, 1)(ok)
+		h := Middleware([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 10, Period: time.Second, Burst: 5}, Per: parts(t, "consumer")})}, 1, nil)(ok)
 		admitted := func(consumer string, n int) (yes int, last error) {
 			for range n {
 				if err := h(t.Context(), newCall(consumer, "192.0.2.1")); err != nil {
@@ -248,7 +253,7 @@ func TestQuota(t *testing.T) {
 			days   int
 		}{{Month, 31}, {Day, 1}} { // from 1 January
 			period, days := tc.period, tc.days
-			h := Middleware([]*Limiter{New(Config{Name: "q", Kind: Quota, Amount: Amount{Count: 3, Period: period}})}, 1)(ok)
+			h := Middleware([]*Limiter{New(Config{Name: "q", Kind: Quota, Amount: Amount{Count: 3, Period: period}})}, 1, nil)(ok)
 			for day := range days {
 				n := 0
 				for range 5 {
@@ -271,7 +276,7 @@ func TestQuota(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	l := New(Config{Name: "c", Kind: Concurrent, Amount: Amount{Count: 2}, Per: parts(t, "header:x-key")})
 	enter, leave := make(chan struct{}), make(chan struct{})
-	h := Middleware([]*Limiter{l}, 1)(func(_ context.Context, call *rpc.Call) error {
+	h := Middleware([]*Limiter{l}, 1, nil)(func(_ context.Context, call *rpc.Call) error {
 		call.SetHeader("x-key", "changed by a policy further in")
 		enter <- struct{}{}
 		<-leave
@@ -298,7 +303,7 @@ func TestGiveBack(t *testing.T) {
 		all := New(Config{Name: "all", Kind: Rate, Amount: Amount{Count: 10, Period: time.Hour}})
 		day := New(Config{Name: "day", Kind: Quota, Amount: Amount{Count: 10, Period: Day}})
 		each := New(Config{Name: "each", Kind: Rate, Amount: Amount{Count: 1, Period: time.Hour}, Per: parts(t, "consumer")})
-		h := Middleware([]*Limiter{all, day, each}, 1)(ok)
+		h := Middleware([]*Limiter{all, day, each}, 1, nil)(ok)
 		for range 50 {
 			_ = h(t.Context(), newCall("greedy", "192.0.2.1"))
 		}
@@ -342,21 +347,155 @@ func TestKeys(t *testing.T) {
 		{"both", []string{"consumer", "header:x-one"}, func(c *rpc.Call) { c.Header["x-one"] = []string{"2"} }, false},
 	} {
 		l := New(Config{Name: "k", Per: parts(t, tc.per...), Amount: Amount{Count: 1, Period: time.Second}})
-		a, b := string(l.key(nil, call(nothing))), string(l.key(nil, call(tc.fn)))
+		a, b := string(l.key(nil, call(nothing), request{})), string(l.key(nil, call(tc.fn), request{}))
 		if (a == b) != tc.same {
 			t.Errorf("%s: keys %q and %q", tc.name, a, b)
 		}
 	}
-	for _, bad := range []string{"", "consumer:x", "header:", "header:X-Up", "claim:", "field:x"} {
+	for _, bad := range []string{"", "consumer:x", "header:", "header:X-Up", "claim:", "field:"} {
 		if _, err := ParsePart(bad); err == nil {
 			t.Errorf("ParsePart(%q) is taken", bad)
 		}
 	}
 }
 
+// TestLongKeys has values of any length make keys of a bounded one, and different ones different keys.
+func TestLongKeys(t *testing.T) {
+	l := New(Config{Name: "k", Per: parts(t, "consumer"), Amount: Amount{Count: 1, Period: time.Second}})
+	seen := map[string]int{}
+	for _, n := range []int{0, 1, 127, 128, 129, 1 << 20, 1<<20 + 1} {
+		for _, end := range []string{"a", "b"} {
+			key := l.key(nil, newCall(strings.Repeat("x", n)+end, "192.0.2.1"), request{})
+			if len(key) > 200 {
+				t.Errorf("the key of %d bytes has %d", n, len(key))
+			}
+			seen[string(key)]++
+		}
+	}
+	if len(seen) != 14 {
+		t.Errorf("%d keys for 14 values", len(seen))
+	}
+}
+
+// fieldLimits are limits by fields of bank.v1.Accounts.Transfer's or Deposit's request, and the middleware of them.
+func fieldLimits(t *testing.T, method string, limits ...*Limiter) (*descriptors.Method, rpc.Middleware) {
+	t.Helper()
+	svc := bankv1.File_bank_v1_bank_proto.Services().ByName("Accounts")
+	md := svc.Methods().ByName(protoreflect.Name(method))
+	m := &descriptors.Method{FullPath: "/bank.v1.Accounts/" + method, Name: md.FullName(), Desc: md, ClientStreams: md.IsStreamingClient()}
+	fields := Fields{}
+	for _, l := range limits {
+		for _, p := range l.cfg.Per {
+			path, err := rpc.ParseFieldPath(md.Input(), p.name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fields[p.name] = path
+		}
+	}
+	return m, Middleware(limits, 1, fields)
+}
+
+// consume takes all messages of a call, as backends do.
+func consume(ctx context.Context, call *rpc.Call) error {
+	for {
+		m, err := call.Stream.Recv(ctx)
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		m.Release()
+	}
+}
+
+func wire(t *testing.T, m proto.Message) rpc.Message {
+	t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rpc.NewMessage(b)
+}
+
+// TestField counts calls of every kind by a field of the first message.
+func TestField(t *testing.T) {
+	deposit := func(name, currency string) *bankv1.DepositRequest {
+		m := &bankv1.DepositRequest{Name: name}
+		if currency != "" {
+			m.Amount = &bankv1.Money{Currency: currency}
+		}
+		return m
+	}
+	for _, kind := range []Config{
+		{Kind: Rate, Amount: Amount{Count: 1, Period: time.Hour}},
+		{Kind: Quota, Amount: Amount{Count: 1, Period: Day}},
+	} {
+		kind.Name, kind.Per = "f", parts(t, "field:amount.currency")
+		m, mw := fieldLimits(t, "Deposit", New(kind))
+		h := mw(consume)
+		for i, tc := range []struct {
+			msgs []rpc.Message
+			want codes.Code
+		}{
+			{[]rpc.Message{wire(t, deposit("1", "EUR")), wire(t, deposit("1", "USD"))}, codes.OK},
+			{[]rpc.Message{wire(t, deposit("2", "EUR"))}, codes.ResourceExhausted},
+			{[]rpc.Message{wire(t, deposit("2", "USD"))}, codes.OK}, // only the first message of a call counts
+			{nil, codes.OK}, // no message, and no field: one key
+			{[]rpc.Message{wire(t, deposit("3", ""))}, codes.ResourceExhausted},
+			{[]rpc.Message{rpc.NewMessage([]byte{0xff})}, codes.InvalidArgument},
+			{[]rpc.Message{wire(t, deposit("4", strings.Repeat("X", 1000)))}, codes.OK},
+		} {
+			if _, err := rpc.Local(t.Context(), h, m, nil, tc.msgs...); rpc.StatusOf(err).Code() != tc.want {
+				t.Errorf("%s, call %d: %v, want %v", reasons[kind.Kind], i, err, tc.want)
+			}
+		}
+	}
+}
+
+// TestFieldOfMessages counts each message by its own field.
+func TestFieldOfMessages(t *testing.T) {
+	m, mw := fieldLimits(t, "Deposit", New(Config{Name: "f", Kind: Rate, Amount: Amount{Count: 2, Period: time.Hour}, Per: parts(t, "field:name"), Messages: true}))
+	call := func(names ...string) codes.Code {
+		var msgs []rpc.Message
+		for _, n := range names {
+			msgs = append(msgs, wire(t, &bankv1.DepositRequest{Name: n}))
+		}
+		_, err := rpc.Local(t.Context(), mw(consume), m, nil, msgs...)
+		return rpc.StatusOf(err).Code()
+	}
+	if got := call("a", "b", "a", "b"); got != codes.OK {
+		t.Errorf("two of each: %v", got)
+	}
+	if got := call("c", "b"); got != codes.ResourceExhausted {
+		t.Errorf("a third: %v", got)
+	}
+	if _, err := rpc.Local(t.Context(), mw(consume), m, nil, rpc.NewMessage([]byte{0xff})); rpc.StatusOf(err).Code() != codes.InvalidArgument {
+		t.Errorf("no message of the type: %v", err)
+	}
+}
+
+// TestFieldOfRunning counts calls at a time by a field.
+func TestFieldOfRunning(t *testing.T) {
+	m, mw := fieldLimits(t, "Transfer", New(Config{Name: "f", Kind: Concurrent, Amount: Amount{Count: 1}, Per: parts(t, "field:name")}))
+	transfer := func(h rpc.Handler, name string) codes.Code {
+		_, err := rpc.Local(t.Context(), h, m, nil, wire(t, &bankv1.TransferRequest{Name: name}))
+		return rpc.StatusOf(err).Code()
+	}
+	var same, other codes.Code
+	outer := transfer(mw(func(context.Context, *rpc.Call) error {
+		same, other = transfer(mw(consume), "a"), transfer(mw(consume), "b")
+		return nil
+	}), "a")
+	if again := transfer(mw(consume), "a"); outer != codes.OK || same != codes.ResourceExhausted || other != codes.OK || again != codes.OK {
+		t.Errorf("first %v, during it the same %v, another %v, after it %v", outer, same, other, again)
+	}
+}
+
 // TestParallelBurst has many goroutines at once try to get more than the burst.
 func TestParallelBurst(t *testing.T) {
-	h := Middleware([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}})}, 1)(ok)
+	h := Middleware([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}})}, 1, nil)(ok)
 	var yes atomic.Int64
 	var wg sync.WaitGroup
 	for range 16 {
@@ -380,19 +519,19 @@ func TestBounded(t *testing.T) {
 	victim := newCall("", "192.0.2.1")
 	victim.SetHeader("k", "victim")
 	for range 1000 { // at its limit
-		if v, _ := l.take(t.Context(), victim, 1); v.wait != 0 {
+		if v, _ := l.take(t.Context(), victim, request{}, 1); v.wait != 0 {
 			t.Fatal("refused too early")
 		}
 	}
 	c := newCall("", "192.0.2.1")
 	for i := range maxKeys + maxKeys/4 {
 		c.SetHeader("k", strconv.Itoa(i))
-		_, _ = l.take(t.Context(), c, 1)
+		_, _ = l.take(t.Context(), c, request{}, 1)
 	}
 	if n := l.rates.len(); n > maxKeys {
 		t.Errorf("%d keys, want at most %d", n, maxKeys)
 	}
-	if v, _ := l.take(t.Context(), victim, 1); v.wait == 0 {
+	if v, _ := l.take(t.Context(), victim, request{}, 1); v.wait == 0 {
 		t.Error("a flood of keys made the table forget one at its limit")
 	}
 }
@@ -447,7 +586,7 @@ func TestRedisQuota(t *testing.T) {
 		ok   bool
 		left int64
 	}{{one, 1, true, 2}, {two, 1, true, 1}, {one, 2, false, 1}, {two, 1, true, 0}, {one, 1, false, 0}, {one, -1, true, 1}, {two, 1, true, 0}} {
-		v, err := tc.l.take(t.Context(), c, tc.cost)
+		v, err := tc.l.take(t.Context(), c, request{}, tc.cost)
 		if err != nil || (v.wait == 0) != tc.ok || v.remaining != tc.left {
 			t.Errorf("step %d: wait %v, %d left, %v; want ok %v, %d left", i, v.wait, v.remaining, err, tc.ok, tc.left)
 		}
@@ -462,7 +601,7 @@ func TestRedisDown(t *testing.T) {
 	for _, closed := range []bool{false, true} {
 		r := NewRedis(RedisConfig{Addresses: []string{"127.0.0.1:1"}, Timeout: 100 * time.Millisecond, Instances: 4, FailClosed: closed}, slog.New(slog.DiscardHandler))
 		l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}, Redis: r})
-		h := Middleware([]*Limiter{l}, 1)(ok)
+		h := Middleware([]*Limiter{l}, 1, nil)(ok)
 		n := 0
 		var last error
 		for range 200 {
@@ -489,7 +628,7 @@ func BenchmarkDecision(b *testing.B) {
 	c := newCall("the-shop", "192.0.2.1")
 	b.ReportAllocs()
 	for b.Loop() {
-		_, _ = l.take(b.Context(), c, 1)
+		_, _ = l.take(b.Context(), c, request{}, 1)
 	}
 }
 
@@ -505,7 +644,7 @@ func BenchmarkTimeRate(b *testing.B) {
 	for b.Loop() {
 		began := time.Now()
 		for range batch {
-			_, _ = l.take(ctx, c, 1)
+			_, _ = l.take(ctx, c, request{}, 1)
 		}
 		between := time.Now()
 		for range batch {
@@ -523,7 +662,7 @@ func TestAllocations(t *testing.T) {
 	l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 1e6, Period: time.Second, Burst: 1e6}, Per: parts(t, "consumer", "header:k")})
 	c := newCall("the-shop", "192.0.2.1")
 	c.SetHeader("k", "v")
-	if n := testing.AllocsPerRun(1000, func() { _, _ = l.take(context.Background(), c, 1) }); n > 0 {
+	if n := testing.AllocsPerRun(1000, func() { _, _ = l.take(context.Background(), c, request{}, 1) }); n > 0 {
 		t.Errorf("a decision makes %v allocations", n)
 	}
 }

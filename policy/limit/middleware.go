@@ -2,19 +2,27 @@ package limit
 
 import (
 	"context"
+	"io"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"transom/rpc"
 )
 
-// Middleware holds calls to all of the limits; a call, or message, weighs cost. It is nil if there are none.
-func Middleware(limits []*Limiter, cost int64) rpc.Middleware {
+// Middleware holds calls to all of the limits; a call, or message, weighs cost. It is nil if there are none. fields are those of
+// the method's request that the limits count by; nil if they count by none.
+//
+// A limit by a field goes by the first message of a call, which is waited for, or if it counts messages by each; a call without
+// a message has none of the fields. A message that is not of the type ends the call with INVALID_ARGUMENT. Where no limit
+// counts by a field nothing is waited for and nothing decoded.
+func Middleware(limits []*Limiter, cost int64, fields Fields) rpc.Middleware {
 	if len(limits) == 0 {
 		return nil
 	}
-	g := &gate{cost: cost}
+	g := &gate{cost: cost, fields: fields}
 	for _, l := range limits {
 		switch {
 		case l.cfg.Kind == Concurrent:
@@ -25,6 +33,7 @@ func Middleware(limits []*Limiter, cost int64) rpc.Middleware {
 			g.calls = append(g.calls, l)
 		}
 	}
+	g.first, g.each = byField(g.running) || byField(g.calls), byField(g.messages)
 	return func(next rpc.Handler) rpc.Handler {
 		return func(ctx context.Context, call *rpc.Call) error { return g.run(ctx, call, next) }
 	}
@@ -35,9 +44,52 @@ type gate struct {
 	cost int64
 	// running are of Kind Concurrent, calls count calls, messages count messages.
 	running, calls, messages []*Limiter
+	// first says that running or calls count by a field, each that messages do.
+	first, each bool
+	fields      Fields
 }
 
+// run lets the call through if there is room for it. The first message is looked at before anything is counted.
 func (g *gate) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error {
+	if !g.first {
+		return g.hold(ctx, call, request{}, next)
+	}
+	first, stream, err := rpc.Peek(ctx, call.Stream)
+	if err != nil && err != io.EOF {
+		return err
+	}
+	call.Stream = stream
+	var req request
+	if err == nil {
+		if req, err = g.read(call, first); err != nil {
+			first.Release()
+			return err
+		}
+	}
+	passed := false
+	err = g.hold(ctx, call, req, func(ctx context.Context, call *rpc.Call) error {
+		passed = true
+		return next(ctx, call)
+	})
+	if !passed {
+		first.Release()
+	}
+	return err
+}
+
+// read takes a message for what limits count by.
+func (g *gate) read(call *rpc.Call, m rpc.Message) (request, error) {
+	input := call.Method.Desc.Input()
+	msg, err := rpc.Decode(input, m.Bytes())
+	if err != nil {
+		call.Info.Fail(rpc.SourceClient)
+		return request{}, status.Errorf(codes.InvalidArgument, "the request cannot be read as a %s", input.FullName())
+	}
+	return request{g.fields, msg}, nil
+}
+
+// hold lets the call, of the request req, through if there is room for it.
+func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.Handler) error {
 	if len(g.running) > 0 {
 		var room [2]slot[int32]
 		inside := room[:0]
@@ -47,7 +99,7 @@ func (g *gate) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error 
 			}
 		}()
 		for _, l := range g.running {
-			s, err := l.enter(call)
+			s, err := l.enter(call, req)
 			if err != nil {
 				return err
 			}
@@ -57,7 +109,7 @@ func (g *gate) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error 
 	if len(g.calls) > 0 {
 		a := &announced{Stream: call.Stream, limits: g.calls}
 		a.all = a.verdicts[:0]
-		if err := take(ctx, call, g.calls, g.cost, &a.all); err != nil {
+		if err := take(ctx, call, req, g.calls, g.cost, &a.all); err != nil {
 			return err
 		}
 		call.Stream = a
@@ -69,9 +121,9 @@ func (g *gate) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error 
 }
 
 // take asks all limits, and appends what they say to all unless that is nil. What was taken is given back if one refuses.
-func take(ctx context.Context, call *rpc.Call, limits []*Limiter, cost int64, all *[]verdict) error {
+func take(ctx context.Context, call *rpc.Call, req request, limits []*Limiter, cost int64, all *[]verdict) error {
 	for i, l := range limits {
-		v, err := l.take(ctx, call, cost)
+		v, err := l.take(ctx, call, req, cost)
 		switch {
 		case err != nil:
 			err = l.unknown(call, err)
@@ -84,7 +136,7 @@ func take(ctx context.Context, call *rpc.Call, limits []*Limiter, cost int64, al
 			continue
 		}
 		for _, before := range limits[:i] {
-			_, _ = before.take(ctx, call, -cost)
+			_, _ = before.take(ctx, call, req, -cost)
 		}
 		return err
 	}
@@ -92,9 +144,9 @@ func take(ctx context.Context, call *rpc.Call, limits []*Limiter, cost int64, al
 }
 
 // enter counts a call in.
-func (l *Limiter) enter(call *rpc.Call) (slot[int32], error) {
+func (l *Limiter) enter(call *rpc.Call, req request) (slot[int32], error) {
 	var buf [128]byte
-	s := l.running.shard(l.key(buf[:0], call))
+	s := l.running.shard(l.key(buf[:0], call, req))
 	p := l.of(call)
 	s.mu.Lock()
 	defer s.unlock()
@@ -175,7 +227,14 @@ func (c *counted) Recv(ctx context.Context) (rpc.Message, error) {
 	if err != nil {
 		return m, err
 	}
-	if err := take(ctx, c.call, c.gate.messages, c.gate.cost, nil); err != nil {
+	var req request
+	if c.gate.each {
+		if req, err = c.gate.read(c.call, m); err != nil {
+			m.Release()
+			return rpc.Message{}, err
+		}
+	}
+	if err := take(ctx, c.call, req, c.gate.messages, c.gate.cost, nil); err != nil {
 		m.Release()
 		return rpc.Message{}, err
 	}

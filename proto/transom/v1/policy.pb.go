@@ -248,7 +248,7 @@ type Limit struct {
 	//	*Limit_Concurrent
 	Kind  isLimit_Kind `protobuf_oneof:"kind"`
 	Burst uint32       `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
-	// "consumer", "ip", "method", "header:NAME", "claim:PATH".
+	// "consumer", "ip", "method", "header:NAME", "claim:PATH", "field:PATH".
 	Per           []string          `protobuf:"bytes,6,rep,name=per,proto3" json:"per,omitempty"`
 	Everybody     bool              `protobuf:"varint,7,opt,name=everybody,proto3" json:"everybody,omitempty"`
 	Plans         map[string]string `protobuf:"bytes,8,rep,name=plans,proto3" json:"plans,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`

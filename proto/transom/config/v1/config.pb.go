@@ -2656,7 +2656,9 @@ type Limit struct {
 	// Of a rate, how many calls may come at once. Default: the rate's number.
 	Burst uint32 `protobuf:"varint,5,opt,name=burst,proto3" json:"burst,omitempty"`
 	// Whose calls are counted together: "consumer" (of anonymous calls the address), "ip" (of IPv6 the /64), "method",
-	// "header:NAME", "claim:PATH", or several of these. Default: consumer.
+	// "header:NAME", "claim:PATH", "field:PATH", a field of the request such as "field:owner.id", or several of these. Calls
+	// without the field count together. Of a stream the first message is waited for, and decides; with messages each. All
+	// methods of the block must have the field. Default: consumer.
 	Per []string `protobuf:"bytes,6,rep,name=per,proto3" json:"per,omitempty"`
 	// Count everybody's calls together; not with per.
 	Everybody bool `protobuf:"varint,7,opt,name=everybody,proto3" json:"everybody,omitempty"`

@@ -17,6 +17,7 @@ import (
 	"transom/policy/identity"
 	configv1 "transom/proto/transom/config/v1"
 	"transom/rpc"
+	"transom/transcoder"
 )
 
 const (
@@ -38,6 +39,7 @@ func (b *builder) openConsumers() {
 	for _, name := range slices.Sorted(maps.Keys(cfg.GetProviders())) {
 		p := cfg.GetProviders()[name]
 		path := fmt.Sprintf("consumers.providers[%s]", name)
+		b.checkProvider(path, p)
 		provider, err := b.provider(name, p, known)
 		if err != nil {
 			b.faultOf(path, err)
@@ -52,6 +54,23 @@ func (b *builder) openConsumers() {
 	if b.rules, err = access.NewCompiler(); err != nil {
 		b.faultOf("", err)
 	}
+}
+
+// checkProvider makes faults of what would have a provider find no credentials ever, and refuse every call.
+func (b *builder) checkProvider(path string, p *configv1.Provider) {
+	if k := p.GetApiKey(); k != nil {
+		if h := apiKeyHeader(k); transcoder.Reserved(h) || transcoder.Identity(h) {
+			b.fault(path+".api_key.header", "a header %s never becomes metadata, so that no call would have a key", h)
+		}
+	}
+	if p.GetClientCertificate() != nil && !slices.ContainsFunc(b.cfg.GetListeners(), asksForCertificate) {
+		b.fault(path+".client_certificate", "no listener asks clients for certificates, so that no call would have one: tls needs client_ca")
+	}
+}
+
+// asksForCertificate reports whether clients can identify themselves to the listener by certificate.
+func asksForCertificate(l *configv1.Listener) bool {
+	return l.GetTls().GetClientCa() != "" && l.GetTls().GetClientAuth() != configv1.TLS_CLIENT_AUTH_NONE
 }
 
 func consumerOf(name string, c *configv1.Consumer) *identity.Consumer {

@@ -8,14 +8,14 @@ import (
 
 const policiesDoc = "../../docs/policies.md"
 
-// example is the first YAML block under a heading of docs/policies.md.
+// example is the first YAML block under a heading, of whatever level, of docs/policies.md.
 func example(t *testing.T, heading string) string {
 	t.Helper()
 	doc, err := os.ReadFile(policiesDoc)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, found := strings.Cut(string(doc), "\n## "+heading+"\n")
+	_, rest, found := strings.Cut(string(doc), "# "+heading+"\n")
 	section, _, _ := strings.Cut(rest, "\n## ")
 	_, block, ok := strings.Cut(section, "```yaml\n")
 	block, _, _ = strings.Cut(block, "```")

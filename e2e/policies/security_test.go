@@ -246,14 +246,8 @@ func TestClientCertificates(t *testing.T) {
 	client := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	ca.issue(t, &x509.Certificate{URIs: []*url.URL{spiffe}, DNSNames: []string{"other"}, ExtKeyUsage: client}, "spiffe")
 	ca.issue(t, &x509.Certificate{Subject: pkix.Name{CommonName: "till 7"}, ExtKeyUsage: client}, "till")
-	p := start(t, strings.ReplaceAll(`
-consumers:
-  providers: {certs: {client_certificate: {}}}
-  known: {shop: {identities: ["certs:uri:spiffe://bank.example/shop"]}}
-policies:
-- {selector: "*", auth: {require: [certs]}}
-listeners: [{address: "127.0.0.1:0", tls: {certificate: DIR/edge.crt, key: DIR/edge.key, client_ca: DIR/ca.crt, client_auth: request}}]
-`, "DIR", ca.dir))
+	p := start(t, "\n"+strings.NewReplacer("/etc/transom/clients.pem", ca.dir+"/ca.crt", "/etc/transom", ca.dir, `":8443"`, `"127.0.0.1:0"`).
+		Replace(example(t, "Client certificates")))
 	roots := x509.NewCertPool()
 	roots.AddCert(ca.cert)
 	for name, want := range map[string]string{"spiffe": "shop", "till": "certs:cn:till 7", "": ""} {

@@ -3183,7 +3183,7 @@ type Provider_Introspection struct {
 }
 
 type Provider_ClientCertificate struct {
-	// A TLS client certificate, which the listener has checked (tls: {client_ca: …}).
+	// A TLS client certificate, which the listener has checked; at least one must ask for it (tls: {client_ca: …}).
 	ClientCertificate *ClientCertificate `protobuf:"bytes,4,opt,name=client_certificate,json=clientCertificate,proto3,oneof"`
 }
 
@@ -3212,7 +3212,7 @@ func (*Provider_External) isProvider_Kind() {}
 // ApiKey takes a secret key from a header.
 type ApiKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The header or metadata name. Default "x-api-key".
+	// The header or metadata name, one that clients can send as metadata. Default "x-api-key".
 	Header        string `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -17,9 +17,17 @@ import (
 // memoryShare is what Go's memory limit is set to, of the container's: the rest is for what is not Go's.
 const memoryShare = 0.9
 
+// signals are what the process is asked for from here on: SIGHUP, without which it would end the process, SIGUSR1 and SIGUSR2,
+// which would be lost.
+func signals() (asked chan os.Signal, stop func()) {
+	asked = make(chan os.Signal, 3) // one of each
+	signal.Notify(asked, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
+	return asked, func() { signal.Stop(asked) }
+}
+
 // run serves until ctx ends, and does what signals ask for: SIGHUP reloads, SIGUSR1 opens the access log anew, SIGUSR2
 // starts the program anew, which takes over the sockets. in is what the process was started with.
-func run(ctx context.Context, g *gateway.Gateway, in inheritance, log *slog.Logger) error {
+func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan os.Signal, log *slog.Logger) error {
 	// GOMEMLIMIT stands if it is set. Without a container there is no limit, which is no error here.
 	_, _ = memlimit.Set(memlimit.WithRatio(memoryShare), memlimit.WithProvider(memlimit.FromCgroup))
 	keepHeapFloor()
@@ -27,9 +35,6 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, log *slog.Logg
 	defer systemd.close()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	asked := make(chan os.Signal, 3) // one of each
-	signal.Notify(asked, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
-	defer signal.Stop(asked)
 	over := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() { systemd.watchdog(ctx, func() { g.Addrs() }) })

@@ -122,6 +122,8 @@ func serveCommand() *cobra.Command {
 			if len(cfg.GetListeners()) == 0 {
 				return usageError{errors.New("say where to listen: --listen HOST:PORT or --listen-tls HOST:PORT")}
 			}
+			asked, stop := signals() // before anybody sees the process listen
+			defer stop()
 			in, err := inherit()
 			if err != nil {
 				return err
@@ -134,7 +136,7 @@ func serveCommand() *cobra.Command {
 			if file != nil {
 				g.Follow(file.Name)
 			}
-			return run(cmd.Context(), g, in, log)
+			return run(cmd.Context(), g, in, asked, log)
 		},
 	}
 	src.register(cmd)

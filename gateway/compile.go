@@ -228,6 +228,8 @@ type builder struct {
 	building  *Snapshot
 	accessLog *observe.AccessLog
 	traces    *observe.Traces
+	metrics   *observe.Metrics
+	push      *observe.Push
 	usage     *observe.UsageOf
 	faults    []Fault
 }
@@ -274,7 +276,7 @@ func (b *builder) build() (*Snapshot, error) {
 		placed(b.faults)
 		return nil, joinFaults(unique(b.faults))
 	}
-	s.drop, s.clusters, s.accessLog, s.cache = b.release, b.clusters, b.accessLog, b.cache
+	s.drop, s.clusters, s.accessLog, s.push, s.cache = b.release, b.clusters, b.accessLog, b.push, b.cache
 	s.store = b.store
 	if b.usage != nil {
 		s.usage = b.usage.Usage

@@ -291,6 +291,7 @@ func (g *Gateway) close(ctx context.Context) {
 	}
 	g.mirrors.Close()
 	if s := g.current.p.Load(); s != nil {
+		closePush(s.push, g.log) // while there is a Snapshot to tell of
 		s.Release()
 	}
 }

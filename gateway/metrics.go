@@ -83,6 +83,9 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
+	if s.g.view.Load() == nil { // nothing is in force yet
+		return
+	}
 	bit := map[bool]float64{true: 1}
 	gauge(s.build, 1, Version())
 	gauge(s.ready, bit[s.g.Ready()])

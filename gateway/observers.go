@@ -9,7 +9,7 @@ import (
 	"transom/listeners"
 )
 
-// openObservers holds the access log and the traces that the configuration asks for.
+// openObservers holds the access log, the traces and the push of metrics that the configuration asks for.
 func (b *builder) openObservers() {
 	if b.dry {
 		return
@@ -45,6 +45,29 @@ func (b *builder) openObservers() {
 			b.faultOf("tracing.endpoint", err)
 		}
 	}
+	if c := b.cfg.GetMetricsPush(); c != nil {
+		b.push, err = hold(&b.holds, "metrics push", "", c, func() (*observe.Push, func(), error) {
+			p, err := b.metrics.Push(b.ctx, observe.PushConfig{
+				Endpoint: c.GetEndpoint(), ServiceName: c.GetServiceName(), Interval: c.GetInterval().AsDuration(), Log: b.log,
+			})
+			return p, func() { closePush(p, b.log) }, err
+		})
+		if err != nil {
+			b.faultOf("metrics_push.endpoint", err)
+		}
+	}
+}
+
+// closePush pushes the last metrics. p may be nil.
+func closePush(p *observe.Push, log *slog.Logger) {
+	if p == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if err := p.Close(ctx); err != nil {
+		log.LogAttrs(ctx, slog.LevelWarn, "the last metrics were not pushed", slog.String("error", err.Error()))
+	}
 }
 
 // ReopenLogs opens the access log's file anew, after it has been renamed. What goes wrong is logged, and the old file kept.
@@ -62,7 +85,7 @@ func (g *Gateway) ReopenLogs(ctx context.Context) {
 // observer is what the plan's listeners report to.
 func (p *plan) observer(g *Gateway) listeners.Observer {
 	var m *observe.Metrics
-	if p.cfg.GetAdmin() != nil {
+	if p.cfg.GetAdmin() != nil || p.cfg.GetMetricsPush() != nil {
 		m = g.metrics
 	}
 	return observe.New(m, p.builder.accessLog, p.builder.traces, p.builder.usage)

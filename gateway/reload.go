@@ -140,7 +140,7 @@ func Locate(err error, file *configfile.File) error {
 
 // compile makes a plan of cfg, without effect on what is in force but that clusters begin to connect.
 func (g *Gateway) compile(ctx context.Context, cfg *configv1.Config, anew rereads) (*plan, error) {
-	b := &builder{ctx: ctx, cfg: cfg, log: g.log, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, issuing: g.issuers, anew: anew, dry: g.offline, overload: &g.overload, mirrors: g.mirrors}
+	b := &builder{ctx: ctx, cfg: cfg, log: g.log, metrics: g.metrics, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, issuing: g.issuers, anew: anew, dry: g.offline, overload: &g.overload, mirrors: g.mirrors}
 	s, err := b.build()
 	if err != nil {
 		return nil, err

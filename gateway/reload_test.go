@@ -16,6 +16,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,9 +25,11 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	collectorpb "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"transom/gateway"
 	"transom/gateway/configfile"
@@ -383,6 +386,78 @@ func TestReopenLogs(t *testing.T) {
 	g.ReopenLogs(t.Context())
 	if _, err := os.Stat(path); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMetricsPush pushes to one collector, then by a reload to another, and, at the end, of all that was called. No admin
+// listener is there. A reload that leaves the collector alone pushes nothing.
+func TestMetricsPush(t *testing.T) {
+	var pushed [2]chan *collectorpb.ExportMetricsServiceRequest
+	var urls [2]string
+	for i := range pushed {
+		pushed[i] = make(chan *collectorpb.ExportMetricsServiceRequest, 10)
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			b, err := io.ReadAll(r.Body)
+			var req collectorpb.ExportMetricsServiceRequest
+			if err == nil {
+				err = proto.Unmarshal(b, &req)
+			}
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+				return
+			}
+			pushed[i] <- &req
+		}))
+		t.Cleanup(srv.Close)
+		urls[i] = srv.URL + "/v1/metrics"
+	}
+	// calls are those counted and endpoints those of clusters, as one push says; -1 if it does not.
+	says := func(req *collectorpb.ExportMetricsServiceRequest) (calls uint64, endpoints float64) {
+		endpoints = -1
+		for _, m := range req.GetResourceMetrics()[0].GetScopeMetrics()[0].GetMetrics() {
+			switch m.GetName() {
+			case "rpc.server.call.duration":
+				for _, p := range m.GetHistogram().GetDataPoints() {
+					calls += p.GetCount()
+				}
+			case "transom_cluster_endpoints":
+				endpoints = 0
+				for _, p := range m.GetGauge().GetDataPoints() {
+					endpoints += p.GetAsDouble()
+				}
+			}
+		}
+		return calls, endpoints
+	}
+	t.Run("serve", func(t *testing.T) {
+		var cfg *configv1.Config
+		g, addr := start(t, func(c *configv1.Config) {
+			c.MetricsPush = &configv1.MetricsPush{Endpoint: urls[0], Interval: durationpb.New(time.Hour)}
+			cfg = c
+		})
+		get(t, "http://"+addr+"/v1/customers/7/accounts/1")
+		if err := g.Reload(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(pushed[0]); n != 0 {
+			t.Errorf("%d pushes at a reload that changes nothing", n)
+		}
+		next := proto.CloneOf(cfg)
+		next.MetricsPush.Endpoint = urls[1]
+		if err := g.Reload(t.Context(), next); err != nil {
+			t.Fatal(err)
+		}
+		// A call is counted after its answer, which may be later than this push.
+		if calls, endpoints := says(<-pushed[0]); calls > 1 || endpoints != 1 {
+			t.Errorf("the first collector was told of %d calls and %v endpoints", calls, endpoints)
+		}
+		get(t, "http://"+addr+"/v1/customers/7/accounts/1")
+	})
+	if len(pushed[0]) != 0 || len(pushed[1]) != 1 {
+		t.Fatalf("%d further pushes to the first collector, %d to the second", len(pushed[0]), len(pushed[1]))
+	}
+	if calls, endpoints := says(<-pushed[1]); calls != 2 || endpoints != 1 {
+		t.Errorf("the second collector was told of %d calls and %v endpoints", calls, endpoints)
 	}
 }
 

@@ -23,8 +23,9 @@ type Snapshot struct {
 	routes   []listeners.Route
 	opaque   *listeners.Route
 	clusters map[string]*upstream.Cluster
-	// accessLog may be nil.
+	// accessLog and push may be nil.
 	accessLog *observe.AccessLog
+	push      *observe.Push
 	// effective are the policies in force, by Method.ID.
 	effective []Effective
 	// chains name what is in the handler chains, outermost first, by Method.ID.

@@ -138,6 +138,8 @@ func TestFaults(t *testing.T) {
 		{"duration range", minimal + "drain: {delay: 11m}\n", `3:16: delay: must be greater than or equal to 0s and less than or equal to 600s`},
 		{"negative", minimal + "limits: {message_bytes: -1}\n", `3:25: message_bytes: invalid integer: parsing "-1": invalid syntax`},
 		{"too large", minimal + "limits: {message_bytes: 3GiB}\n", `3:25: message_bytes: must be less than or equal to 2147483647`},
+		{"metrics_push", minimal + "metrics_push:\n  endpoint: collector:4318\n  interval: 100ms\n", `4:13: endpoint: does not match regex pattern|5:13: interval: must be greater than or equal to 1s and less than or equal to 3600s`},
+		{"metrics_push without endpoint", minimal + "metrics_push: {}\n", `3:15: endpoint: does not match regex pattern`},
 		{"kind", minimal + "policies: {selector: {a: b}}\n", `3:22: selector[0]: expected scalar, got mapping`},
 		{"oneof", minimal + "descriptors: {file: a, reflection: {cluster: a}}\n", `3:36: reflection: field file is already set for oneof source`},
 		{"oneof empty", minimal + "descriptors: [{}]\n", `3:15: source: exactly one field is required in oneof`},

@@ -6,19 +6,25 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"go.opentelemetry.io/otel/trace"
+	collectormetricspb "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	collectorpb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	commonpb "go.opentelemetry.io/proto/otlp/common/v1"
+	metricspb "go.opentelemetry.io/proto/otlp/metrics/v1"
 	tracepb "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/codes"
@@ -322,6 +328,140 @@ func TestTraces(t *testing.T) {
 	}
 	if !bytes.Equal(client.GetParentSpanId(), server.GetSpanId()) || !bytes.Equal(client.GetTraceId(), server.GetTraceId()) {
 		t.Error("the inner span is not the outer's child")
+	}
+}
+
+// TestPush sends metrics to a receiver by OpenTelemetry's names when the last is pushed, at the latest.
+func TestPush(t *testing.T) {
+	got := make(chan *collectormetricspb.ExportMetricsServiceRequest, 100)
+	c := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		var req collectormetricspb.ExportMetricsServiceRequest
+		if err := proto.Unmarshal(b, &req); err != nil || r.URL.Path != "/v1/metrics" {
+			http.Error(w, "not metrics", http.StatusBadRequest)
+			return
+		}
+		got <- &req
+	}))
+	defer c.Close()
+	m := NewMetrics()
+	p, err := m.Push(t.Context(), PushConfig{Endpoint: c.URL + "/v1/metrics", ServiceName: "edge", Interval: time.Hour, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := New(m, nil, nil, nil)
+	for range 3 {
+		x := exchange()
+		o.Begin(t.Context(), x)
+		o.End(x)
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 1 {
+		t.Fatalf("%d pushes, want the last alone", len(got))
+	}
+	rm := (<-got).GetResourceMetrics()[0]
+	if a := rm.GetResource().GetAttributes(); len(a) != 1 || a[0].GetKey() != "service.name" || a[0].GetValue().GetStringValue() != "edge" {
+		t.Errorf("the resource is %v", a)
+	}
+	metrics := map[string]*metricspb.Metric{}
+	for _, m := range rm.GetScopeMetrics()[0].GetMetrics() {
+		metrics[m.GetName()] = m
+	}
+	for name, want := range map[string]struct {
+		unit, attributes string
+		value            float64 // of a histogram the count
+	}{
+		"rpc.server.call.duration": {"s", "rpc.method=bank.v1.Accounts/Get rpc.status_code=OK rpc.system.name=grpc", 3},
+		"rpc.client.call.duration": {"s", "rpc.status_code=OK rpc.system.name=grpc transom.cluster=bank", 3},
+		"http.server.request.duration": {
+			"s", "http.request.method=GET http.response.status_code=200 http.route=/v1/{name=accounts/*} network.protocol.version=1.1", 3,
+		},
+		"http.server.active_requests": {"", "transom.protocol=rest", 0},
+		"transom_calls_total":         {"", "rpc.method=bank.v1.Accounts/Get rpc.status_code=OK transom.error_source=none transom.protocol=rest", 3},
+		"transom_message_bytes_total": {"By", "direction=out rpc.method=bank.v1.Accounts/Get transom.protocol=rest", 600},
+		"go_memstats_alloc_bytes":     {"By", "", -1},
+	} {
+		m := metrics[name]
+		if m == nil {
+			t.Errorf("no metric %s", name)
+			continue
+		}
+		if m.GetUnit() != want.unit || m.GetDescription() == "" {
+			t.Errorf("%s is in %q, want %q; %q", name, m.GetUnit(), want.unit, m.GetDescription())
+		}
+		points := map[string]float64{}
+		for _, p := range m.GetHistogram().GetDataPoints() {
+			points[attributeText(p.GetAttributes())] = float64(p.GetCount())
+			if n := p.GetBucketCounts(); len(n) != len(durations)+1 || p.GetSum() < 0.025*3 {
+				t.Errorf("%s: %v", name, p)
+			}
+		}
+		for _, p := range append(m.GetSum().GetDataPoints(), m.GetGauge().GetDataPoints()...) {
+			points[attributeText(p.GetAttributes())] = p.GetAsDouble()
+		}
+		if v, ok := points[want.attributes]; !ok || want.value >= 0 && v != want.value {
+			t.Errorf("%s has %v, want %v of %s", name, points, want.value, want.attributes)
+		}
+		if s := m.GetSum(); s != nil && (!s.GetIsMonotonic() || s.GetAggregationTemporality() != metricspb.AggregationTemporality_AGGREGATION_TEMPORALITY_CUMULATIVE) {
+			t.Errorf("%s is no cumulative counter", name)
+		}
+	}
+	if a := metrics["http.server.request.duration"].GetHistogram().GetDataPoints()[0].GetAttributes(); !slices.ContainsFunc(a, func(a *commonpb.KeyValue) bool {
+		return a.GetKey() == "http.response.status_code" && a.GetValue().GetIntValue() == 200
+	}) {
+		t.Errorf("the status is no number: %v", a)
+	}
+}
+
+// attributeText are attributes in the order of their names.
+func attributeText(all []*commonpb.KeyValue) string {
+	var s []string
+	for _, a := range all {
+		v := a.GetValue().GetStringValue()
+		if n := a.GetValue().GetIntValue(); n != 0 {
+			v = strconv.FormatInt(n, 10)
+		}
+		s = append(s, a.GetKey()+"="+v)
+	}
+	slices.Sort(s)
+	return strings.Join(s, " ")
+}
+
+// TestPushDown is told of a collector that takes nothing once, and of its return; pushes go on.
+func TestPushDown(t *testing.T) {
+	var down atomic.Bool
+	down.Store(true)
+	c := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if down.Load() {
+			http.Error(w, "no room", http.StatusServiceUnavailable)
+		}
+	}))
+	defer c.Close()
+	var out bytes.Buffer
+	p, err := NewMetrics().Push(t.Context(), PushConfig{Endpoint: c.URL, Interval: time.Hour, Log: slog.New(slog.NewTextHandler(&out, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := p.provider.ForceFlush(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	down.Store(false)
+	for range 2 {
+		if err := p.provider.ForceFlush(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	down.Store(true)
+	if err := p.Close(t.Context()); err == nil {
+		t.Error("nothing is said of the last push, which failed")
+	}
+	if lines := strings.Split(strings.TrimSpace(out.String()), "\n"); len(lines) != 2 || !strings.Contains(lines[0], "level=WARN") || !strings.Contains(lines[0], "no room") ||
+		!strings.Contains(lines[1], "pushed again") || !strings.Contains(lines[1], "failed=3") {
+		t.Errorf("logged:\n%s", out.String())
 	}
 }
 

@@ -240,7 +240,9 @@ type Config struct {
 	// When calls are turned away. Default: the defaults of Overload.
 	Overload *Overload `protobuf:"bytes,44,opt,name=overload,proto3" json:"overload,omitempty"`
 	// What consumers use is counted. Default: it is not.
-	Usage         *Usage `protobuf:"bytes,48,opt,name=usage,proto3" json:"usage,omitempty"`
+	Usage *Usage `protobuf:"bytes,48,opt,name=usage,proto3" json:"usage,omitempty"`
+	// Metrics are sent to a collector. Default: they are for those who ask the admin listener.
+	MetricsPush   *MetricsPush `protobuf:"bytes,49,opt,name=metrics_push,json=metricsPush,proto3" json:"metrics_push,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,6 +427,13 @@ func (x *Config) GetOverload() *Overload {
 func (x *Config) GetUsage() *Usage {
 	if x != nil {
 		return x.Usage
+	}
+	return nil
+}
+
+func (x *Config) GetMetricsPush() *MetricsPush {
+	if x != nil {
+		return x.MetricsPush
 	}
 	return nil
 }
@@ -4759,8 +4768,7 @@ var File_transom_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15google/rpc/code.proto\x1a\"transom/config/v1/operations.proto\"\xf1\n" +
-	"\n" +
+	"\x1etransom/config/v1/config.proto\x12\x11transom.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15google/rpc/code.proto\x1a\"transom/config/v1/operations.proto\"\xb4\v\n" +
 	"\x06Config\x12C\n" +
 	"\tlisteners\x18\x01 \x03(\v2\x1b.transom.config.v1.ListenerB\b\xbaH\x05\x92\x01\x02\b\x01R\tlisteners\x12E\n" +
 	"\vdescriptors\x18\x02 \x03(\v2#.transom.config.v1.DescriptorSourceR\vdescriptors\x12i\n" +
@@ -4787,7 +4795,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"access_log\x18* \x01(\v2\x1c.transom.config.v1.AccessLogR\taccessLog\x124\n" +
 	"\atracing\x18+ \x01(\v2\x1a.transom.config.v1.TracingR\atracing\x127\n" +
 	"\boverload\x18, \x01(\v2\x1b.transom.config.v1.OverloadR\boverload\x12.\n" +
-	"\x05usage\x180 \x01(\v2\x18.transom.config.v1.UsageR\x05usage\x1aW\n" +
+	"\x05usage\x180 \x01(\v2\x18.transom.config.v1.UsageR\x05usage\x12A\n" +
+	"\fmetrics_push\x181 \x01(\v2\x1e.transom.config.v1.MetricsPushR\vmetricsPush\x1aW\n" +
 	"\rClustersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x120\n" +
 	"\x05value\x18\x02 \x01(\v2\x1a.transom.config.v1.ClusterR\x05value:\x028\x01\"\xf4\x05\n" +
@@ -5303,11 +5312,12 @@ var file_transom_config_v1_config_proto_goTypes = []any{
 	(*Tracing)(nil),                     // 68: transom.config.v1.Tracing
 	(*Overload)(nil),                    // 69: transom.config.v1.Overload
 	(*Usage)(nil),                       // 70: transom.config.v1.Usage
-	(*ProxyProtocol)(nil),               // 71: transom.config.v1.ProxyProtocol
-	(*Acme)(nil),                        // 72: transom.config.v1.Acme
-	(*durationpb.Duration)(nil),         // 73: google.protobuf.Duration
-	(code.Code)(0),                      // 74: google.rpc.Code
-	(*structpb.Struct)(nil),             // 75: google.protobuf.Struct
+	(*MetricsPush)(nil),                 // 71: transom.config.v1.MetricsPush
+	(*ProxyProtocol)(nil),               // 72: transom.config.v1.ProxyProtocol
+	(*Acme)(nil),                        // 73: transom.config.v1.Acme
+	(*durationpb.Duration)(nil),         // 74: google.protobuf.Duration
+	(code.Code)(0),                      // 75: google.rpc.Code
+	(*structpb.Struct)(nil),             // 76: google.protobuf.Struct
 }
 var file_transom_config_v1_config_proto_depIdxs = []int32{
 	4,   // 0: transom.config.v1.Config.listeners:type_name -> transom.config.v1.Listener
@@ -5331,98 +5341,99 @@ var file_transom_config_v1_config_proto_depIdxs = []int32{
 	68,  // 18: transom.config.v1.Config.tracing:type_name -> transom.config.v1.Tracing
 	69,  // 19: transom.config.v1.Config.overload:type_name -> transom.config.v1.Overload
 	70,  // 20: transom.config.v1.Config.usage:type_name -> transom.config.v1.Usage
-	5,   // 21: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
-	42,  // 22: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
-	7,   // 23: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
-	71,  // 24: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
-	0,   // 25: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
-	6,   // 26: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
-	72,  // 27: transom.config.v1.TLS.acme:type_name -> transom.config.v1.Acme
-	73,  // 28: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
-	50,  // 29: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
-	51,  // 30: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
-	10,  // 31: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
-	11,  // 32: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
-	73,  // 33: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
-	73,  // 34: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
-	52,  // 35: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
-	53,  // 36: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
-	73,  // 37: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
-	54,  // 38: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
-	1,   // 39: transom.config.v1.Cluster.transport:type_name -> transom.config.v1.Cluster.Transport
-	73,  // 40: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
-	73,  // 41: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
-	73,  // 42: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
-	73,  // 43: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
-	23,  // 44: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
-	24,  // 45: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
-	28,  // 46: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
-	27,  // 47: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
-	14,  // 48: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
-	15,  // 49: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
-	16,  // 50: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
-	17,  // 51: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
-	18,  // 52: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
-	19,  // 53: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
-	20,  // 54: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
-	19,  // 55: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
-	19,  // 56: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
-	21,  // 57: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
-	22,  // 58: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
-	13,  // 59: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
-	55,  // 60: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
-	73,  // 61: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
-	13,  // 62: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
-	73,  // 63: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
-	56,  // 64: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
-	57,  // 65: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
-	58,  // 66: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
-	2,   // 67: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
-	74,  // 68: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
-	74,  // 69: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
-	59,  // 70: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
-	73,  // 71: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
-	26,  // 72: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
-	73,  // 73: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
-	73,  // 74: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
-	73,  // 75: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
-	60,  // 76: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
-	30,  // 77: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
-	73,  // 78: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
-	61,  // 79: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
-	62,  // 80: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
-	33,  // 81: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
-	34,  // 82: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
-	35,  // 83: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
-	36,  // 84: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
-	37,  // 85: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
-	38,  // 86: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
-	73,  // 87: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
-	39,  // 88: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
-	63,  // 89: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
-	73,  // 90: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
-	39,  // 91: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
-	64,  // 92: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
-	73,  // 93: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
-	75,  // 94: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
-	73,  // 95: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
-	73,  // 96: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
-	73,  // 97: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
-	73,  // 98: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	73,  // 99: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
-	73,  // 100: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
-	73,  // 101: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
-	73,  // 102: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	73,  // 103: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	9,   // 104: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	73,  // 105: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	32,  // 106: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	40,  // 107: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	108, // [108:108] is the sub-list for method output_type
-	108, // [108:108] is the sub-list for method input_type
-	108, // [108:108] is the sub-list for extension type_name
-	108, // [108:108] is the sub-list for extension extendee
-	0,   // [0:108] is the sub-list for field type_name
+	71,  // 21: transom.config.v1.Config.metrics_push:type_name -> transom.config.v1.MetricsPush
+	5,   // 22: transom.config.v1.Listener.tls:type_name -> transom.config.v1.TLS
+	42,  // 23: transom.config.v1.Listener.limits:type_name -> transom.config.v1.Limits
+	7,   // 24: transom.config.v1.Listener.cors:type_name -> transom.config.v1.Cors
+	72,  // 25: transom.config.v1.Listener.proxy_protocol:type_name -> transom.config.v1.ProxyProtocol
+	0,   // 26: transom.config.v1.TLS.client_auth:type_name -> transom.config.v1.TLS.ClientAuth
+	6,   // 27: transom.config.v1.TLS.more:type_name -> transom.config.v1.KeyPair
+	73,  // 28: transom.config.v1.TLS.acme:type_name -> transom.config.v1.Acme
+	74,  // 29: transom.config.v1.Cors.max_age:type_name -> google.protobuf.Duration
+	50,  // 30: transom.config.v1.DescriptorSource.proto:type_name -> transom.config.v1.DescriptorSource.ProtoFiles
+	51,  // 31: transom.config.v1.DescriptorSource.reflection:type_name -> transom.config.v1.DescriptorSource.Reflection
+	10,  // 32: transom.config.v1.Cluster.tls:type_name -> transom.config.v1.UpstreamTLS
+	11,  // 33: transom.config.v1.Cluster.lb:type_name -> transom.config.v1.LoadBalancing
+	74,  // 34: transom.config.v1.Cluster.connect_timeout:type_name -> google.protobuf.Duration
+	74,  // 35: transom.config.v1.Cluster.keepalive:type_name -> google.protobuf.Duration
+	52,  // 36: transom.config.v1.Cluster.retry:type_name -> transom.config.v1.Cluster.RetryBudget
+	53,  // 37: transom.config.v1.Cluster.concurrency:type_name -> transom.config.v1.Cluster.Concurrency
+	74,  // 38: transom.config.v1.Cluster.dns_refresh:type_name -> google.protobuf.Duration
+	54,  // 39: transom.config.v1.Cluster.kubernetes:type_name -> transom.config.v1.Cluster.Kubernetes
+	1,   // 40: transom.config.v1.Cluster.transport:type_name -> transom.config.v1.Cluster.Transport
+	74,  // 41: transom.config.v1.LoadBalancing.warmup:type_name -> google.protobuf.Duration
+	74,  // 42: transom.config.v1.Policy.timeout:type_name -> google.protobuf.Duration
+	74,  // 43: transom.config.v1.Policy.stream_timeout:type_name -> google.protobuf.Duration
+	74,  // 44: transom.config.v1.Policy.stream_idle_timeout:type_name -> google.protobuf.Duration
+	23,  // 45: transom.config.v1.Policy.auth:type_name -> transom.config.v1.Auth
+	24,  // 46: transom.config.v1.Policy.access:type_name -> transom.config.v1.Access
+	28,  // 47: transom.config.v1.Policy.limits:type_name -> transom.config.v1.Limit
+	27,  // 48: transom.config.v1.Policy.cache:type_name -> transom.config.v1.Cache
+	14,  // 49: transom.config.v1.Policy.routes:type_name -> transom.config.v1.Route
+	15,  // 50: transom.config.v1.Policy.split:type_name -> transom.config.v1.Split
+	16,  // 51: transom.config.v1.Policy.mirror:type_name -> transom.config.v1.Mirror
+	17,  // 52: transom.config.v1.Policy.faults:type_name -> transom.config.v1.Fault
+	18,  // 53: transom.config.v1.Policy.deprecated:type_name -> transom.config.v1.Deprecated
+	19,  // 54: transom.config.v1.Policy.request_metadata:type_name -> transom.config.v1.MetadataEdits
+	20,  // 55: transom.config.v1.Policy.request_fields:type_name -> transom.config.v1.RequestField
+	19,  // 56: transom.config.v1.Policy.response_metadata:type_name -> transom.config.v1.MetadataEdits
+	19,  // 57: transom.config.v1.Policy.response_trailers:type_name -> transom.config.v1.MetadataEdits
+	21,  // 58: transom.config.v1.Policy.redact:type_name -> transom.config.v1.Redaction
+	22,  // 59: transom.config.v1.Policy.errors:type_name -> transom.config.v1.ErrorRule
+	13,  // 60: transom.config.v1.Route.when:type_name -> transom.config.v1.Condition
+	55,  // 61: transom.config.v1.Split.clusters:type_name -> transom.config.v1.Split.ClustersEntry
+	74,  // 62: transom.config.v1.Mirror.timeout:type_name -> google.protobuf.Duration
+	13,  // 63: transom.config.v1.Fault.when:type_name -> transom.config.v1.Condition
+	74,  // 64: transom.config.v1.Fault.delay:type_name -> google.protobuf.Duration
+	56,  // 65: transom.config.v1.MetadataEdits.set:type_name -> transom.config.v1.MetadataEdits.SetEntry
+	57,  // 66: transom.config.v1.MetadataEdits.add:type_name -> transom.config.v1.MetadataEdits.AddEntry
+	58,  // 67: transom.config.v1.MetadataEdits.rename:type_name -> transom.config.v1.MetadataEdits.RenameEntry
+	2,   // 68: transom.config.v1.RequestField.mode:type_name -> transom.config.v1.RequestField.Mode
+	75,  // 69: transom.config.v1.ErrorRule.codes:type_name -> google.rpc.Code
+	75,  // 70: transom.config.v1.ErrorRule.to:type_name -> google.rpc.Code
+	59,  // 71: transom.config.v1.Security.response_headers:type_name -> transom.config.v1.Security.ResponseHeadersEntry
+	74,  // 72: transom.config.v1.Security.hsts:type_name -> google.protobuf.Duration
+	26,  // 73: transom.config.v1.Security.request_id:type_name -> transom.config.v1.RequestId
+	74,  // 74: transom.config.v1.Cache.ttl:type_name -> google.protobuf.Duration
+	74,  // 75: transom.config.v1.Cache.stale_while_revalidate:type_name -> google.protobuf.Duration
+	74,  // 76: transom.config.v1.Cache.stale_if_error:type_name -> google.protobuf.Duration
+	60,  // 77: transom.config.v1.Limit.plans:type_name -> transom.config.v1.Limit.PlansEntry
+	30,  // 78: transom.config.v1.Redis.tls:type_name -> transom.config.v1.RedisTLS
+	74,  // 79: transom.config.v1.Redis.timeout:type_name -> google.protobuf.Duration
+	61,  // 80: transom.config.v1.Consumers.providers:type_name -> transom.config.v1.Consumers.ProvidersEntry
+	62,  // 81: transom.config.v1.Consumers.known:type_name -> transom.config.v1.Consumers.KnownEntry
+	33,  // 82: transom.config.v1.Provider.api_key:type_name -> transom.config.v1.ApiKey
+	34,  // 83: transom.config.v1.Provider.jwt:type_name -> transom.config.v1.Jwt
+	35,  // 84: transom.config.v1.Provider.introspection:type_name -> transom.config.v1.Introspection
+	36,  // 85: transom.config.v1.Provider.client_certificate:type_name -> transom.config.v1.ClientCertificate
+	37,  // 86: transom.config.v1.Provider.basic:type_name -> transom.config.v1.Basic
+	38,  // 87: transom.config.v1.Provider.external:type_name -> transom.config.v1.External
+	74,  // 88: transom.config.v1.Jwt.leeway:type_name -> google.protobuf.Duration
+	39,  // 89: transom.config.v1.Jwt.outbound:type_name -> transom.config.v1.Outbound
+	63,  // 90: transom.config.v1.Jwt.metadata:type_name -> transom.config.v1.Jwt.MetadataEntry
+	74,  // 91: transom.config.v1.Introspection.cache:type_name -> google.protobuf.Duration
+	39,  // 92: transom.config.v1.Introspection.outbound:type_name -> transom.config.v1.Outbound
+	64,  // 93: transom.config.v1.Introspection.metadata:type_name -> transom.config.v1.Introspection.MetadataEntry
+	74,  // 94: transom.config.v1.External.timeout:type_name -> google.protobuf.Duration
+	76,  // 95: transom.config.v1.Consumer.claims:type_name -> google.protobuf.Struct
+	74,  // 96: transom.config.v1.Limits.header_timeout:type_name -> google.protobuf.Duration
+	74,  // 97: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
+	74,  // 98: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
+	74,  // 99: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
+	74,  // 100: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
+	74,  // 101: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
+	74,  // 102: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
+	74,  // 103: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	74,  // 104: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	9,   // 105: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	74,  // 106: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	32,  // 107: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	40,  // 108: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	109, // [109:109] is the sub-list for method output_type
+	109, // [109:109] is the sub-list for method input_type
+	109, // [109:109] is the sub-list for extension type_name
+	109, // [109:109] is the sub-list for extension extendee
+	0,   // [0:109] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }

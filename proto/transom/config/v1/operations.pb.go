@@ -72,7 +72,7 @@ func (x Acme_Challenge) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Acme_Challenge.Descriptor instead.
 func (Acme_Challenge) EnumDescriptor() ([]byte, []int) {
-	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{7, 0}
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // Reload is how changes are put in force while transom runs: of the configuration file and what it names (on SIGHUP, by
@@ -407,6 +407,72 @@ func (x *Tracing) GetUntrusted() bool {
 	return false
 }
 
+// MetricsPush sends all metrics, those of /metrics, to an OpenTelemetry collector. Those that OpenTelemetry has conventions
+// for have its names (rpc.server.call.duration), others those of /metrics. One push at a time; one that fails is made good by
+// the next, since all values are cumulative.
+type MetricsPush struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The collector's OTLP endpoint over HTTP, "http://collector:4318/v1/metrics". Required.
+	Endpoint string `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// The time between two pushes. The last is when transom ends. Default 60s, 1s … 1h.
+	Interval *durationpb.Duration `protobuf:"bytes,2,opt,name=interval,proto3" json:"interval,omitempty"`
+	// What the collector knows this transom as. Default "transom".
+	ServiceName   string `protobuf:"bytes,3,opt,name=service_name,json=serviceName,proto3" json:"service_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MetricsPush) Reset() {
+	*x = MetricsPush{}
+	mi := &file_transom_config_v1_operations_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MetricsPush) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MetricsPush) ProtoMessage() {}
+
+func (x *MetricsPush) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_config_v1_operations_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MetricsPush.ProtoReflect.Descriptor instead.
+func (*MetricsPush) Descriptor() ([]byte, []int) {
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *MetricsPush) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *MetricsPush) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *MetricsPush) GetServiceName() string {
+	if x != nil {
+		return x.ServiceName
+	}
+	return ""
+}
+
 // Overload is when transom turns calls away to stay alive. Such calls end with UNAVAILABLE (503) and say when to come
 // back.
 type Overload struct {
@@ -424,7 +490,7 @@ type Overload struct {
 
 func (x *Overload) Reset() {
 	*x = Overload{}
-	mi := &file_transom_config_v1_operations_proto_msgTypes[5]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -436,7 +502,7 @@ func (x *Overload) String() string {
 func (*Overload) ProtoMessage() {}
 
 func (x *Overload) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_operations_proto_msgTypes[5]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -449,7 +515,7 @@ func (x *Overload) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Overload.ProtoReflect.Descriptor instead.
 func (*Overload) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{5}
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Overload) GetCalls() uint32 {
@@ -485,7 +551,7 @@ type ProxyProtocol struct {
 
 func (x *ProxyProtocol) Reset() {
 	*x = ProxyProtocol{}
-	mi := &file_transom_config_v1_operations_proto_msgTypes[6]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +563,7 @@ func (x *ProxyProtocol) String() string {
 func (*ProxyProtocol) ProtoMessage() {}
 
 func (x *ProxyProtocol) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_operations_proto_msgTypes[6]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +576,7 @@ func (x *ProxyProtocol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProxyProtocol.ProtoReflect.Descriptor instead.
 func (*ProxyProtocol) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{6}
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ProxyProtocol) GetTrusted() []string {
@@ -547,7 +613,7 @@ type Acme struct {
 
 func (x *Acme) Reset() {
 	*x = Acme{}
-	mi := &file_transom_config_v1_operations_proto_msgTypes[7]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -559,7 +625,7 @@ func (x *Acme) String() string {
 func (*Acme) ProtoMessage() {}
 
 func (x *Acme) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_operations_proto_msgTypes[7]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -572,7 +638,7 @@ func (x *Acme) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acme.ProtoReflect.Descriptor instead.
 func (*Acme) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{7}
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Acme) GetNames() []string {
@@ -642,7 +708,7 @@ type Usage_Api struct {
 
 func (x *Usage_Api) Reset() {
 	*x = Usage_Api{}
-	mi := &file_transom_config_v1_operations_proto_msgTypes[9]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +720,7 @@ func (x *Usage_Api) String() string {
 func (*Usage_Api) ProtoMessage() {}
 
 func (x *Usage_Api) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_operations_proto_msgTypes[9]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +756,7 @@ type Acme_ExternalAccount struct {
 
 func (x *Acme_ExternalAccount) Reset() {
 	*x = Acme_ExternalAccount{}
-	mi := &file_transom_config_v1_operations_proto_msgTypes[10]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -702,7 +768,7 @@ func (x *Acme_ExternalAccount) String() string {
 func (*Acme_ExternalAccount) ProtoMessage() {}
 
 func (x *Acme_ExternalAccount) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_config_v1_operations_proto_msgTypes[10]
+	mi := &file_transom_config_v1_operations_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -715,7 +781,7 @@ func (x *Acme_ExternalAccount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Acme_ExternalAccount.ProtoReflect.Descriptor instead.
 func (*Acme_ExternalAccount) Descriptor() ([]byte, []int) {
-	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{7, 0}
+	return file_transom_config_v1_operations_proto_rawDescGZIP(), []int{8, 0}
 }
 
 func (x *Acme_ExternalAccount) GetKeyId() string {
@@ -762,7 +828,11 @@ const file_transom_config_v1_operations_proto_rawDesc = "" +
 	"\bendpoint\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x88\x01\x01R\bendpoint\x12/\n" +
 	"\x06sample\x18\x02 \x01(\x01B\x17\xbaH\x14\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00R\x06sample\x12!\n" +
 	"\fservice_name\x18\x03 \x01(\tR\vserviceName\x12\x1c\n" +
-	"\tuntrusted\x18\x04 \x01(\bR\tuntrusted\"\xa1\x01\n" +
+	"\tuntrusted\x18\x04 \x01(\bR\tuntrusted\"\xac\x01\n" +
+	"\vMetricsPush\x122\n" +
+	"\bendpoint\x18\x01 \x01(\tB\x16\xbaH\x13r\x112\x0f^https?://[^/]+R\bendpoint\x12F\n" +
+	"\binterval\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x03\b\x90\x1c2\x02\b\x01R\binterval\x12!\n" +
+	"\fservice_name\x18\x03 \x01(\tR\vserviceName\"\xa1\x01\n" +
 	"\bOverload\x12\x14\n" +
 	"\x05calls\x18\x01 \x01(\rR\x05calls\x122\n" +
 	"\x06memory\x18\x02 \x01(\x01B\x1a\xbaH\x17\xd8\x01\x01\x12\x12\x19\x00\x00\x00\x00\x00\x00\xf0?)\x9a\x99\x99\x99\x99\x99\xb9?R\x06memory\x12K\n" +
@@ -801,7 +871,7 @@ func file_transom_config_v1_operations_proto_rawDescGZIP() []byte {
 }
 
 var file_transom_config_v1_operations_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_transom_config_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_transom_config_v1_operations_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_transom_config_v1_operations_proto_goTypes = []any{
 	(Acme_Challenge)(0),          // 0: transom.config.v1.Acme.Challenge
 	(*Reload)(nil),               // 1: transom.config.v1.Reload
@@ -809,26 +879,28 @@ var file_transom_config_v1_operations_proto_goTypes = []any{
 	(*AccessLog)(nil),            // 3: transom.config.v1.AccessLog
 	(*Usage)(nil),                // 4: transom.config.v1.Usage
 	(*Tracing)(nil),              // 5: transom.config.v1.Tracing
-	(*Overload)(nil),             // 6: transom.config.v1.Overload
-	(*ProxyProtocol)(nil),        // 7: transom.config.v1.ProxyProtocol
-	(*Acme)(nil),                 // 8: transom.config.v1.Acme
-	nil,                          // 9: transom.config.v1.Usage.ApisEntry
-	(*Usage_Api)(nil),            // 10: transom.config.v1.Usage.Api
-	(*Acme_ExternalAccount)(nil), // 11: transom.config.v1.Acme.ExternalAccount
-	(*durationpb.Duration)(nil),  // 12: google.protobuf.Duration
+	(*MetricsPush)(nil),          // 6: transom.config.v1.MetricsPush
+	(*Overload)(nil),             // 7: transom.config.v1.Overload
+	(*ProxyProtocol)(nil),        // 8: transom.config.v1.ProxyProtocol
+	(*Acme)(nil),                 // 9: transom.config.v1.Acme
+	nil,                          // 10: transom.config.v1.Usage.ApisEntry
+	(*Usage_Api)(nil),            // 11: transom.config.v1.Usage.Api
+	(*Acme_ExternalAccount)(nil), // 12: transom.config.v1.Acme.ExternalAccount
+	(*durationpb.Duration)(nil),  // 13: google.protobuf.Duration
 }
 var file_transom_config_v1_operations_proto_depIdxs = []int32{
-	12, // 0: transom.config.v1.Usage.period:type_name -> google.protobuf.Duration
-	9,  // 1: transom.config.v1.Usage.apis:type_name -> transom.config.v1.Usage.ApisEntry
-	12, // 2: transom.config.v1.Overload.retry_after:type_name -> google.protobuf.Duration
-	0,  // 3: transom.config.v1.Acme.challenge:type_name -> transom.config.v1.Acme.Challenge
-	11, // 4: transom.config.v1.Acme.external_account:type_name -> transom.config.v1.Acme.ExternalAccount
-	10, // 5: transom.config.v1.Usage.ApisEntry.value:type_name -> transom.config.v1.Usage.Api
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	13, // 0: transom.config.v1.Usage.period:type_name -> google.protobuf.Duration
+	10, // 1: transom.config.v1.Usage.apis:type_name -> transom.config.v1.Usage.ApisEntry
+	13, // 2: transom.config.v1.MetricsPush.interval:type_name -> google.protobuf.Duration
+	13, // 3: transom.config.v1.Overload.retry_after:type_name -> google.protobuf.Duration
+	0,  // 4: transom.config.v1.Acme.challenge:type_name -> transom.config.v1.Acme.Challenge
+	12, // 5: transom.config.v1.Acme.external_account:type_name -> transom.config.v1.Acme.ExternalAccount
+	11, // 6: transom.config.v1.Usage.ApisEntry.value:type_name -> transom.config.v1.Usage.Api
+	7,  // [7:7] is the sub-list for method output_type
+	7,  // [7:7] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_operations_proto_init() }
@@ -842,7 +914,7 @@ func file_transom_config_v1_operations_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_config_v1_operations_proto_rawDesc), len(file_transom_config_v1_operations_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

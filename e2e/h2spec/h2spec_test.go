@@ -1,6 +1,7 @@
 package h2spec
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/xml"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -152,8 +154,8 @@ func run(t *testing.T, addr string, secure bool, only ...string) outcome {
 			} `xml:"testcase"`
 		} `xml:"testsuite"`
 	}
-	if err := xml.Unmarshal(b, &suites); err != nil {
-		t.Fatal(err)
+	if err := xml.Unmarshal(legible(b), &suites); err != nil {
+		t.Fatalf("%v\n%s", err, b)
 	}
 	result := outcome{}
 	for _, s := range suites.Suites {
@@ -161,17 +163,41 @@ func run(t *testing.T, addr string, secure bool, only ...string) outcome {
 			t.Fatalf("%q names %d cases", only, len(s.Cases))
 		}
 		for i, c := range s.Cases {
-			why := ""
+			text := ""
 			switch {
 			case c.Failure != nil:
-				why = "failed: " + strings.TrimSpace(c.Failure.Text)
+				text = "failed: " + strings.TrimSpace(c.Failure.Text)
 			case c.Error != nil:
-				why = "error: " + strings.TrimSpace(c.Error.Text)
+				text = "error: " + strings.TrimSpace(c.Error.Text)
 			}
-			result[c.Package+"/"+strconv.Itoa(i+1)+" "+c.Class] = why
+			result[c.Package+"/"+strconv.Itoa(i+1)+" "+c.Class] = text
 		}
 	}
 	return result
+}
+
+// said is what the suite says of a failed case. It puts there as it is what a server sent, a frame's bytes among it.
+var said = regexp.MustCompile(`(?s)<(failure|error)>(.*?)</(failure|error)>`)
+
+// legible is a report that is XML.
+func legible(report []byte) []byte {
+	return said.ReplaceAllFunc(report, func(m []byte) []byte {
+		part := said.FindSubmatch(m)
+		var b bytes.Buffer
+		fmt.Fprintf(&b, "<%s>", part[1])
+		_ = xml.EscapeText(&b, part[2]) // a Buffer takes all
+		fmt.Fprintf(&b, "</%s>", part[1])
+		return b.Bytes()
+	})
+}
+
+func TestLegible(t *testing.T) {
+	var got struct {
+		Text string `xml:"failure"`
+	}
+	if err := xml.Unmarshal(legible([]byte("<testcase><failure>PING \x00<&\xff\n</failure></testcase>")), &got); err != nil || got.Text != "PING \ufffd<&\ufffd\n" {
+		t.Errorf("got %q, %v", got.Text, err)
+	}
 }
 
 // failures counts the cases that failed.

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -440,6 +441,60 @@ func TestContext(t *testing.T) {
 }
 
 // TestSlowReceiver sees that a server is held back by a receiver who does not receive, and that nothing is lost.
+// endedContext has ended once over is set, and nobody has been told yet.
+type endedContext struct {
+	context.Context
+	over atomic.Bool
+}
+
+func (c *endedContext) Err() error {
+	if c.over.Load() {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestHalfCloseAfterCancel cancels a call and half-closes it at once: the server saw a call that was whole, and answered OK.
+func TestHalfCloseAfterCancel(t *testing.T) {
+	for _, how := range []string{"CloseSend", "Send"} {
+		t.Run(how, func(t *testing.T) {
+			ended := make(chan error, 1)
+			conn := dial(t, newServer(t, func(ss grpc.ServerStream) error {
+				var b []byte
+				err := ss.RecvMsg(&b)
+				if err == nil {
+					err = ss.RecvMsg(&b)
+				}
+				ended <- err
+				return nil
+			}), h2client.Config{})
+			ctx := &endedContext{Context: soon(t)}
+			s, err := conn.NewStream(ctx, "/test.Service/Method", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Send(msg([]byte("1")), false); err != nil {
+				t.Fatal(err)
+			}
+			ctx.over.Store(true)
+			if how == "Send" {
+				err = s.Send(msg([]byte("2")), true)
+			} else {
+				err = s.CloseSend()
+			}
+			if want := map[string]error{"CloseSend": nil, "Send": io.EOF}[how]; err != want {
+				t.Errorf("%s says %v, want %v", how, err, want)
+			}
+			if err := <-ended; status.Code(err) != codes.Canceled {
+				t.Errorf("the server got %v, want that the call is cancelled", err)
+			}
+			if _, err := s.Recv(); errorOf(t, err).Code != codes.Canceled {
+				t.Errorf("Recv: %v", err)
+			}
+		})
+	}
+}
+
 func TestSlowReceiver(t *testing.T) {
 	sent := make(chan int, 10_000)
 	c := dial(t, newServer(t, func(ss grpc.ServerStream) error {

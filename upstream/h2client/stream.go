@@ -168,11 +168,25 @@ func (s *Stream) cancelled() {
 	c.flush(false)
 }
 
+// over ends the stream if its context has ended, which cancelled may not have come to yet: a server that got a half-close
+// after it would take the call for one that its client wants. c.mu is held.
+func (s *Stream) over() bool {
+	err := s.ctx.Err()
+	if err != nil {
+		s.c.reset(s, h2wire.CodeCancel, contextError(err))
+	}
+	return err != nil
+}
+
 // Send sends a message, and half-closes with it if last. It borrows m. It blocks for flow control. io.EOF means that the
 // call has ended: Recv tells how. It must not be called after the half-close.
 func (s *Stream) Send(m Message, last bool) error {
 	c := s.c
 	c.mu.Lock()
+	if s.over() {
+		c.flush(false)
+		return io.EOF
+	}
 	err := c.send(s.ctx, s, m, last)
 	if e := (*Error)(nil); errors.As(err, &e) {
 		c.reset(s, h2wire.CodeCancel, e)
@@ -191,6 +205,10 @@ func (s *Stream) CloseSend() error {
 	if s.sendClosed || s.end != nil {
 		c.mu.Unlock()
 		return nil //nolint:nilerr // Recv tells how the call ended
+	}
+	if s.over() {
+		c.flush(false)
+		return nil
 	}
 	s.sendClosed = true
 	c.out = h2wire.AppendFrame(c.out, 0, h2wire.FrameData, h2wire.FlagEndStream, s.id)

@@ -85,12 +85,20 @@ func startPlain(t *testing.T, cert, key string) (plain, secure string) {
 	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	body := []byte(strings.Repeat("0123456789", 30))
+	var wg sync.WaitGroup
 	srv := &http.Server{
 		Protocols: &protocols,
-		Handler:   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }),
-		ErrorLog:  slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+		ConnState: func(_ net.Conn, s http.ConnState) { // Close does not wait for connections, which linger after a GOAWAY
+			switch s {
+			case http.StateNew:
+				wg.Add(1)
+			case http.StateClosed:
+				wg.Done()
+			}
+		},
+		Handler:  http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
-	var wg sync.WaitGroup
 	t.Cleanup(func() {
 		_ = srv.Close()
 		wg.Wait()

@@ -61,6 +61,10 @@ type Conn struct {
 	free        []*Stream // of unary calls
 	recvWindow  int       // what the server may still send
 	recvDebt    int       // what is to be given back
+	startWindow int       // of a stream: Config.StreamWindow, or shortWindow while short
+	held        int       // what open streams hold that nobody has received
+	short       bool      // of memory: they hold too much
+	unacked     int       // SETTINGS that the server has not acknowledged
 	grown       int       // by how much the windows of open streams have grown, together
 	wakes       []*Stream // whose receivers are woken before the reader waits
 	keepalive   *time.Timer
@@ -115,6 +119,8 @@ func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
 		maxHeaderList: math.MaxUint64,
 		streams:       map[uint32]*Stream{},
 		recvWindow:    cfg.ConnWindow,
+		startWindow:   cfg.StreamWindow,
+		unacked:       1,
 	}
 	c.maxStreams.Store(math.MaxUint32)
 	var sealed *trywrite.Sealed
@@ -393,7 +399,7 @@ func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.M
 	}
 	s.id = c.nextID
 	c.nextID += 2
-	s.sendWindow, s.recvWindow, s.window = c.initialWindow, c.cfg.StreamWindow, c.cfg.StreamWindow
+	s.sendWindow, s.recvWindow, s.window = c.initialWindow, c.startWindow, c.startWindow
 	c.streams[s.id] = s
 
 	start := len(c.out)
@@ -557,7 +563,8 @@ func (c *Conn) send(ctx context.Context, s *Stream, m Message, last bool) error 
 // remove takes a stream that has ended, for either side, off the connection. c.mu is held.
 func (c *Conn) remove(s *Stream) {
 	delete(c.streams, s.id)
-	c.grown -= s.window - c.cfg.StreamWindow
+	c.grown -= s.window - c.startWindow
+	s.hold(-s.held)
 	if s.in != nil {
 		s.in.Free()
 		s.in = nil

@@ -46,7 +46,8 @@ type Config struct {
 	// MaxHeaderListBytes limits response metadata as RFC 9113 6.5.2 counts; 0 is 64 KiB.
 	MaxHeaderListBytes int
 	// StreamWindow is what a stream may hold that has not been received, besides one message; 0 is 512 KiB. At least 64 KiB.
-	// It grows, up to eight times, while the server could send more and all that comes is received at once.
+	// It grows, up to eight times, while the server could send more and all that comes is received at once. It is 16 KiB
+	// while all streams together hold more than half of ConnWindow, until they hold less than an eighth.
 	StreamWindow int
 	// ConnWindow is what may be on its way to all streams, given back as data arrive, and the most by which the windows of
 	// all streams may have grown together; 0 is 16 MiB. At least 64 KiB.

@@ -24,8 +24,6 @@ const (
 	readBufLen = 64 << 10
 	// directRead is the number of bytes of a message missing in a frame from which they are read to where they belong.
 	directRead = 8 << 10
-	// firstChunk is the most memory taken for a message before any of its bytes are here.
-	firstChunk = 1 << 20
 	// maxIdleFrames is how many frames of no use (PING, SETTINGS, empty DATA, unknown, …) a server may send in ten seconds.
 	maxIdleFrames = 10_000
 )
@@ -364,10 +362,9 @@ func (s *Stream) owe(n int) {
 		return
 	}
 	s.unpaid += n
-	if s.large() && s.head == len(s.queue) {
-		s.pay(s.unpaid)
-		s.unpaid = 0
-	}
+	s.hold(n)
+	s.fetch()
+	s.c.weigh()
 }
 
 // begin begins the message whose prefix is here.
@@ -391,7 +388,7 @@ func (s *Stream) begin() {
 		})
 	default:
 		s.size, s.filled = int(size), 0
-		s.in = newBuf(min(s.size, firstChunk))
+		s.in = newBuf(min(s.size, c.firstChunk()))
 		s.owe(0)
 		s.took(0)
 	}
@@ -416,7 +413,7 @@ func (s *Stream) took(n int) {
 		s.in.Free()
 	}
 	s.in = nil
-	s.queue = append(s.queue, queued{m, s.unpaid})
+	s.queue = append(s.queue, queued{m, s.size + messagePrefix, s.unpaid})
 	s.unpaid, s.prefixLen = 0, 0
 	if !s.unary { // whose caller waits for the end
 		s.c.notify(s)
@@ -726,11 +723,12 @@ func (r *reader) settings(id uint32, flags byte, p []byte) error {
 	if err := r.idle(); err != nil {
 		return err
 	}
-	if flags&h2wire.FlagAck != 0 {
-		return nil
-	}
 	c := r.lock()
 	defer c.mu.Unlock()
+	if flags&h2wire.FlagAck != 0 {
+		c.acknowledged()
+		return nil
+	}
 	for ; len(p) > 0; p = p[6:] {
 		v := binary.BigEndian.Uint32(p[2:])
 		switch binary.BigEndian.Uint16(p) {

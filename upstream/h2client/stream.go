@@ -41,6 +41,8 @@ type Stream struct {
 	recvDebt   int // what is to be given back
 	burst      int // what has come since the receiver last waited for long
 	starved    bool
+	held       int  // bytes of messages that have come and have not been received
+	receiving  bool // Recv waits
 
 	answered        bool
 	header, trailer metadata.MD
@@ -59,10 +61,10 @@ type Stream struct {
 	head  int
 }
 
-// queued is a message that waits to be received. cost is given back to the window then.
+// queued is a message that waits to be received. Of its bytes on the wire, cost are given back to the window then.
 type queued struct {
-	m    Message
-	cost int
+	m          Message
+	size, cost int
 }
 
 func newStream(c *Conn) *Stream {
@@ -262,11 +264,10 @@ func (s *Stream) Recv() (Message, error) {
 				c.mu.Unlock()
 				return q.m, nil //nolint:nilerr // the end comes when all messages have been received
 			}
+			s.hold(-q.size)
 			s.pay(q.cost)
-			if len(s.queue) == 0 && s.large() {
-				s.pay(s.unpaid)
-				s.unpaid = 0
-			}
+			s.fetch()
+			c.weigh()
 			if !c.writing && len(c.out) > 0 {
 				c.flush(false)
 			} else {
@@ -277,16 +278,20 @@ func (s *Stream) Recv() (Message, error) {
 		if s.end != nil {
 			return Message{}, s.ended()
 		}
+		s.receiving = true
+		s.fetch()
 		measured := s.burst >= s.window/2
 		c.flush(false)
 		if !measured {
 			<-s.receivable
 			c.mu.Lock()
+			s.receiving = false
 			continue
 		}
 		start := time.Now()
 		<-s.receivable
 		c.mu.Lock()
+		s.receiving = false
 		if time.Since(start) > longWait {
 			s.starved, s.burst = true, 0
 		}
@@ -348,6 +353,21 @@ func (s *Stream) finish(err error) {
 
 // large reports whether the message that is arriving may not fit into the window. c.mu is held.
 func (s *Stream) large() bool { return s.prefixLen == messagePrefix && s.size > s.window/2 }
+
+// fetch makes room for the message that is arriving if it is the next to be received: it may be larger than the window.
+// While memory is short it has to be waited for, too. c.mu is held.
+func (s *Stream) fetch() {
+	if s.unpaid > 0 && s.large() && s.head == len(s.queue) && (s.receiving || !s.c.short) {
+		s.pay(s.unpaid)
+		s.unpaid = 0
+	}
+}
+
+// hold hears that s holds n bytes more. c.mu is held.
+func (s *Stream) hold(n int) {
+	s.held += n
+	s.c.held += n
+}
 
 // pay gives n bytes back to the stream's window, in portions. If the receiver had to wait after the server had sent much of
 // what it may, and has received all, more could be under way: the window is doubled. c.mu is held.

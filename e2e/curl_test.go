@@ -16,6 +16,10 @@ import (
 func TestCurl(t *testing.T) {
 	b := startBank(t, bank.Config{})
 	p := startTransom(t, "static:///"+b.addr)
+	large := filepath.Join(t.TempDir(), "large.json")
+	if err := os.WriteFile(large, []byte(`{"account":"`+strings.Repeat("2", 20<<20)+`"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, mode := range map[string]struct {
 		base    string
 		args    []string
@@ -78,6 +82,14 @@ func TestCurl(t *testing.T) {
 			code, _, body = get("/v1/diagnostics/fail:late?code=5&message=gone&afterMessages=2")
 			if lines := strings.Split(strings.TrimSpace(body), "\n"); code != 200 || len(lines) != 3 || !strings.HasPrefix(lines[2], `{"@error":{"code":5,`) {
 				t.Errorf("late error: %d %s", code, body)
+			}
+			// Refusals while curl still sends, which curl 7.88 over HTTP/2 takes for a broken connection if a reset comes with them.
+			code, _, body = get("-d", "@"+large, "-H", "Content-Type: application/json", "/v1/customers/3/accounts/1:transfer")
+			if code != 413 || !strings.Contains(body, "larger than the limit of 4194304 bytes") {
+				t.Errorf("a body over the limit: %d %s", code, body)
+			}
+			if code, _, body = get("-d", "@"+large, "/nowhere"); code != 404 || !strings.Contains(body, "no route for this path") {
+				t.Errorf("a body for nobody: %d %s", code, body)
 			}
 			if code, _, body = get("/healthz"); code != 200 || body != "ok\n" {
 				t.Errorf("health: %d %s", code, body)

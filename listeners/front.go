@@ -3,7 +3,6 @@ package listeners
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -231,9 +230,6 @@ const lingerRead = time.Second
 // to that by reading on before it writes the header, for which it gets a time limit, or not at all in full duplex.
 func (x *exchange) settle(last bool) {
 	r := x.Request
-	if last && r.ProtoMajor == 2 {
-		x.takeRest()
-	}
 	if r.ProtoMajor != 1 || r.ContentLength == 0 || x.guard.atEOF() {
 		return
 	}
@@ -243,20 +239,6 @@ func (x *exchange) settle(last bool) {
 	if last {
 		_ = http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(lingerRead))
 	}
-}
-
-// smallBody is up to what length, in bytes, a body that nobody wants is taken all the same.
-const smallBody = 16 << 10
-
-// takeRest takes a small body over HTTP/2 that was not read to its end. Else the answer would come with a RST_STREAM (RFC 9113
-// section 8.1), and curl before 8 loses such an answer if it has not sent all yet.
-func (x *exchange) takeRest() {
-	r := x.Request
-	if r.ContentLength <= 0 || r.ContentLength > smallBody || r.Header["Expect"] != nil || x.guard.atEOF() {
-		return
-	}
-	_ = http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(lingerRead))
-	_, _ = io.Copy(io.Discard, r.Body)
 }
 
 // end records how the exchange ended and tells the observer.

@@ -80,7 +80,6 @@ func (s *grpcStream) finish(err error) {
 		writeMetadata(h, http.TrailerPrefix, s.trailer, true)
 		writeGRPCStatus(h, true, st)
 	} else {
-		s.settle(true)
 		h["Content-Type"] = s.contentType
 		addHeaderOf(h, err)
 		writeMetadata(h, "", s.trailer, true)

@@ -187,6 +187,45 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// TestAnsweredEarly answers requests that go on: RST_STREAM does not come with the answer, of which curl 7.88 made "(92) Stream
+// error" and nothing else, and not at all if the client ends its request in time.
+func TestAnsweredEarly(t *testing.T) {
+	_, addr := serve(t, config(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})))
+	c := dial(t, addr)
+	answered := func(id uint32) {
+		c.headers(id, false, post("/")...)
+		c.want(fmt.Sprintf("HEADERS %d :status=200 content-length=0 END", id))
+		_ = c.fr.WritePing(false, [8]byte{'a'})
+		c.wantNext(`PING "a\x00\x00\x00\x00\x00\x00\x00" ACK`)
+	}
+	answered(1)
+	c.data(1, false, "more")
+	c.data(1, true, "")
+	answered(3)
+	_ = c.fr.WriteRSTStream(3, http2.ErrCodeNo)
+	answered(5)
+	c.headers(5, true, "x-trailer: a")
+	answered(7)
+	c.data(7, false, "more")
+	c.wantNext("RST 7 NO_ERROR")
+	c.data(7, false, "what was on its way")
+	c.wantPing()
+	c.data(1, false, "after the end")
+	c.wantNext("RST 1 STREAM_CLOSED")
+
+	// So many at once that the first are told at once.
+	const first, n = 9, 40
+	for i := range uint32(n) {
+		c.headers(first+2*i, false, post("/")...)
+		c.want(fmt.Sprintf("HEADERS %d", first+2*i))
+	}
+	for i := range n {
+		if want := fmt.Sprintf("RST %d NO_ERROR", first+2*i); !slices.Contains(c.seen, want) {
+			c.wantNext(want)
+		}
+	}
+}
+
 // TestRequests compares header blocks with what the handler gets.
 func TestRequests(t *testing.T) {
 	got := make(chan *http.Request, 1)

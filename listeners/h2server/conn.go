@@ -23,6 +23,10 @@ const (
 	connWindow   = 1 << 20
 	// endedLen is how many streams that we have reset are remembered: what arrives for them was sent before the client knew.
 	endedLen = 128
+	// leaveTime is how long a client may go on with a request that has its answer before it is told to stop; maxLeft how many
+	// such requests a connection may have.
+	leaveTime = time.Second
+	maxLeft   = 32
 	// drainGrace is how long after its first GOAWAY a client may open streams that does not answer the PING behind it.
 	drainGrace = time.Second
 	// lingerTime and lingerBytes are how long, and for how much, a connection that we end is still read, lest what the client
@@ -91,8 +95,10 @@ type conn struct {
 	pending  []*stream          // wait for a handler to start
 	dead     int                // of them, those that were reset meanwhile
 	// ended are the streams that we have reset last, in a ring.
-	ended         *[endedLen]uint32
-	endedNext     int
+	ended     *[endedLen]uint32
+	endedNext int
+	// left are the streams that have their answer while the client still sends, the oldest first.
+	left          []leftStream
 	requests, bad int // that were made, and that came to nothing
 
 	// Alarms; zero is none.
@@ -101,6 +107,12 @@ type conn struct {
 	helloBy, ackBy, blockBy        time.Time
 	idleSince, lastHeard, pingedAt time.Time
 	drainBy                        time.Time
+}
+
+// leftStream is a stream that is reset at a time unless the client ends it before.
+type leftStream struct {
+	id uint32
+	at time.Time
 }
 
 func newConn(ctx context.Context, srv *Server, sock Socket) *conn {
@@ -309,6 +321,9 @@ func (c *conn) tick() {
 	if due(c.drainBy) {
 		c.finalGoAway()
 	}
+	for len(c.left) > 0 && due(c.left[0].at) {
+		c.resetLeft()
+	}
 	idle := len(c.streams) == 0 && c.handlers == 0
 	switch {
 	case due(c.helloBy), due(c.ackBy):
@@ -336,6 +351,9 @@ func (c *conn) tick() {
 		if !at.IsZero() && at.Before(next) {
 			next = at
 		}
+	}
+	if len(c.left) > 0 && c.left[0].at.Before(next) {
+		next = c.left[0].at
 	}
 	c.arm(next)
 	c.flush(false)
@@ -459,6 +477,33 @@ func (c *conn) pay(n int) {
 		c.recvWindow += c.recvDebt
 		c.recvDebt = 0
 	}
+}
+
+// leave lets the client go on with a request that has its answer, within the stream's window. Most stop by themselves when
+// they have read it. A RST_STREAM right behind the answer has some lose it: curl 7.88 and before, if they are sending. c.mu
+// is held.
+func (c *conn) leave(id uint32) {
+	if len(c.left) == maxLeft {
+		c.resetLeft()
+	}
+	at := time.Now().Add(leaveTime)
+	c.left = append(c.left, leftStream{id, at})
+	c.arm(at)
+}
+
+// resetLeft tells the client to stop sending the oldest request of c.left (RFC 9113 8.1). c.mu is held.
+func (c *conn) resetLeft() {
+	c.reset(c.left[0].id, h2wire.CodeNo)
+	c.left = slices.Delete(c.left, 0, 1)
+}
+
+// leaves reports whether a stream is in c.left, which it is not any longer if the client has ended it. c.mu is held.
+func (c *conn) leaves(id uint32, end bool) bool {
+	i := slices.IndexFunc(c.left, func(l leftStream) bool { return l.id == id })
+	if i >= 0 && end {
+		c.left = slices.Delete(c.left, i, i+1)
+	}
+	return i >= 0
 }
 
 // wasReset reports whether we have reset a stream lately. c.mu is held.
@@ -702,7 +747,7 @@ func (r *reader) data(id uint32, flags byte, length int) error {
 	}
 	if err == nil && s == nil {
 		c.pay(length)
-		if !c.wasReset(id) && !c.ignored(id) {
+		if !c.leaves(id, end) && !c.wasReset(id) && !c.ignored(id) {
 			c.reset(id, h2wire.CodeStreamClosed)
 			err = c.faulty()
 		}
@@ -861,7 +906,7 @@ func (r *reader) decode(id uint32, end bool, block []byte) error {
 		return r.trailers(s, end)
 	}
 	if id <= c.maxID {
-		if c.wasReset(id) {
+		if c.leaves(id, end) || c.wasReset(id) {
 			return r.idle(1)
 		}
 		return &connError{h2wire.CodeStreamClosed, "HEADERS of a stream that has ended"}
@@ -934,6 +979,7 @@ func (r *reader) reset(id uint32, p []byte) error {
 	case err != nil:
 		return err
 	case s == nil:
+		c.leaves(id, true)
 		return r.idle(1)
 	}
 	c.drop(s, errReset)

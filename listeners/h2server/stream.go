@@ -647,8 +647,8 @@ func (s *stream) complete() {
 		}
 		return
 	}
-	if !s.remoteClosed { // the client must not go on sending what nobody reads (RFC 9113 8.1)
-		c.reset(s.id, h2wire.CodeNo)
+	if !s.remoteClosed {
+		c.leave(s.id)
 	}
 	s.gone = errReturned
 	c.remove(s)

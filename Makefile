@@ -191,6 +191,10 @@ bench-proxy: build ## Compare the CPU of one call in each protocol: transom, a n
 bench-policy: build ## Compare the CPU of one call with policies, metrics and access log, or the cache, and without
 	@cd e2e/benchproxy && go run . -policies -rounds 25 -transom ../../bin/transom
 
+.PHONY: profile
+profile: build ## Record anew what PGO=auto builds with: transom's CPU under the loads of both comparisons
+	@cd e2e/benchproxy && go run . -transom ../../bin/transom -record ../../cmd/transom/default.pgo
+
 # Connect's conformance suite, a module of its own: its programs, and the launcher that puts transom in front of a backend.
 CONFORMANCE = cd e2e/conformance && ../../.tools/conformance
 LAUNCHER = ../../build/conformance/conformance -protos $$(go list -mod=mod -m -f '{{.Dir}}' connectrpc.com/conformance)/proto \

@@ -8,6 +8,7 @@
 // With -policies it compares transom with a policy and transom without it, and answers from the cache with the null proxy.
 //
 //	go run . -transom BINARY [-policies] [-rounds N] [-scale FACTOR] [-only NAME]
+//	go run . -transom BINARY -record FILE
 package main
 
 import (
@@ -70,9 +71,16 @@ func main() {
 	binary := flag.String("transom", "", "path of the transom binary")
 	strict := flag.Bool("strict", true, "exit 1 when a ratio is over its bound")
 	policies := flag.Bool("policies", false, "compare policies instead of proxies")
+	profile := flag.String("record", "", "compare nothing, but write transom's CPU profile under all loads to this file")
 	flag.Parse()
 	if *binary == "" {
 		log.Fatal("say where transom is: -transom BINARY (make builds it)")
+	}
+	if *profile != "" {
+		if err := record(*profile, *binary); err != nil {
+			log.Fatal(err)
+		}
+		return
 	}
 	run := drive
 	if *policies {

@@ -26,6 +26,7 @@ BENCH ?= .
 BENCHTIME ?= 1s
 CASES ?= 1000000
 SOAK_DURATION ?= 10m
+STREAM_DURATION ?= 60s
 
 # The suites of `make test`, and how long each may take. The limits leave room for a cold start, where the tools are built.
 LINT_BUDGET := 20m
@@ -249,8 +250,8 @@ simulate: ## Simulate the balancer beside published policies: the headline scena
 	@bin/simulate
 
 .PHONY: balance-e2e
-balance-e2e: build ## Run the balancer's scenarios for real: slow, cold, broken, killed and draining servers on loopback
-	@go test -vet=off -count=1 -v ./e2e/balance
+balance-e2e: build ## Run the balancer's scenarios for real: slow, cold, broken, killed and draining servers; streams last for STREAM_DURATION
+	@STREAM_DURATION=$(STREAM_DURATION) go test -vet=off -count=1 -v ./e2e/balance
 
 .PHONY: simulate-full
 simulate-full: ## All scenarios and policies, 10 seeds, resumable; writes the tables and plots of docs/balancing.md

@@ -3,6 +3,7 @@ package balance
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -17,36 +18,57 @@ func average(x []float64) (sum float64) {
 	return sum / float64(len(x))
 }
 
-// TestUnequal is S3: half of the servers are half as fast. Against round_robin the slow ones get less, and the tail is
+// slowly makes the fleets of a comparison take four times as long, so that what a busy machine adds to a call weighs little
+// beside what its server adds, and that two fleets side by side need less of the machine than one does elsewhere.
+const slowly = 4
+
+// sideBySide runs the same load through proxies in front of fleets of their own, at the same time: what else the machine
+// does meets all of them. It returns what became of the calls after the first settle, and each node's share of them.
+func sideBySide(loads []*load, rate float64, settle, d time.Duration) ([]outcome, [][]float64) {
+	out, parts := make([]outcome, len(loads)), make([][]float64, len(loads))
+	var all sync.WaitGroup
+	for i, l := range loads {
+		all.Go(func() {
+			l.run(rate, settle)
+			before := counts(l.fleet.nodes)
+			out[i] = l.run(rate, d)
+			parts[i] = shares(l.fleet.nodes, before)
+		})
+	}
+	all.Wait()
+	return out, parts
+}
+
+// TestUnequal is S3: half of the servers are half as fast. Beside round_robin the slow ones get less, and the tail is
 // shorter.
 func TestUnequal(t *testing.T) {
-	f := newFleet(t, 8)
-	for _, n := range f.nodes[:4] {
-		n.slow.Store(2)
-	}
-	rate := 0.75 * (4 + 4*0.5) * perNode
-	tail, stretch := map[string]time.Duration{}, 1.0 // the adaptive policy's, which comes last
-	for _, policy := range []string{"round_robin", "adaptive"} {
-		l := startProxy(t, f, policy, time.Second)
-		l.run(rate, 2*time.Second)
-		before := counts(f.nodes)
-		o := l.run(rate, 6*time.Second)
-		s := shares(f.nodes, before)
-		tail[policy], stretch = o.at(0.99), o.stretch()
-		t.Logf("%s: %d calls, slow servers %.2f of an equal share, fast %.2f; p50 %v, p99 %v", policy, o.calls, average(s[:4]), average(s[4:]), o.at(0.5), o.at(0.99))
-		if o.failed() > 0 {
-			t.Errorf("%s: %v", policy, o.errors)
+	policies := []string{"round_robin", "adaptive"}
+	var loads []*load
+	for _, policy := range policies {
+		f := newFleet(t, 8)
+		f.pace(slowly)
+		for _, n := range f.nodes[:4] {
+			n.slow.Store(2 * slowly)
 		}
-		if ratio := average(s[:4]) / average(s[4:]); policy == "adaptive" && (ratio < 0.25 || ratio > 0.8) {
-			t.Errorf("slow servers get %.2f of what fast ones get, want about 0.5", ratio)
-		}
+		loads = append(loads, startProxy(t, f, policy, time.Second))
 	}
-	bound := tail["round_robin"] * 7 / 10
-	if stretch > 1 {
-		bound = tail["round_robin"]
+	o, s := sideBySide(loads, 0.75*(4+4*0.5)*perNode/slowly, 4*time.Second, 8*time.Second)
+	var ratio [2]float64
+	for i, policy := range policies {
+		ratio[i] = average(s[i][:4]) / average(s[i][4:])
+		t.Logf("%s: %d calls, slow servers get %.2f of what fast ones get; p50 %v, p99 %v", policy, o[i].calls, ratio[i], o[i].at(0.5), o[i].at(0.99))
 	}
-	if tail["adaptive"] > bound {
-		t.Errorf("p99 %v, round_robin %v", tail["adaptive"], tail["round_robin"])
+	if o[1].failed() > 0 {
+		t.Errorf("adaptive: %v", o[1].errors)
+	}
+	if ratio[0] < 0.9 || ratio[0] > 1.1 {
+		t.Errorf("slow servers get %.2f of what fast ones get by round_robin, want the same", ratio[0])
+	}
+	if ratio[1] < 0.25 || ratio[1] > 0.8 {
+		t.Errorf("slow servers get %.2f of what fast ones get, want about 0.5", ratio[1])
+	}
+	if o[1].at(0.99) > o[0].at(0.99)*7/10 {
+		t.Errorf("p99 %v, round_robin %v", o[1].at(0.99), o[0].at(0.99))
 	}
 }
 
@@ -119,22 +141,27 @@ func TestBlackHole(t *testing.T) {
 	}
 }
 
-// TestSlow is S7: one server takes ten times as long.
+// TestSlow is S7: one server takes ten times as long. It gets a tenth of an equal share at most, and the calls take hardly
+// longer than those of a fleet that does not have it.
 func TestSlow(t *testing.T) {
-	f := newFleet(t, 8)
-	f.nodes[0].slow.Store(10)
-	l := startProxy(t, f, "adaptive", time.Second)
-	rate := 0.7 * 7 * perNode
-	l.run(rate, 3*time.Second)
-	before := counts(f.nodes)
-	o := l.run(rate, 6*time.Second)
-	share := shares(f.nodes, before)[0]
-	t.Logf("%d calls, the slow server %.3f of an equal share; p99 %v", o.calls, share, o.at(0.99))
-	if share > 0.1*o.stretch() {
-		t.Errorf("the slow server gets %.2f of an equal share, calls take %.1f times what they should", share, o.stretch())
+	whole, f := newFleet(t, 7), newFleet(t, 8)
+	whole.pace(slowly)
+	f.pace(slowly)
+	f.nodes[0].slow.Store(10 * slowly)
+	loads := []*load{startProxy(t, whole, "adaptive", time.Second), startProxy(t, f, "adaptive", time.Second)}
+	o, s := sideBySide(loads, 0.7*7*perNode/slowly, 4*time.Second, 8*time.Second)
+	share := s[1][0]
+	t.Logf("%d calls, the slow server %.3f of an equal share; p95 %v, without it %v", o[1].calls, share, o[1].at(0.95), o[0].at(0.95))
+	if share > 0.1 {
+		t.Errorf("the slow server gets %.3f of an equal share", share)
 	}
-	if o.failed() > 0 {
-		t.Error(o.errors)
+	if o[1].at(0.95) > o[0].at(0.95)*13/10 {
+		t.Errorf("p95 %v, without the slow server %v", o[1].at(0.95), o[0].at(0.95))
+	}
+	for _, o := range o {
+		if o.failed() > 0 {
+			t.Error(o.errors)
+		}
 	}
 }
 
@@ -197,21 +224,29 @@ func TestHung(t *testing.T) {
 }
 
 // TestStreams is the other part of S9: streams that are open while their server is first marked as draining, and then
-// while all servers are replaced, end as they should, and no call fails meanwhile.
+// while all servers are replaced, end as they should, and no call fails meanwhile. They last for STREAM_DURATION, 9 s if
+// that is not set.
 func TestStreams(t *testing.T) {
+	long := 9 * time.Second
+	if s := os.Getenv("STREAM_DURATION"); s != "" {
+		var err error
+		if long, err = time.ParseDuration(s); err != nil {
+			t.Fatal(err)
+		}
+	}
 	f := newFleet(t, 4)
 	l := startProxy(t, f, "adaptive", time.Second)
 	l.once = true
 	rate := 0.4 * 3 * perNode
 	l.run(rate, 2*time.Second)
-	wait := l.streams(16)
-	failed := l.run(rate, time.Second).failed()
+	opened := time.Now()
+	wait := l.streams(16, long)
+	calls := l.run(rate, time.Second)
 	f.nodes[0].drain = true
 	f.list(f.nodes...)
-	failed += l.run(rate, time.Second).failed()
+	calls = calls.and(l.run(rate, time.Second))
 	before := counts(f.nodes)
-	o := l.run(rate, 2*time.Second)
-	failed += o.failed()
+	calls = calls.and(l.run(rate, 2*time.Second))
 	if s := shares(f.nodes, before); s[0] > 0 {
 		t.Errorf("the draining server gets %.2f of an equal share of the calls", s[0])
 	}
@@ -220,16 +255,19 @@ func TestStreams(t *testing.T) {
 		f.nodes[i] = startNode(t, "127.0.0.1:0")
 		f.list(f.nodes...)
 		stopped.Go(old.srv.GracefulStop) // as long as its streams last
-		failed += l.run(rate, time.Second).failed()
+		calls = calls.and(l.run(rate, time.Second))
+	}
+	if left := long - time.Since(opened); left > 0 {
+		calls = calls.and(l.run(rate/4, left))
 	}
 	whole, broken := wait()
 	stopped.Wait()
-	t.Logf("%d streams of %v", whole, ticks*tick)
+	t.Logf("%d streams of %v, %d calls", whole, long, calls.calls)
 	if len(broken) > 0 {
 		t.Errorf("%d of 16 streams broke: %v", len(broken), errors.Join(broken...))
 	}
-	if failed > 0 {
-		t.Errorf("%d calls failed", failed)
+	if calls.failed() > 0 {
+		t.Errorf("%d calls failed: %v", calls.failed(), calls.errors)
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"transom/cmd/transom/demo/bank"
 	"transom/e2e/process"
@@ -160,6 +161,13 @@ func newFleet(t *testing.T, n int) *fleet {
 	return f
 }
 
+// pace makes all servers take times as long.
+func (f *fleet) pace(times int64) {
+	for _, n := range f.nodes {
+		n.slow.Store(times)
+	}
+}
+
 // startNode starts a server. It ends with the test, if not before.
 func startNode(t *testing.T, addr string) *node {
 	t.Helper()
@@ -251,17 +259,11 @@ func (a accounts) Transfer(ctx context.Context, _ *bankv1.TransferRequest) (*ban
 	return &bankv1.TransferResponse{}, a.node.work(ctx)
 }
 
-// ticks is how many messages a stream has, tick the time between them.
-const (
-	ticks = 36
-	tick  = 250 * time.Millisecond
-)
-
-// Watch is a stream that takes its time.
-func (a accounts) Watch(_ *bankv1.WatchRequest, s grpc.ServerStreamingServer[bankv1.Transaction]) error {
-	timer := time.NewTicker(tick)
+// Watch is a stream that takes its time: as many messages as the request says, as far apart.
+func (a accounts) Watch(r *bankv1.WatchRequest, s grpc.ServerStreamingServer[bankv1.Transaction]) error {
+	timer := time.NewTicker(r.GetInterval().AsDuration())
 	defer timer.Stop()
-	for range ticks {
+	for range r.GetCount() {
 		select {
 		case <-timer.C:
 		case <-s.Context().Done():
@@ -277,6 +279,7 @@ func (a accounts) Watch(_ *bankv1.WatchRequest, s grpc.ServerStreamingServer[ban
 // load sends calls to a proxy.
 type load struct {
 	t     *testing.T
+	fleet *fleet
 	conns []*grpc.ClientConn
 	once  bool // calls that must not be repeated
 	rng   *rand.Rand
@@ -294,7 +297,7 @@ clusters:
   bank: {target: "file://%s", lb: {policy: %s, warmup: %s}%s}
 `, set, f.file, policy, warmup, strings.Join(append([]string{""}, more...), ", ")))
 	p := process.Start(t, 1, "serve", "--config", cfg)
-	l := &load{t: t, rng: rand.New(rand.NewPCG(1, 2))}
+	l := &load{t: t, fleet: f, rng: rand.New(rand.NewPCG(1, 2))}
 	for range 4 {
 		c, err := grpc.NewClient("passthrough:///"+p.Plain, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {
@@ -320,12 +323,19 @@ func (o outcome) failed() (n int) {
 	return n
 }
 
+// and adds a further phase's calls, without their times.
+func (o outcome) and(p outcome) outcome {
+	sum := outcome{calls: o.calls + p.calls, errors: map[codes.Code]int{}}
+	for _, e := range []map[codes.Code]int{o.errors, p.errors} {
+		for code, k := range e {
+			sum.errors[code] += k
+		}
+	}
+	return sum
+}
+
 // at returns a quantile of the time that calls took.
 func (o outcome) at(q float64) time.Duration { return o.took[int(q*float64(len(o.took)-1))] }
-
-// stretch is how many times longer the middle call took than it should at most, 1 if it did not: on a machine with too much
-// else to do it is that which takes the time, and servers differ by as much less.
-func (o outcome) stretch() float64 { return max(1, float64(o.at(0.5))/float64(2*mean)) }
 
 // run sends calls at a rate per second for a while, with the gaps between them that independent callers make, and waits
 // for all of them.
@@ -366,14 +376,17 @@ func (l *load) run(rate float64, d time.Duration) outcome {
 	return o
 }
 
-// streams opens streams and returns what waits for their ends and says how many there were of each kind.
-func (l *load) streams(n int) (wait func() (whole int, broken []error)) {
+// streams opens n streams that last for long, a message every quarter of a second, and returns what waits for their ends
+// and says how many there were of each kind.
+func (l *load) streams(n int, long time.Duration) (wait func() (whole int, broken []error)) {
 	l.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	l.t.Cleanup(cancel)
+	const apart = 250 * time.Millisecond
+	count := int(long / apart)
 	ended := make(chan error, n)
 	for i := range n {
-		s, err := bankv1.NewAccountsClient(l.conns[i%len(l.conns)]).Watch(ctx, &bankv1.WatchRequest{})
+		s, err := bankv1.NewAccountsClient(l.conns[i%len(l.conns)]).Watch(ctx, &bankv1.WatchRequest{Count: int32(count), Interval: durationpb.New(apart)})
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -383,10 +396,10 @@ func (l *load) streams(n int) (wait func() (whole int, broken []error)) {
 				switch {
 				case err == nil:
 					continue
-				case err == io.EOF && k == ticks:
+				case err == io.EOF && k == count:
 					err = nil
 				default:
-					err = fmt.Errorf("after %d of %d messages: %w", k, ticks, err)
+					err = fmt.Errorf("after %d of %d messages: %w", k, count, err)
 				}
 				ended <- err
 				return

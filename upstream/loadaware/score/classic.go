@@ -29,7 +29,7 @@ func (t *Table) roundRobin(now time.Duration, p *Pick) int {
 	return t.probe(now, p, int(t.next.Add(1)%uint64(len(t.nodes))))
 }
 
-// weighted is gRFC A58: weights from reports, round robin until two nodes have one.
+// weighted is gRFC A58: weights from reports, round robin by the static weights until two nodes have one.
 func (t *Table) weighted(now time.Duration, p *Pick) int { return t.roundRobin(now, p) }
 
 // reweigh renews the strides of the round robins, once per Params.Update.
@@ -40,22 +40,11 @@ func (t *Table) reweigh(now time.Duration) {
 	}
 	t.wrrDue.set(now + par.Update)
 	w := make([]float64, len(t.nodes))
-	if t.policy == RoundRobin {
-		for i, n := range t.nodes {
-			w[i] = n.weight.get()
-		}
-		if slices.Min(w) == slices.Max(w) {
-			t.wrr.Store(nil)
-			return
-		}
-		t.wrr.Store(newStride(w))
-		return
-	}
 	sum, known := 0., 0.
 	for i, n := range t.nodes {
 		at, from := n.weighedAt.get(), n.weighedFrom.get()
 		switch {
-		case at == 0:
+		case t.policy == RoundRobin || at == 0:
 		case now-at >= par.Expiry:
 			n.weighedFrom.set(0)
 		case now-from >= par.Blackout:
@@ -65,7 +54,14 @@ func (t *Table) reweigh(now time.Duration) {
 		}
 	}
 	if known < 2 {
-		t.wrr.Store(nil)
+		for i, n := range t.nodes {
+			w[i] = n.weight.get()
+		}
+		if slices.Min(w) == slices.Max(w) {
+			t.wrr.Store(nil)
+			return
+		}
+		t.wrr.Store(newStride(w))
 		return
 	}
 	for i, n := range t.nodes {

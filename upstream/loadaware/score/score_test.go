@@ -89,6 +89,9 @@ func TestProportions(t *testing.T) {
 		{"A58 with one report is round robin", score.WeightedRoundRobin, []float64{1, 1, 1}, []score.Report{
 			{Utilization: 0.5, PerSecond: 100, InFlight: -1, Uptime: -1}, score.NoReport(), score.NoReport(),
 		}, []float64{1. / 3, 1. / 3, 1. / 3}},
+		{"A58 with one report goes by the static weights", score.WeightedRoundRobin, []float64{1, 2, 5}, []score.Report{
+			{Utilization: 0.5, PerSecond: 100, InFlight: -1, Uptime: -1}, score.NoReport(), score.NoReport(),
+		}, []float64{.125, .25, .625}},
 		{"A58 without a report is the mean", score.WeightedRoundRobin, []float64{1, 1, 1}, []score.Report{
 			{Utilization: 0.5, PerSecond: 100, InFlight: -1, Uptime: -1},
 			{Utilization: 0.25, PerSecond: 50, InFlight: -1, Uptime: -1},

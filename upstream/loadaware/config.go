@@ -47,9 +47,11 @@ type Config struct { //nolint:recvcheck // decoded by pointer, used by value
 	// Zone is where this proxy is. Endpoints that are in another zone get calls only when those of this one are busier by
 	// a tenth of their capacity. Default "": zones do not matter.
 	Zone string `json:"zone,omitempty"`
-	// Subset is how many of the endpoints are used; proxies with different SubsetSeed use different ones, chosen so that a
-	// change of one endpoint changes at most one of them. Default 0, all.
-	Subset     int    `json:"subset,omitempty"`
+	// Subset is how many endpoints of each priority are used, draining ones not counted, chosen so that a change of one
+	// endpoint changes at most one of them. Default 0, all.
+	Subset int `json:"subset,omitempty"`
+	// SubsetSeed decides which: proxies with one seed use the same ones. Default 0, a number of the process's own (gRFC A68), so
+	// that many proxies together use all endpoints alike.
 	SubsetSeed uint64 `json:"subsetSeed,omitempty"`
 	// OOBPeriod is the interval at which servers are asked to report out of band. Default 0, not at all.
 	OOBPeriod Duration `json:"oobPeriod,omitempty"`
@@ -192,11 +194,9 @@ func (c *Config) params() score.Params {
 	return p
 }
 
-// subset chooses k endpoints by rendezvous hashing: those whose address hashes highest together with the seed.
+// subset chooses k endpoints of each priority by rendezvous hashing: those whose address hashes highest together with the
+// seed. An endpoint that drains keeps its place and does not count.
 func subset(list []resolver.Endpoint, k int, seed uint64) []resolver.Endpoint {
-	if len(list) <= k {
-		return list
-	}
 	type ranked struct {
 		rank uint64
 		at   int
@@ -209,8 +209,16 @@ func subset(list []resolver.Endpoint, k int, seed uint64) []resolver.Endpoint {
 		}
 	}
 	slices.SortFunc(rs, func(a, b ranked) int { return cmp.Compare(b.rank, a.rank) })
-	out := make([]resolver.Endpoint, 0, k)
-	for _, r := range rs[:min(k, len(rs))] {
+	var out []resolver.Endpoint
+	chosen := map[int]int{} // by priority
+	for _, r := range rs {
+		a := endpointAttrs(list[r.at])
+		if chosen[a.Priority] == k {
+			continue
+		}
+		if !a.Drain {
+			chosen[a.Priority]++
+		}
 		out = append(out, list[r.at])
 	}
 	return out

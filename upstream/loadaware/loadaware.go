@@ -31,7 +31,9 @@
 package loadaware
 
 import (
+	"cmp"
 	"encoding/json"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,9 +52,10 @@ import (
 const Name = "adaptive"
 
 // balancer.Register may only run at init, and a policy that is not registered cannot be named in service config.
-func init() { balancer.Register(builder{}) }
+func init() { balancer.Register(builder{subsetSeed: rand.Uint64()}) }
 
-type builder struct{}
+// builder makes balancers. subsetSeed is what they choose subsets by if their config has no seed.
+type builder struct{ subsetSeed uint64 }
 
 func (builder) Name() string { return Name }
 
@@ -60,9 +63,10 @@ func (builder) ParseConfig(js json.RawMessage) (serviceconfig.LoadBalancingConfi
 	return parseConfig(js)
 }
 
-func (builder) Build(cc balancer.ClientConn, opts balancer.BuildOptions) balancer.Balancer {
+func (bb builder) Build(cc balancer.ClientConn, opts balancer.BuildOptions) balancer.Balancer {
 	b := &lb{
 		ClientConn: cc,
+		subsetSeed: bb.subsetSeed,
 		epoch:      time.Now().Add(-time.Second),
 		target:     opts.Target.String(),
 		endpoints:  resolver.NewEndpointMap[*endpoint](),
@@ -93,6 +97,7 @@ type lb struct {
 	shards              balancer.Balancer
 	epoch               time.Time // a second before the start, so that no time is zero
 	target              string
+	subsetSeed          uint64
 	records             sync.Pool // of *record
 	probes              *probes
 
@@ -114,7 +119,7 @@ func (b *lb) UpdateClientConnState(s balancer.ClientConnState) error {
 	}
 	list := s.ResolverState.Endpoints
 	if cfg.Subset > 0 {
-		list = subset(list, cfg.Subset, cfg.SubsetSeed)
+		list = subset(list, cfg.Subset, cmp.Or(cfg.SubsetSeed, b.subsetSeed))
 		s.ResolverState.Endpoints = list
 	}
 	now := b.now()

@@ -275,6 +275,85 @@ func TestSubset(t *testing.T) {
 	}
 }
 
+// A subset has its number of endpoints of each priority that take calls, and an endpoint that begins to drain keeps its place.
+func TestSubsetOfPriorities(t *testing.T) {
+	list := func(drain string) (out []resolver.Endpoint) {
+		for pr := range 2 {
+			for i := range 10 {
+				addr := fmt.Sprintf("10.0.%d.%d", pr, i)
+				e := resolver.Endpoint{Addresses: []resolver.Address{{Addr: addr}}}
+				out = append(out, SetEndpoint(e, EndpointAttrs{Priority: pr, Drain: addr == drain}))
+			}
+		}
+		return out
+	}
+	names := func(eps []resolver.Endpoint) (out []string) {
+		for _, e := range eps {
+			out = append(out, e.Addresses[0].Addr)
+		}
+		return out
+	}
+	for seed := range uint64(20) {
+		before := subset(list(""), 3, seed)
+		var n [2]int
+		for _, e := range before {
+			n[endpointAttrs(e).Priority]++
+		}
+		if n != [2]int{3, 3} {
+			t.Fatalf("seed %d: %v endpoints by priority, want 3 of each", seed, n)
+		}
+		leaves := before[0].Addresses[0].Addr
+		after := names(subset(list(leaves), 3, seed))
+		if len(after) != 7 {
+			t.Errorf("seed %d: %v with one that drains, want one more", seed, after)
+		}
+		for _, name := range names(before) {
+			if !slices.Contains(after, name) {
+				t.Errorf("seed %d: %s is no longer there as %s drains", seed, name, leaves)
+			}
+		}
+	}
+}
+
+// Processes choose different subsets unless they are told a seed; in one process all channels choose the same.
+func TestSubsetSeed(t *testing.T) {
+	var eps []resolver.Endpoint
+	for i := range 100 {
+		eps = append(eps, resolver.Endpoint{Addresses: []resolver.Address{{Addr: fmt.Sprint("10.0.0.", i)}}})
+	}
+	chosen := func(process builder, config string) []string {
+		cfg, err := process.ParseConfig(json.RawMessage(config))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := process.Build(&fakeCC{}, balancer.BuildOptions{}).(*lb)
+		defer b.Close()
+		if err := b.UpdateClientConnState(balancer.ClientConnState{ResolverState: resolver.State{Endpoints: eps}, BalancerConfig: cfg}); err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, e := range b.endpoints.Values() {
+			names = append(names, e.addr)
+		}
+		slices.Sort(names)
+		return names
+	}
+	one, other := builder{subsetSeed: 1}, builder{subsetSeed: 2}
+	const drawn, told = `{"subset": 10}`, `{"subset": 10, "subsetSeed": 7}`
+	if a, b := chosen(one, drawn), chosen(one, drawn); len(a) != 10 || !slices.Equal(a, b) {
+		t.Errorf("one process chooses %v, then %v", a, b)
+	}
+	if a, b := chosen(one, drawn), chosen(other, drawn); slices.Equal(a, b) {
+		t.Errorf("two processes choose the same: %v", a)
+	}
+	if a, b := chosen(one, told), chosen(other, told); !slices.Equal(a, b) {
+		t.Errorf("told a seed, two processes choose %v and %v", a, b)
+	}
+	if r, ok := balancer.Get(Name).(builder); !ok || r.subsetSeed == 0 {
+		t.Errorf("the registered policy has no seed of its own: %+v", r)
+	}
+}
+
 // processorTime is what this process has used so far. On a machine that is shared it says more than the clock.
 func processorTime(b *testing.B) time.Duration {
 	var u syscall.Rusage

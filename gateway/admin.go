@@ -431,7 +431,7 @@ func (g *Gateway) listClusters(context.Context, *adminv1.ListClustersRequest) (*
 
 func endpointOf(e loadaware.EndpointStats) *adminv1.Endpoint {
 	out := &adminv1.Endpoint{
-		Address: e.Address, State: e.State.String(), Weight: e.Weight, Zone: e.Zone, Draining: e.Drain,
+		Address: e.Address, State: e.State.String(), Weight: e.Weight, Zone: e.Zone, Priority: uint32(e.Priority), Draining: e.Drain,
 		InFlight: uint32(e.InFlight), Streams: uint32(e.Streams), Calls: e.Calls,
 		Utilization: e.Utilization, Health: e.Health, Latency: durationpb.New(e.Latency),
 		Ejected: e.Ejected, Probation: e.Probation, WarmingUp: e.WarmingUp, Age: durationpb.New(e.Age),

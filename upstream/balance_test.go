@@ -295,6 +295,39 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
+// Endpoints of second choice get what those of first choice cannot take.
+func TestPriority(t *testing.T) {
+	a, b := nameBackend(t, "A"), nameBackend(t, "B")
+	path := t.TempDir() + "/endpoints.yaml"
+	list := func(firsts ...string) {
+		text := "endpoints:\n"
+		for _, addr := range firsts {
+			text += fmt.Sprintf("- {address: %q}\n", addr)
+		}
+		replace(t, path, text+fmt.Sprintf("- {address: %q, priority: 1}\n", b))
+	}
+	list(a)
+	c := newCluster(t, upstream.Config{Target: "file://" + path})
+	untilOnly(t, c, "A")
+	const dead = "127.0.0.1:1" // half of the first choice: 0.7 of the calls stay there
+	list(a, dead)
+	untilOnly(t, c, "A", "B")
+	before := calls(c, a)
+	const n = 400
+	for range n {
+		if _, _, err := exchange(t, c, unary, nil, "m"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := calls(c, a) - before; got < n*6/10 || got > n*8/10 { // four standard deviations
+		t.Errorf("%d of %d calls stay with the first choice, want about 0.7", got, n)
+	}
+	list(a)
+	untilOnly(t, c, "A")
+	list(dead)
+	untilOnly(t, c, "B")
+}
+
 // What a service config says of single attempts: sizes and wait-for-ready.
 func TestAttemptLimits(t *testing.T) {
 	const config = `{"methodConfig": [

@@ -16,20 +16,22 @@ import (
 func TestParseEndpointFile(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{
-			`endpoints: [{address: "127.0.0.1:1234", weight: 5, zone: a, drain: true}, {address: "[::1]:2"}]`,
-			"[{127.0.0.1:1234 5 a true} {[::1]:2 100  false}]",
+			`endpoints: [{address: "127.0.0.1:1234", weight: 5, zone: a, drain: true}, {address: "[::1]:2", priority: 1}]`,
+			"[{127.0.0.1:1234 5 a 0 true} {[::1]:2 100  1 false}]",
 		},
-		{"# comment\nendpoints:\n- address: b:1\n", "[{b:1 100  false}]"},
+		{"# comment\nendpoints:\n- address: b:1\n", "[{b:1 100  0 false}]"},
 		{"", "the file lists no endpoints"},
 		{"endpoints: []", "the file lists no endpoints"},
 		{"endpoint: []", "line 1: field endpoint not found"},
-		{"endpoints:\n- adress: b:1\n", `line 2: an endpoint has address, weight, zone and drain, but no "adress"`},
+		{"endpoints:\n- adress: b:1\n", `line 2: an endpoint has address, weight, zone, priority and drain, but no "adress"`},
 		{"endpoints:\n- b:1\n", `line 2: an endpoint must be a mapping such as {address: "host:port"}`},
 		{"endpoints:\n- {address: b}\n- {address: 'c:0'}", "line 2: address: \"b\" must be host:port\nline 3: address: \"c:0\" has the port"},
 		{"endpoints:\n- {address: 'b:1'}\n\n- {address: 'b:1'}", `line 4: address: "b:1" is on line 2 already`},
 		{"endpoints:\n- {address: 'b:1', weight: 0}", "line 2: weight: 0 is not 1 … 1048576; to take no calls say drain: true"},
 		{"endpoints:\n- {address: 'b:1', weight: -3}", "line 2: weight: -3 is not"},
 		{"endpoints:\n- {address: 'b:1', weight: heavy}", "line 2: cannot unmarshal"},
+		{"endpoints:\n- {address: 'b:1', priority: -1}", "line 2: priority: -1 is not 0 … 100"},
+		{"endpoints:\n- {address: 'b:1', priority: 4294967296}", "line 2: priority: 4294967296 is not 0 … 100"},
 		{"endpoints:\n- {address: 'b:1'}\n---\nx: 1", "must be one YAML document"},
 		{"endpoints: [", "did not find expected node content"},
 	} {
@@ -45,7 +47,7 @@ func TestParseEndpointFile(t *testing.T) {
 }
 
 func FuzzParseEndpointFile(f *testing.F) {
-	f.Add([]byte("endpoints:\n- {address: '127.0.0.1:1', weight: 5, zone: a, drain: true}\n"))
+	f.Add([]byte("endpoints:\n- {address: '127.0.0.1:1', weight: 5, zone: a, priority: 1, drain: true}\n"))
 	f.Add([]byte("endpoints: [{address: b}, &a {address: 'c:1'}, *a]"))
 	f.Add([]byte("endpoints: {a: b}"))
 	f.Add([]byte("- \xff"))

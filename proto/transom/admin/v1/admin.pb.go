@@ -952,12 +952,14 @@ type Endpoint struct {
 	Utilization float64              `protobuf:"fixed64,9,opt,name=utilization,proto3" json:"utilization,omitempty"`
 	ReportAge   *durationpb.Duration `protobuf:"bytes,10,opt,name=report_age,json=reportAge,proto3" json:"report_age,omitempty"`
 	// 1 if all recent calls went well, 0 if none did.
-	Health        float64              `protobuf:"fixed64,11,opt,name=health,proto3" json:"health,omitempty"`
-	Latency       *durationpb.Duration `protobuf:"bytes,12,opt,name=latency,proto3" json:"latency,omitempty"`
-	Ejected       bool                 `protobuf:"varint,13,opt,name=ejected,proto3" json:"ejected,omitempty"`
-	Probation     bool                 `protobuf:"varint,14,opt,name=probation,proto3" json:"probation,omitempty"`
-	WarmingUp     bool                 `protobuf:"varint,15,opt,name=warming_up,json=warmingUp,proto3" json:"warming_up,omitempty"`
-	Age           *durationpb.Duration `protobuf:"bytes,16,opt,name=age,proto3" json:"age,omitempty"`
+	Health    float64              `protobuf:"fixed64,11,opt,name=health,proto3" json:"health,omitempty"`
+	Latency   *durationpb.Duration `protobuf:"bytes,12,opt,name=latency,proto3" json:"latency,omitempty"`
+	Ejected   bool                 `protobuf:"varint,13,opt,name=ejected,proto3" json:"ejected,omitempty"`
+	Probation bool                 `protobuf:"varint,14,opt,name=probation,proto3" json:"probation,omitempty"`
+	WarmingUp bool                 `protobuf:"varint,15,opt,name=warming_up,json=warmingUp,proto3" json:"warming_up,omitempty"`
+	Age       *durationpb.Duration `protobuf:"bytes,16,opt,name=age,proto3" json:"age,omitempty"`
+	// 0 for first choice; a higher number gets what the lower ones cannot take.
+	Priority      uint32 `protobuf:"varint,17,opt,name=priority,proto3" json:"priority,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1102,6 +1104,13 @@ func (x *Endpoint) GetAge() *durationpb.Duration {
 		return x.Age
 	}
 	return nil
+}
+
+func (x *Endpoint) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
 }
 
 // GetUsageRequest asks for what was used.
@@ -1818,7 +1827,7 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\tin_flight\x18\x03 \x01(\rR\binFlight\x12\x16\n" +
 	"\x06queued\x18\x04 \x01(\rR\x06queued\x128\n" +
 	"\tendpoints\x18\x05 \x03(\v2\x1a.transom.admin.v1.EndpointR\tendpoints\x12\x14\n" +
-	"\x05limit\x18\x06 \x01(\rR\x05limit\"\xfc\x03\n" +
+	"\x05limit\x18\x06 \x01(\rR\x05limit\"\x98\x04\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -1838,7 +1847,8 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\tprobation\x18\x0e \x01(\bR\tprobation\x12\x1d\n" +
 	"\n" +
 	"warming_up\x18\x0f \x01(\bR\twarmingUp\x12+\n" +
-	"\x03age\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\x03age\"\x97\x01\n" +
+	"\x03age\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12\x1a\n" +
+	"\bpriority\x18\x11 \x01(\rR\bpriority\"\x97\x01\n" +
 	"\x0fGetUsageRequest\x12\x1a\n" +
 	"\bconsumer\x18\x01 \x01(\tR\bconsumer\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12\x1a\n" +

@@ -292,7 +292,7 @@ func (g *Gateway) close(ctx context.Context) {
 	g.mirrors.Close()
 	if s := g.current.p.Load(); s != nil {
 		closePush(s.push, g.log) // while there is a Snapshot to tell of
-		s.Release()
+		g.current.close()
 	}
 }
 
@@ -305,11 +305,12 @@ func joinFaults(faults []Fault) error {
 	return errors.Join(errs...)
 }
 
-// Snapshot runs fn on the Snapshot in force.
+// Snapshot runs fn on the Snapshot in force. After Run has closed everything there is none, and fn is not run.
 func (g *Gateway) Snapshot(fn func(*Snapshot)) {
-	s := g.current.Acquire().(*Snapshot) //nolint:forcetypeassert // current holds nothing else
-	defer s.Release()
-	fn(s)
+	if s := g.current.take(); s != nil {
+		defer s.Release()
+		fn(s)
+	}
 }
 
 // Schema is the schema of the Snapshot.

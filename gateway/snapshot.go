@@ -17,9 +17,9 @@ type Snapshot struct {
 	schema *descriptors.Schema
 	plans  *transcoder.Plans
 	edge   *listeners.Edge
-	// routes are by Method.ID; opaque is the route of methods without a schema, nil if they are refused.
 	// versions is nil unless there are several of the HTTP API.
 	versions *versions
+	// routes are by Method.ID; opaque is the route of methods without a schema, nil if they are refused.
 	routes   []listeners.Route
 	opaque   *listeners.Route
 	clusters map[string]*upstream.Cluster
@@ -112,23 +112,50 @@ func (s *Snapshot) acquire() bool {
 }
 
 // current is the Snapshot in force.
-type current struct{ p atomic.Pointer[Snapshot] }
+type current struct {
+	p      atomic.Pointer[Snapshot]
+	closed atomic.Bool // what is in force is the last, and not held any more
+}
 
 var _ listeners.Source = (*current)(nil)
 
-// Acquire implements listeners.Source.
-func (c *current) Acquire() listeners.View {
+// take is the Snapshot in force, with a reference; nil after close.
+func (c *current) take() *Snapshot {
 	for {
 		// A Snapshot whose last reference went between Load and acquire has been replaced; look again.
 		if s := c.p.Load(); s.acquire() {
 			return s
 		}
+		if c.closed.Load() {
+			return nil
+		}
 	}
 }
+
+// Acquire implements listeners.Source. A request that outlives the end of the drain gets the last Snapshot, whose clusters
+// refuse it.
+func (c *current) Acquire() listeners.View {
+	if s := c.take(); s != nil {
+		return s
+	}
+	return late{c.p.Load()}
+}
+
+// late is the last Snapshot, after its end.
+type late struct{ *Snapshot }
+
+// Release implements listeners.View: there is nothing to let go of.
+func (late) Release() {}
 
 // swap puts next in force and lets go of the one before.
 func (c *current) swap(next *Snapshot) {
 	if old := c.p.Swap(next); old != nil {
 		old.Release()
 	}
+}
+
+// close lets go of what is in force, for good.
+func (c *current) close() {
+	c.closed.Store(true)
+	c.p.Load().Release()
 }

@@ -1,0 +1,37 @@
+package gateway
+
+import (
+	"log/slog"
+	"testing"
+
+	configv1 "transom/proto/transom/config/v1"
+)
+
+// TestSnapshotAfterEnd asks for the Snapshot when everything is closed, as SIGUSR1 may: it turned without end.
+func TestSnapshotAfterEnd(t *testing.T) {
+	g, err := New(t.Context(), &configv1.Config{}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := 0
+	g.Snapshot(func(*Snapshot) { ran++ })
+	before := g.current.Acquire()
+	g.Drain()
+	if err := g.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before.Release()
+	g.Snapshot(func(*Snapshot) { ran++ })
+	g.ReopenLogs(t.Context())
+	if ran != 1 {
+		t.Errorf("the function ran %d times, want once", ran)
+	}
+	v := g.current.Acquire()
+	if _, ok := v.Method("/grpc.health.v1.Health/Check"); !ok {
+		t.Error("a request that comes too late gets a Snapshot with nothing in it")
+	}
+	v.Release()
+	if refs := g.current.p.Load().refs.Load(); refs != 0 {
+		t.Errorf("%d references are left", refs)
+	}
+}

@@ -35,7 +35,8 @@ func TestUnusedTraffic(t *testing.T) {
 			Faults: []*configv1.Fault{{Abort: "INTERNAL", Share: &share}},
 		},
 	} {
-		b := &builder{cfg: &configv1.Config{}, clusters: map[string]*upstream.Cluster{"bank": c}, mirrors: mirrors, building: &Snapshot{}}
+		cfg := &configv1.Config{Clusters: map[string]*configv1.Cluster{"bank": {}}}
+		b := &builder{cfg: cfg, clusters: map[string]*upstream.Cluster{"bank": c}, mirrors: mirrors, building: &Snapshot{}}
 		eff := Effective{Policy: p}
 		if got, want := reflect.ValueOf(b.destination(eff)).Pointer(), reflect.ValueOf(rpc.Handler(c.Invoke)).Pointer(); got != want {
 			t.Errorf("%s: something stands before the cluster", what)

@@ -262,12 +262,13 @@ func flatten(err error) []error {
 // build does all of it. On faults nothing is held; otherwise the Snapshot holds what it needs until it is released.
 func (b *builder) build() (*Snapshot, error) {
 	b.checkListeners()
-	b.openClusters()
-	b.openConsumers()
 	b.openObservers()
+	b.openClusters()
+	apart := len(b.faults) // of what policies are compiled without
+	b.openConsumers()
 	b.loadSchema()
 	var s *Snapshot
-	if len(b.faults) == 0 {
+	if len(b.faults) == apart {
 		s = b.snapshot()
 		b.usage = b.countUsage()
 	}
@@ -330,6 +331,7 @@ func (b *builder) openClusters() {
 // loadSchema reads the descriptor sources and compiles them. Sources that do not answer are left out.
 func (b *builder) loadSchema() {
 	var sets []*descriptors.Set
+	before := len(b.faults)
 	b.loaded = map[string]*source{}
 	for i, d := range b.cfg.GetDescriptors() {
 		path := fmt.Sprintf("descriptors[%d]", i)
@@ -359,7 +361,7 @@ func (b *builder) loadSchema() {
 			b.faultOf("http_rules.service_config", err)
 		}
 	}
-	if len(b.faults) > 0 {
+	if len(b.faults) > before {
 		return
 	}
 	var err error
@@ -368,11 +370,18 @@ func (b *builder) loadSchema() {
 	}
 }
 
-func (b *builder) noCluster(name string) string {
-	if name == "" {
-		return "names no cluster"
+// clusterOf is the cluster that the field at path names. It is nil if there is none, which is a fault of the field, and if the
+// cluster has faults itself.
+func (b *builder) clusterOf(path, name string) *upstream.Cluster {
+	all := b.cfg.GetClusters()
+	switch {
+	case all[name] != nil:
+	case name == "":
+		b.fault(path, "names no cluster")
+	default:
+		b.fault(path, "there is no cluster %q, only %q", name, slices.Sorted(maps.Keys(all)))
 	}
-	return fmt.Sprintf("there is no cluster %q, only %q", name, slices.Sorted(maps.Keys(b.cfg.GetClusters())))
+	return b.clusters[name]
 }
 
 // snapshot compiles plans, policies and routes.
@@ -433,9 +442,8 @@ func (b *builder) snapshot() *Snapshot {
 		}
 	}
 	if u := b.cfg.GetUnknownMethods(); u != nil {
-		cluster := b.clusters[u.GetCluster()]
+		cluster := b.clusterOf("unknown_methods.cluster", u.GetCluster())
 		if cluster == nil {
-			b.fault("unknown_methods.cluster", "%s", b.noCluster(u.GetCluster()))
 			return nil
 		}
 		eff, _ := set.effective("")
@@ -499,18 +507,17 @@ func (b *builder) hashes(m *descriptors.Method) {
 // cluster takes calls to the cluster that the policy names, or to the only one there is.
 func (b *builder) cluster(eff Effective) rpc.Handler {
 	name := eff.Policy.GetCluster()
-	if name == "" && len(b.clusters) == 1 {
-		for only := range b.clusters {
+	if all := b.cfg.GetClusters(); name == "" && len(all) == 1 {
+		for only := range all {
 			name = only
 		}
 	}
-	if c := b.clusters[name]; c != nil {
-		return c.Invoke
-	}
 	if name == "" {
 		b.fault("", "with more than one cluster, or none, a policy must say where calls go: {selector: \"*\", cluster: NAME}")
-	} else {
-		b.fault(eff.path("cluster"), "%s", b.noCluster(name))
+		return nil
+	}
+	if c := b.clusterOf(eff.path("cluster"), name); c != nil {
+		return c.Invoke
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -11,9 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 	"go.uber.org/goleak"
@@ -25,6 +28,7 @@ import (
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"transom/gateway"
 	bankv1 "transom/proto/bank/v1"
@@ -232,5 +236,44 @@ func TestHashOnField(t *testing.T) {
 		if want == "" && err != nil || want != "" && (err == nil || !regexp.MustCompile(want).MatchString(err.Error())) {
 			t.Errorf("%s: %v, want %q", field, err, want)
 		}
+	}
+}
+
+// TestFaultsAtOnce has faults in parts of the configuration that depend on one another: all are told of, and none that follows
+// only from another.
+func TestFaultsAtOnce(t *testing.T) {
+	cfg := &configv1.Config{
+		Listeners: []*configv1.Listener{
+			{Address: "127.0.0.1:0", Tls: &configv1.TLS{Certificate: "missing.crt", Key: "missing.key"}},
+		},
+		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: descriptorSet(t)}}},
+		Clusters: map[string]*configv1.Cluster{
+			"bad":  {Target: "nowhere"},
+			"good": {Target: "static:///127.0.0.1:1"},
+		},
+		Consumers: &configv1.Consumers{Providers: map[string]*configv1.Provider{
+			"asked": {Kind: &configv1.Provider_External{External: &configv1.External{Cluster: "bad"}}},
+		}},
+		Policies: []*configv1.Policy{
+			{Selector: []string{"*"}, Cluster: "good", Mirror: &configv1.Mirror{Cluster: "bad"}},
+			{Selector: []string{"bank.v1.Accounts.*"}, Cluster: "bad", Auth: &configv1.Auth{Require: []string{"asked"}}},
+			{Selector: []string{"bank.v1.Accounts.Gett"}, Timeout: durationpb.New(time.Second)},
+			{Selector: []string{"bank.v1.Accounts.List"}, Cluster: "neither"},
+		},
+	}
+	err := gateway.Check(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	var got []string
+	for line := range strings.Lines(fmt.Sprint(err)) {
+		path, text, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		got = append(got, path+": "+text[:min(len(text), 24)])
+	}
+	want := []string{
+		"listeners[0].tls: certificate missing.crt:",
+		`clusters.bad: target: "nowhere" must b`,
+		`policies[2].selector: selector "bank.v1.Accoun`,
+		`policies[3].cluster: there is no cluster "nei`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q; all of it:\n%v", got, want, err)
 	}
 }

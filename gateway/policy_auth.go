@@ -40,7 +40,7 @@ func (b *builder) openConsumers() {
 		p := cfg.GetProviders()[name]
 		path := fmt.Sprintf("consumers.providers[%s]", name)
 		b.checkProvider(path, p)
-		provider, err := b.provider(name, p, known)
+		provider, err := b.provider(path, name, p, known)
 		if err != nil {
 			b.faultOf(path, err)
 			continue
@@ -87,8 +87,8 @@ func consumerOf(name string, c *configv1.Consumer) *identity.Consumer {
 	return out
 }
 
-// provider makes one provider, or takes the one of the Snapshot before.
-func (b *builder) provider(name string, p *configv1.Provider, known []*identity.Consumer) (identity.Provider, error) {
+// provider makes the provider at path, or takes the one of the Snapshot before. It is nil if its cluster has faults.
+func (b *builder) provider(path, name string, p *configv1.Provider, known []*identity.Consumer) (identity.Provider, error) {
 	switch kind := p.GetKind().(type) {
 	case *configv1.Provider_ApiKey:
 		return identity.NewAPIKeys(name, apiKeyHeader(kind.ApiKey), known)
@@ -137,9 +137,9 @@ func (b *builder) provider(name string, p *configv1.Provider, known []*identity.
 			return provider, nil, err
 		})
 	case *configv1.Provider_External:
-		cluster := b.clusters[kind.External.GetCluster()]
+		cluster := b.clusterOf(path+".external.cluster", kind.External.GetCluster())
 		if cluster == nil {
-			return nil, errors.New(b.noCluster(kind.External.GetCluster()))
+			return nil, nil
 		}
 		cfg := identity.ExternalConfig{Name: name, Timeout: defaultExternalTimeout}
 		if d := kind.External.GetTimeout(); d != nil {

@@ -28,9 +28,8 @@ func (b *builder) destination(eff Effective) rpc.Handler {
 	cfg := traffic.Config{}
 	for i, r := range p.GetRoutes() {
 		path := fmt.Sprintf("%s[%d]", eff.path("routes"), i)
-		to := b.clusters[r.GetCluster()]
+		to := b.clusterOf(path+".cluster", r.GetCluster())
 		if to == nil {
-			b.fault(path+".cluster", "%s", b.noCluster(r.GetCluster()))
 			continue
 		}
 		cfg.Routes = append(cfg.Routes, traffic.Route{When: b.conditions(path+".when", eff, r.GetWhen()), To: to.Invoke})
@@ -38,9 +37,8 @@ func (b *builder) destination(eff Effective) rpc.Handler {
 	path := eff.path("split")
 	weights := p.GetSplit().GetClusters()
 	for _, name := range slices.Sorted(maps.Keys(weights)) {
-		to := b.clusters[name]
+		to := b.clusterOf(fmt.Sprintf("%s.clusters[%s]", path, name), name)
 		if to == nil {
-			b.fault(fmt.Sprintf("%s.clusters[%s]", path, name), "%s", b.noCluster(name))
 			continue
 		}
 		cfg.Split = append(cfg.Split, traffic.Target{Name: name, Weight: weights[name], To: to.Invoke})
@@ -71,9 +69,8 @@ func (b *builder) mirror(eff Effective) rpc.Middleware {
 	if m == nil {
 		return nil
 	}
-	to := b.clusters[m.GetCluster()]
+	to := b.clusterOf(eff.path("mirror")+".cluster", m.GetCluster())
 	if to == nil {
-		b.fault(eff.path("mirror")+".cluster", "%s", b.noCluster(m.GetCluster()))
 		return nil
 	}
 	cfg := traffic.Mirror{

@@ -33,14 +33,12 @@ func (b *builder) source(path string, d *configv1.DescriptorSource) (key string,
 		return key, &source{from: descriptors.ProtoSource(src.Proto.GetRoots(), src.Proto.GetFiles())}
 	case *configv1.DescriptorSource_Reflection_:
 		name := src.Reflection.GetCluster()
-		if cluster := b.clusters[name]; cluster != nil {
-			key += keyOf(b.cfg.GetClusters()[name])
-			return key, &source{from: descriptors.ReflectionSource(cluster.Conn(), 0), mayMiss: true}
+		cluster := b.clusterOf(path+".reflection.cluster", name)
+		if cluster == nil {
+			return key, nil
 		}
-		if b.cfg.GetClusters()[name] == nil {
-			b.fault(path+".reflection.cluster", "%s", b.noCluster(name))
-		}
-		return key, nil
+		key += keyOf(b.cfg.GetClusters()[name])
+		return key, &source{from: descriptors.ReflectionSource(cluster.Conn(), 0), mayMiss: true}
 	}
 	b.fault(path, "a descriptor source is one of file, proto or reflection")
 	return key, nil

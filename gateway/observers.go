@@ -17,10 +17,12 @@ func (b *builder) openObservers() {
 	var err error
 	if c := b.cfg.GetAccessLog(); c != nil {
 		b.accessLog, err = hold(&b.holds, "access log", "", c, func() (*observe.AccessLog, func(), error) {
-			l, err := observe.OpenAccessLog(c.GetFile())
+			l, err := observe.OpenAccessLog(observe.AccessLogConfig{File: c.GetFile(), Log: b.log, Lost: b.metrics.LinesLost()})
 			return l, func() {
-				if err := l.Close(); err != nil {
-					b.log.LogAttrs(context.Background(), slog.LevelError, "access log", slog.String("error", err.Error()))
+				ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+				defer cancel()
+				if err := l.Close(ctx); err != nil {
+					b.log.LogAttrs(ctx, slog.LevelError, "access log", slog.String("error", err.Error()))
 				}
 			}, err
 		})

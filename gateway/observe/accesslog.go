@@ -1,116 +1,250 @@
 package observe
 
 import (
+	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net/http"
 	"os"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"transom/listeners"
 	"transom/rpc"
 )
 
-// AccessLog writes one line of JSON for every exchange that has ended. Lines are kept for up to a second, or 32 KiB, before
-// they are written. Headers, query strings and messages are not in it, and so no secrets of theirs.
-type AccessLog struct {
-	name string
+// AccessLogConfig configures an AccessLog.
+type AccessLogConfig struct {
+	// File is a file to append to, "stdout" or "stderr".
+	File string
+	// Log is told when lines are lost, and when they are written again.
+	Log *slog.Logger
+	// Lost counts the lines that could not be written, or had no room to wait.
+	Lost prometheus.Counter
+}
 
-	mu    sync.Mutex // guards what follows
-	w     io.Writer
-	file  *os.File // nil if w is not ours to close
-	buf   []byte
-	timer *time.Timer
-	// lost counts lines that could not be written.
-	lost uint64
+// AccessLog writes one line of JSON for every exchange that has ended. Headers, query strings and messages are not in it, and so
+// no secrets of theirs.
+//
+// A goroutine of the log's own writes, 64 KiB at a time or what has come in a quarter of a second, so that no call waits for a
+// disk or a pipe. While it waits for one itself up to 4 MiB of lines are kept; those that come then, and those that a full disk
+// does not take, are lost and counted.
+type AccessLog struct {
+	cfg AccessLogConfig
+	// due ends the wait of lines, wake does at once. ended is closed once nothing more will be written.
+	due   *time.Timer
+	wake  chan struct{}
+	ended chan struct{}
+	// lost counts what cfg.Lost does, of this log alone.
+	lost atomic.Int64
+
+	mu sync.Mutex // guards what follows; nobody waits for anything with it
+	// lines are those to be written, earlier those that belong to the file before next.
+	lines, earlier []byte
+	// next is the file that was opened anew, nil if none was.
+	next    *os.File
+	closing bool
 	// second is the one that clock is the text of.
 	second int64
 	clock  []byte
 }
 
 const (
-	flushAt    = 32 << 10
-	flushAfter = time.Second
+	writeAt    = 64 << 10
+	writeAfter = 250 * time.Millisecond
+	// maxLines bounds what is kept while nothing can be written, in bytes, but for the last line.
+	maxLines = 4 << 20
+	// keepRoom is how much memory for lines is kept for the next, in bytes.
+	keepRoom = 1 << 20
 )
 
-// OpenAccessLog opens a log by name: "stdout", "stderr", or a file to append to. The caller must Close it.
-func OpenAccessLog(name string) (*AccessLog, error) {
-	l := &AccessLog{name: name}
-	return l, l.Reopen()
+// OpenAccessLog opens a log. The caller must Close it. A file that cannot be opened to append to is an error.
+func OpenAccessLog(cfg AccessLogConfig) (*AccessLog, error) {
+	switch cfg.File {
+	case "stdout":
+		return NewAccessLog(os.Stdout, cfg), nil
+	case "stderr":
+		return NewAccessLog(os.Stderr, cfg), nil
+	}
+	f, err := openLog(cfg.File)
+	if err != nil {
+		return nil, err
+	}
+	return NewAccessLog(f, cfg), nil
 }
 
-// NewAccessLog writes to w, which the caller closes after the log.
-func NewAccessLog(w io.Writer) *AccessLog { return &AccessLog{w: w} }
+func openLog(name string) (*os.File, error) {
+	// A named pipe that nobody reads is an error, not a wait.
+	f, err := os.OpenFile(name, os.O_APPEND|os.O_CREATE|os.O_WRONLY|syscall.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("access log: %w", err)
+	}
+	return f, nil
+}
 
-// Reopen opens the file anew, after it has been renamed. On error the log goes on in the old one.
+// NewAccessLog writes to w. The caller must Close it, which does not close w unless w is the file of cfg.
+func NewAccessLog(w io.Writer, cfg AccessLogConfig) *AccessLog {
+	l := &AccessLog{cfg: cfg, due: time.NewTimer(time.Hour), wake: make(chan struct{}, 1), ended: make(chan struct{})}
+	l.due.Stop()
+	go l.run(w)
+	return l
+}
+
+// Reopen opens the file anew, after it has been renamed: lines of exchanges that end from here on are in the new one. On error
+// the log goes on in the old one.
 func (l *AccessLog) Reopen() error {
-	var w io.Writer
-	var file *os.File
-	switch l.name {
-	case "":
+	if l.cfg.File == "stdout" || l.cfg.File == "stderr" {
 		return nil
-	case "stdout":
-		w = os.Stdout
-	case "stderr":
-		w = os.Stderr
-	default:
-		var err error
-		if file, err = os.OpenFile(l.name, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600); err != nil {
-			return fmt.Errorf("access log: %w", err)
-		}
-		w = file
+	}
+	f, err := openLog(l.cfg.File)
+	if err != nil {
+		return err
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.flush()
-	if l.file != nil {
-		_ = l.file.Close()
+	if l.next != nil { // nothing was written since it was opened
+		_ = l.next.Close()
 	}
-	l.w, l.file = w, file
+	l.earlier = append(l.earlier, l.lines...)
+	l.lines, l.next = l.lines[:0], f
+	l.mu.Unlock()
+	l.hurry()
 	return nil
 }
 
-// Close writes what is kept.
-func (l *AccessLog) Close() error {
+// Close writes what is kept and closes the file. If ctx ends before, it gives that up and returns an error. No exchange may end
+// any more.
+func (l *AccessLog) Close(ctx context.Context) error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	l.flush()
-	if l.file == nil {
+	l.closing = true
+	l.mu.Unlock()
+	l.hurry()
+	select {
+	case <-l.ended:
 		return nil
+	case <-ctx.Done():
+		return errors.New("access log: what it writes to takes nothing, the last lines are lost")
 	}
-	return l.file.Close()
 }
 
-// Flush writes what is kept.
-func (l *AccessLog) Flush() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.flush()
+// lose counts n lines that are lost.
+func (l *AccessLog) lose(n int) {
+	l.lost.Add(int64(n))
+	l.cfg.Lost.Add(float64(n))
 }
 
-// Lost counts the flushes that failed: a full disk must not stop traffic.
-func (l *AccessLog) Lost() uint64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.lost
+// hurry makes run write without a wait.
+func (l *AccessLog) hurry() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
 }
 
-func (l *AccessLog) flush() {
-	if len(l.buf) == 0 {
+// run writes to w, and then to the files that are opened anew, until the log is closed.
+func (l *AccessLog) run(w io.Writer) {
+	defer close(l.ended)
+	out := logOutput{w: w, log: l}
+	var lines, earlier []byte
+	for closing := false; !closing; {
+		select {
+		case <-l.due.C:
+		case <-l.wake:
+		}
+		l.mu.Lock()
+		lines, l.lines = l.lines, lines[:0]
+		earlier, l.earlier = l.earlier, nil
+		next := l.next
+		l.next, closing = nil, l.closing
+		l.mu.Unlock()
+		out.write(earlier)
+		if next != nil {
+			out.close()
+			out.w, out.torn = next, false
+		}
+		out.write(lines)
+		if cap(lines) > keepRoom {
+			lines = nil
+		}
+	}
+	out.close()
+}
+
+// complainEvery is how often a log or a collector that takes nothing is logged.
+const complainEvery = 10 * time.Minute
+
+// logOutput is what the lines go to. It belongs to run.
+type logOutput struct {
+	w   io.Writer
+	log *AccessLog
+	// torn says that the last line written is not whole.
+	torn bool
+	// known is what was lost when it was last looked at, since what had been when all was well. complained is when it was logged.
+	known, since int64
+	complained   time.Time
+}
+
+// write writes whole lines. Those that are not taken are lost: a full disk does not stop traffic.
+func (o *logOutput) write(lines []byte) {
+	if len(lines) == 0 {
 		return
 	}
-	if _, err := l.w.Write(l.buf); err != nil {
-		l.lost++
+	var err error
+	if o.torn {
+		if _, err = o.w.Write([]byte{'\n'}); err == nil {
+			o.torn = false
+		}
 	}
-	l.buf = l.buf[:0]
+	if err == nil {
+		var n int
+		if n, err = o.w.Write(lines); err != nil {
+			o.torn = n > 0 && lines[n-1] != '\n'
+			lines = lines[n:]
+		}
+	}
+	if err != nil {
+		o.log.lose(bytes.Count(lines, []byte{'\n'}))
+	}
+	o.complain(err)
+}
+
+// complain logs that lines were lost, because of err or for want of room, once in a while, and when none are any more.
+func (o *logOutput) complain(err error) {
+	lost := o.log.lost.Load()
+	was := o.known
+	o.known = lost
+	switch now := time.Now(); {
+	case lost == was && err == nil:
+		if !o.complained.IsZero() {
+			o.log.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "the access log is written again", slog.String("file", o.log.cfg.File), slog.Int64("lost", lost-o.since))
+		}
+		o.complained, o.since = time.Time{}, lost
+	case now.Sub(o.complained) >= complainEvery:
+		o.complained = now
+		why := "it is written more slowly than lines come"
+		if err != nil {
+			why = err.Error()
+		}
+		o.log.cfg.Log.LogAttrs(context.Background(), slog.LevelError, "lines of the access log are lost",
+			slog.String("file", o.log.cfg.File), slog.Int64("lost", lost-o.since), slog.String("error", why))
+	}
+}
+
+// close closes a file of the log's own.
+func (o *logOutput) close() {
+	if f, ok := o.w.(*os.File); ok && f != os.Stdout && f != os.Stderr {
+		_ = f.Close()
+	}
 }
 
 // end appends the line of one exchange. Times are UTC, durations milliseconds.
@@ -119,18 +253,21 @@ func (l *AccessLog) end(x *listeners.Exchange, took time.Duration) {
 	var room [1 << 10]byte
 	fields := appendFields(room[:0], x, took) // outside the lock
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.buf) == 0 {
-		if l.timer == nil {
-			l.timer = time.AfterFunc(flushAfter, l.Flush)
-		} else {
-			l.timer.Reset(flushAfter)
-		}
+	before := len(l.lines)
+	if before+len(l.earlier) >= maxLines {
+		l.mu.Unlock()
+		l.lose(1)
+		return
 	}
-	l.buf = append(l.appendTime(append(l.buf, `{"time":"`...), now), '"')
-	l.buf = append(append(l.buf, fields...), '}', '\n')
-	if len(l.buf) >= flushAt {
-		l.flush()
+	l.lines = append(l.appendTime(append(l.lines, `{"time":"`...), now), '"')
+	l.lines = append(append(l.lines, fields...), '}', '\n')
+	after := len(l.lines)
+	l.mu.Unlock()
+	if before == 0 {
+		l.due.Reset(writeAfter)
+	}
+	if before < writeAt && after >= writeAt {
+		l.hurry()
 	}
 }
 

@@ -13,7 +13,9 @@ import (
 func TestAllocations(t *testing.T) {
 	u := usageOf(t, UsageConfig{Period: time.Hour, Consumers: 1})
 	defer u.Close()
-	o := New(NewMetrics(), NewAccessLog(io.Discard), nil, u)
+	l := accessLog(io.Discard)
+	defer l.Close(t.Context())
+	o := New(NewMetrics(), l, nil, u)
 	x := exchange()
 	ctx := context.Background()
 	if n := testing.AllocsPerRun(1000, func() {

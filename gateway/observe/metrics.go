@@ -32,6 +32,7 @@ type Metrics struct {
 	bytes     *prometheus.CounterVec
 	transcode *prometheus.CounterVec
 	decisions *prometheus.CounterVec
+	linesLost prometheus.Counter
 	// active is by protocol.
 	active [len(protocols)]prometheus.Gauge
 
@@ -136,19 +137,25 @@ func NewMetrics() *Metrics {
 	m.decisions = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "transom_policy_decisions_total", Help: "What policies decided: refusals by their reason or the limit's name, and what the cache had.",
 	}, []string{"policy", "decision"})
+	m.linesLost = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "transom_access_log_lines_lost_total", Help: "Lines of the access log that could not be written, or had no room while nothing could be.",
+	})
 	active := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "http_server_active_requests", Help: "Requests under way; of WebSockets, calls.",
 	}, []string{"transom_protocol"})
 	for i, p := range protocols {
 		m.active[i] = active.WithLabelValues(p.String())
 	}
-	m.registry.MustRegister(m.calls, m.requests, m.outcomes, m.upstreams, m.attempts, m.messages, m.bytes, m.transcode, m.decisions, active,
+	m.registry.MustRegister(m.calls, m.requests, m.outcomes, m.upstreams, m.attempts, m.messages, m.bytes, m.transcode, m.decisions, m.linesLost, active,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
 // Register adds further metrics. It panics if they are there already.
 func (m *Metrics) Register(c prometheus.Collector) { m.registry.MustRegister(c) }
+
+// LinesLost counts lines of access logs that are lost.
+func (m *Metrics) LinesLost() prometheus.Counter { return m.linesLost }
 
 // Handler serves the metrics in the formats that Prometheus reads.
 func (m *Metrics) Handler() http.Handler {

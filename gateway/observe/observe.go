@@ -8,7 +8,8 @@
 //
 // # Concurrency
 // Everything here is safe for concurrent use. Recording a call takes no lock and allocates nothing once a method has been
-// called the same way before; the access log takes one lock for the time of copying a line.
+// called the same way before; the access log takes one lock for the time of copying a line, and no call waits for what it is
+// written to.
 package observe
 
 import (

@@ -68,9 +68,6 @@ func (p *Push) Close(ctx context.Context) error {
 	return p.provider.Shutdown(ctx)
 }
 
-// complainEvery is how often a collector that takes nothing is logged.
-const complainEvery = 10 * time.Minute
-
 // pushExporter sends what the registry has by the names that OpenTelemetry has for it. Export is called once at a time.
 type pushExporter struct {
 	*otlpmetrichttp.Exporter

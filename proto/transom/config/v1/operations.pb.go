@@ -209,7 +209,8 @@ func (x *Admin) GetPprof() bool {
 	return false
 }
 
-// AccessLog writes one line of JSON for each call, when it has ended.
+// AccessLog writes one line of JSON for each call, when it has ended. Calls do not wait for it: lines that a full disk or a slow
+// pipe does not take are lost, and counted.
 type AccessLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The file to append to, "stdout" or "stderr". SIGUSR1 opens the file anew. Required.

@@ -18,8 +18,9 @@ import (
 const memoryShare = 0.9
 
 // signals are what the process is asked for from here on: SIGHUP, without which it would end the process, SIGUSR1 and SIGUSR2,
-// which would be lost.
+// which would be lost. SIGPIPE no longer ends it: whoever reads its standard output or error may go, and come again.
 func signals() (asked chan os.Signal, stop func()) {
+	signal.Ignore(syscall.SIGPIPE)
 	asked = make(chan os.Signal, 3) // one of each
 	signal.Notify(asked, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
 	return asked, func() { signal.Stop(asked) }

@@ -116,13 +116,20 @@ generate: imports ## Regenerate the Go code beside the .proto files, and docs/co
 
 # Compares with a fresh copy, so that it is right in a tree with uncommitted work too.
 .PHONY: checkgenerate
-checkgenerate: imports ## Check that the .proto files are clean, and that the generated code and reference are theirs
+checkgenerate: imports tidy ## Check that the .proto files are clean, that the generated code and reference are theirs, and go.mod
 	@$(BUF) format -d --exit-code proto
 	@$(BUF) lint
 	@rm -rf build/.generated && $(BUF) generate -o build/.generated
 	@diff <(cd build/.generated && find . -name '*.pb.go' | sort) <(find . -name '*.pb.go' -not -path './build/*' -not -path './e2e/benchproxy/*' | sort)
 	@cd build/.generated && find . -name '*.pb.go' | while read -r f; do diff -q "$$f" "../../$$f"; done
 	@go run ./.tools/configdoc proto | diff docs/configuration.md - >/dev/null || { echo "docs/configuration.md is not what the protos say: make generate" >&2; exit 1; }
+
+# Needs the modules of the tests of dependencies, which nothing else does: where they cannot be had there is no telling.
+.PHONY: tidy
+tidy:
+	@mkdir -p build && { timeout 60 go mod tidy -diff >build/tidy.diff 2>build/tidy.log || \
+	  { [ ! -s build/tidy.diff ] && echo "go.mod is not checked: $$(tail -n 1 build/tidy.log)"; } || \
+	  { cat build/tidy.diff; echo "go.mod is not what the code imports: go mod tidy" >&2; exit 1; }; }
 
 .PHONY: fuzz
 fuzz: ## Fuzz every target of PKG for FUZZTIME each
@@ -182,7 +189,7 @@ build/tools/pebble: .tools/pebble.mod .tools/pebble.sum
 # The public protos that ours import come out of Go modules.
 .PHONY: imports
 imports:
-	@mkdir -p build/proto && go run ./.tools/exportprotos build/proto
+	@mkdir -p build/proto && go tool exportprotos build/proto
 
 .PHONY: bench-proxy
 bench-proxy: build ## Compare the CPU of one call in each protocol: transom, a null proxy of the same shape, grpc-gateway for REST

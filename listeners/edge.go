@@ -39,8 +39,8 @@ type EdgeConfig struct {
 
 // Edge is a compiled EdgeConfig: immutable, and part of a View. A nil Edge is that of the zero EdgeConfig.
 type Edge struct {
-	// forward are canonical header names.
-	forward map[string]bool
+	// forward are canonical header names: few, and mostly of other lengths than the one that is looked for.
+	forward []string
 	proxies []netip.Prefix
 	// requestID is the metadata name, and requestIDHeader the canonical header name.
 	requestID, requestIDHeader string
@@ -54,12 +54,12 @@ type Edge struct {
 // NewEdge compiles cfg.
 func NewEdge(cfg EdgeConfig) *Edge {
 	e := &Edge{
-		forward: map[string]bool{}, proxies: cfg.TrustedProxies, requestID: cfg.RequestID,
+		proxies: cfg.TrustedProxies, requestID: cfg.RequestID,
 		requestIDHeader: http.CanonicalHeaderKey(cfg.RequestID), header: http.Header{},
 		versionName: cfg.VersionHeader, versionHeader: http.CanonicalHeaderKey(cfg.VersionHeader),
 	}
 	for _, name := range cfg.Forward {
-		e.forward[http.CanonicalHeaderKey(name)] = true
+		e.forward = append(e.forward, http.CanonicalHeaderKey(name))
 	}
 	for name, value := range cfg.ResponseHeader {
 		e.header.Set(name, value)
@@ -82,7 +82,7 @@ func (e *Edge) forwards(name string) bool {
 	case "Authorization", "Cookie", "Traceparent", "Tracestate":
 		return true
 	}
-	return e != nil && e.forward[name]
+	return e != nil && slices.Contains(e.forward, name)
 }
 
 // version is the API version that a request asks for by header; "" if by none.

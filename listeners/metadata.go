@@ -21,8 +21,9 @@ const metadataPrefix = "Grpc-Metadata-"
 
 // restMetadata picks the metadata of a REST or WebSocket request. It returns nil if there is none.
 func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
-	picked := make(http.Header, 4) // on the stack
-	for name, vs := range h {
+	var md metadata.MD
+	hop := h["Connection"] // what it names stays here
+	for name, values := range h {
 		switch {
 		case e.forwards(name):
 		case len(name) > len(metadataPrefix) && name[:len(metadataPrefix)] == metadataPrefix:
@@ -30,18 +31,22 @@ func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
 		default:
 			continue
 		}
-		if before := picked[name]; before != nil {
-			vs = append(slices.Clip(before), vs...)
+		key, values, err := transcoder.RequestField(name, values, hop)
+		if err != nil {
+			return nil, err
 		}
-		picked[name] = vs
+		if key == "" {
+			continue
+		}
+		if md == nil {
+			md = metadata.MD{}
+		}
+		if before := md[key]; before != nil {
+			values = append(slices.Clip(before), values...)
+		}
+		md[key] = values
 	}
-	if len(picked) == 0 {
-		return nil, nil
-	}
-	if hop := h["Connection"]; hop != nil {
-		picked["Connection"] = hop // what it names stays here
-	}
-	return transcoder.RequestMetadata(picked)
+	return md, nil
 }
 
 // loadReportKey is the trailer in which backends report their load (ORCA, gRFC A51).

@@ -41,9 +41,6 @@ var fates = map[string]fate{
 	"cookie": ambient, "referer": ambient,
 }
 
-// responseFates are those that differ for response metadata on its way to the client.
-var responseFates = map[string]fate{"date": drop, "user-agent": pass, "x-user-agent": pass}
-
 // Reserved reports whether a header or metadata name, in lower case, belongs to one leg of the way and must neither be
 // taken from a client's request as metadata nor be set in it by a frame or a policy: hop-by-hop fields, message framing,
 // and what the gRPC protocols reserve.
@@ -111,14 +108,23 @@ func canonical(lower string) string {
 	return string(b)
 }
 
-// spelled spares the allocation of the canonical name of response metadata that is common, or the gateway's own.
-var spelled = func() map[string]string {
-	m := map[string]string{}
+// response is what AddHeader makes of one name of response metadata.
+type response struct {
+	name string // in net/textproto's spelling
+	fate fate
+}
+
+// responses spare looking at names that are common, the gateway's own, or have a fate of their own.
+var responses = func() map[string]response {
+	m := map[string]response{}
+	for n, f := range fates {
+		m[n] = response{canonical(n), f}
+	}
 	for _, n := range [...]string{
 		"age", "cache-control", "cache-status", "deprecation", "etag", "expires", "last-modified", "link", "location", "ratelimit",
-		"ratelimit-policy", "retry-after", "server", "set-cookie", "sunset", "vary", "www-authenticate", "x-request-id",
+		"ratelimit-policy", "retry-after", "server", "set-cookie", "sunset", "user-agent", "vary", "www-authenticate", "x-request-id", "x-user-agent",
 	} {
-		m[n] = canonical(n)
+		m[n] = response{canonical(n), pass}
 	}
 	return m
 }()
@@ -131,34 +137,18 @@ func Lower(name string) string {
 	return strings.ToLower(name)
 }
 
-// RequestMetadata makes gRPC request metadata of the header fields of an HTTP request: names lowered, reserved ones and
-// those that a Connection field names left out, and so those in which the gateway itself tells backends who calls (Identity), values of "-bin" names split at commas and decoded from base64, padded or
-// not. A name or value that gRPC cannot carry (ASCII 0x20 to 0x7E) is InvalidArgument naming the field, except in the
-// fields that browsers add unasked, which are left out. The result shares its value slices with h. It is nil if nothing
-// is left. Source: gRPC over HTTP/2, "Custom-Metadata"; RFC 9110 section 7.6.1.
+// RequestMetadata makes gRPC request metadata of the header fields of an HTTP request, each as RequestField says. It is nil if
+// nothing is left.
 func RequestMetadata(h map[string][]string) (metadata.MD, error) {
 	var md metadata.MD
 	hop := h["Connection"]
 	for name, values := range h {
-		key := Lower(name)
-		f := fateOf(key)
-		if f == drop || Identity(key) || len(hop) > 0 && named(hop, key) {
-			continue
+		key, values, err := RequestField(name, values, hop)
+		if err != nil {
+			return nil, err
 		}
-		if !validKey(key) {
-			return nil, status.Errorf(codes.InvalidArgument, "header %q: the name has characters that metadata cannot carry", clip(name))
-		}
-		if strings.HasSuffix(key, "-bin") {
-			decoded, err := decodeBins(key, values)
-			if err != nil {
-				return nil, err
-			}
-			values = decoded
-		} else if !slices.ContainsFunc(values, invalidText) {
-		} else if f == ambient {
+		if key == "" {
 			continue
-		} else {
-			return nil, status.Errorf(codes.InvalidArgument, "header %s: the value has characters that metadata cannot carry; a -bin header may", key)
 		}
 		if md == nil {
 			md = make(metadata.MD, len(h))
@@ -166,6 +156,34 @@ func RequestMetadata(h map[string][]string) (metadata.MD, error) {
 		md[key] = values
 	}
 	return md, nil
+}
+
+// RequestField is what a header field of an HTTP request, in any case, is as metadata, whose values may be the field's own
+// slice: the name is lowered; values of "-bin" names are split at commas and decoded from base64, padded or not. The key is
+// empty if it is none: reserved names, those that connection, the values of the Connection field, name, and those in which
+// the gateway itself tells backends who calls (Identity). A name or value that gRPC cannot carry (ASCII 0x20 to 0x7E) is
+// InvalidArgument naming the field, except in the fields that browsers add unasked, which are none.
+// Source: gRPC over HTTP/2, "Custom-Metadata"; RFC 9110 section 7.6.1.
+func RequestField(name string, values, connection []string) (string, []string, error) {
+	key := Lower(name)
+	f := fateOf(key)
+	if f == drop || Identity(key) || len(connection) > 0 && named(connection, key) {
+		return "", nil, nil
+	}
+	if !validKey(key) {
+		return "", nil, status.Errorf(codes.InvalidArgument, "header %q: the name has characters that metadata cannot carry", clip(name))
+	}
+	if strings.HasSuffix(key, "-bin") {
+		decoded, err := decodeBins(key, values)
+		return key, decoded, err
+	}
+	if slices.ContainsFunc(values, invalidText) {
+		if f == ambient {
+			return "", nil, nil
+		}
+		return "", nil, status.Errorf(codes.InvalidArgument, "header %s: the value has characters that metadata cannot carry; a -bin header may", key)
+	}
+	return key, values, nil
 }
 
 // named reports whether one of the Connection values lists key.
@@ -201,14 +219,15 @@ func decodeBins(key string, values []string) ([]string, error) {
 // value slices with md afterwards.
 func AddHeader(h map[string][]string, md metadata.MD, prefix string) {
 	for key, values := range md {
-		f, ok := responseFates[key]
-		if !ok {
-			f = fateOf(key)
-		}
-		if f == drop || !validKey(key) {
+		r, known := responses[key]
+		if !known {
+			if fateOf(key) == drop || !validKey(key) {
+				continue
+			}
+		} else if r.fate == drop {
 			continue
 		}
-		name, known := spelled[key]
+		name := r.name
 		if prefix != "" || !known {
 			name = canonical(prefix + key)
 		}

@@ -59,11 +59,11 @@ func TestAddHeader(t *testing.T) {
 	h := http.Header{"X-A": {"0"}}
 	transcoder.AddHeader(h, metadata.MD{
 		"x-a": {"1", "2"}, "x-bin": {"\x00\xFF", "hi"}, "set-cookie": {"a=1", "b=2"}, "grpc-status": {"0"}, "content-type": {"x"},
-		"x-cut": {"a\r\nb: c", "fine"}, "connection": {"close"},
+		"x-cut": {"a\r\nb: c", "fine"}, "connection": {"close"}, "date": {"today"}, "user-agent": {"b/1"},
 	}, "")
 	transcoder.AddHeader(h, metadata.MD{"x-a": {"3"}}, "Trailer-")
 	want := http.Header{
-		"X-A": {"0", "1", "2"}, "X-Bin": {"AP8", "aGk"}, "Set-Cookie": {"a=1", "b=2"}, "X-Cut": {"fine"}, "Trailer-X-A": {"3"},
+		"X-A": {"0", "1", "2"}, "X-Bin": {"AP8", "aGk"}, "Set-Cookie": {"a=1", "b=2"}, "X-Cut": {"fine"}, "Trailer-X-A": {"3"}, "User-Agent": {"b/1"},
 	}
 	if diff := cmp.Diff(want, h); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

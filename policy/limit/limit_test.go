@@ -665,4 +665,23 @@ func TestAllocations(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() { _, _ = l.take(context.Background(), c, request{}, 1) }); n > 0 {
 		t.Errorf("a decision makes %v allocations", n)
 	}
+	h := Middleware([]*Limiter{l}, 1, nil)(func(_ context.Context, call *rpc.Call) error { return call.Stream.SendHeader(nil) })
+	quiet := &headerOnly{}
+	const most = 4 // what tells the client, its text, and the metadata with room for it
+	if n := testing.AllocsPerRun(1000, func() {
+		c.Stream = quiet
+		if err := h(context.Background(), c); err != nil || len(quiet.md) != 2 {
+			t.Fatal(err, quiet.md)
+		}
+	}); n > most {
+		t.Errorf("a call within its limits makes %v allocations, want %d", n, most)
+	}
 }
+
+// headerOnly is a Stream that keeps the response metadata.
+type headerOnly struct {
+	rpc.Stream
+	md metadata.MD
+}
+
+func (h *headerOnly) SendHeader(md metadata.MD) error { h.md = md; return nil }

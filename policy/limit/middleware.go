@@ -3,6 +3,7 @@ package limit
 import (
 	"context"
 	"io"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -107,12 +108,12 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 		}
 	}
 	if len(g.calls) > 0 {
-		a := &announced{Stream: call.Stream, limits: g.calls}
-		a.all = a.verdicts[:0]
-		if err := take(ctx, call, req, g.calls, g.cost, &a.all); err != nil {
+		var few [2]verdict
+		all, err := take(ctx, call, req, g.calls, g.cost, few[:0])
+		if err != nil {
 			return err
 		}
-		call.Stream = a
+		call.Stream = g.announce(call.Stream, all)
 	}
 	if len(g.messages) > 0 {
 		call.Stream = &counted{call.Stream, g, call}
@@ -120,8 +121,8 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 	return next(ctx, call)
 }
 
-// take asks all limits, and appends what they say to all unless that is nil. What was taken is given back if one refuses.
-func take(ctx context.Context, call *rpc.Call, req request, limits []*Limiter, cost int64, all *[]verdict) error {
+// take asks all limits, and appends what they say to all. What was taken is given back if one refuses.
+func take(ctx context.Context, call *rpc.Call, req request, limits []*Limiter, cost int64, all []verdict) ([]verdict, error) {
 	for i, l := range limits {
 		v, err := l.take(ctx, call, req, cost)
 		switch {
@@ -130,17 +131,15 @@ func take(ctx context.Context, call *rpc.Call, req request, limits []*Limiter, c
 		case v.wait > 0:
 			err = l.refusal(call, v)
 		default:
-			if all != nil {
-				*all = append(*all, v)
-			}
+			all = append(all, v)
 			continue
 		}
 		for _, before := range limits[:i] {
 			_, _ = before.take(ctx, call, req, -cost)
 		}
-		return err
+		return nil, err
 	}
-	return nil
+	return all, nil
 }
 
 // enter counts a call in.
@@ -172,36 +171,40 @@ func leave(s slot[int32]) {
 // announced tells the client in the response metadata what it has left.
 type announced struct {
 	rpc.Stream
-	limits   []*Limiter
-	all      []verdict
-	verdicts [2]verdict // where all is, mostly
-	state    [1]string  // what SendHeader says of them
-	told     bool
+	// state and policy are the values of "ratelimit" and "ratelimit-policy".
+	state  [1]string
+	policy []string
+	told   bool
+}
+
+// announce has a client of the stream s told what the limits said.
+func (g *gate) announce(s rpc.Stream, all []verdict) *announced {
+	a := &announced{Stream: s, policy: all[0].plan.policy}
+	var buf [128]byte
+	state := buf[:0]
+	for i, v := range all {
+		if i > 0 {
+			state = append(state, ", "...)
+		}
+		state = g.calls[i].state(state, v)
+	}
+	a.state[0] = string(state)
+	if len(all) > 1 {
+		policies := make([]string, len(all))
+		for i, v := range all {
+			policies[i] = v.plan.policy[0]
+		}
+		a.policy = []string{strings.Join(policies, ", ")}
+	}
+	return a
 }
 
 func (a *announced) SendHeader(md metadata.MD) error {
 	a.told = true
 	if md == nil {
-		md = make(metadata.MD, 2)
+		md = metadata.MD{}
 	}
-	var stateBuf, policyBuf [128]byte
-	state, policy := stateBuf[:0], policyBuf[:0]
-	for i, v := range a.all {
-		if i > 0 {
-			state, policy = append(state, ", "...), append(policy, ", "...)
-		}
-		state = a.limits[i].state(state, v)
-		if len(a.all) > 1 {
-			policy = append(policy, v.plan.policy[0]...)
-		}
-	}
-	a.state[0] = string(state)
-	md["ratelimit"] = a.state[:]
-	if len(a.all) == 1 {
-		md["ratelimit-policy"] = a.all[0].plan.policy
-	} else {
-		md["ratelimit-policy"] = []string{string(policy)}
-	}
+	md["ratelimit"], md["ratelimit-policy"] = a.state[:], a.policy
 	return a.Stream.SendHeader(md)
 }
 
@@ -234,7 +237,8 @@ func (c *counted) Recv(ctx context.Context) (rpc.Message, error) {
 			return rpc.Message{}, err
 		}
 	}
-	if err := take(ctx, c.call, req, c.gate.messages, c.gate.cost, nil); err != nil {
+	var few [2]verdict
+	if _, err := take(ctx, c.call, req, c.gate.messages, c.gate.cost, few[:0]); err != nil {
 		m.Release()
 		return rpc.Message{}, err
 	}

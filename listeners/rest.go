@@ -40,8 +40,9 @@ type restStream struct {
 	fileType string
 	recv     int // messages received
 	// out is the response body: for a unary call all of it, for a stream what is not yet written.
-	out       *[]byte
-	raw       rpc.Message // the answer whose HttpBody data is the response body
+	out *[]byte
+	// raw is the answer if it is wanted to the end: its HttpBody data is the response body, or it remembers what it was turned into.
+	raw       rpc.Message
 	header    metadata.MD
 	trailer   metadata.MD
 	committed bool       // status and header are written
@@ -641,13 +642,14 @@ func (s *restStream) Send(ctx context.Context, m rpc.Message) error {
 	}
 	switch s.down {
 	case downloadOne:
-		defer m.Release()
 		if s.fields == nil && !s.pretty {
 			if b, ok, err := m.Rendering(s.match.Binding, s.render); ok {
 				*s.out = append(*s.out, b...)
+				s.raw = m
 				return err
 			}
 		}
+		defer m.Release()
 		return s.appendJSON(m.Bytes())
 	case downloadRaw:
 		s.raw = m
@@ -853,6 +855,12 @@ func (s *restStream) finishOK() error {
 	return nil
 }
 
+// codedForm names the compressed JSON among the renderings of an answer.
+type codedForm struct {
+	binding *descriptors.Binding
+	coding  *coding
+}
+
 // writeJSON writes a unary answer, compressed if it is worth it and the client takes it.
 func (s *restStream) writeJSON(body []byte) {
 	if len(body) < worthCompressing || s.route.Uncompressed {
@@ -862,10 +870,16 @@ func (s *restStream) writeJSON(body []byte) {
 	h := s.w.Header()
 	h["Vary"] = append(h["Vary"], "Accept-Encoding")
 	if c := replyCoding(nil, s.Request.Header["Accept-Encoding"]); c != nil {
-		b := getBuffer()
-		defer putBuffer(b)
-		if coded, err := c.compress(*b, body); err == nil {
-			*b, body = coded, coded
+		coded, remembered, err := s.raw.Rendering(codedForm{s.match.Binding, c}, func([]byte) ([]byte, error) { return c.compress(nil, body) })
+		if !remembered {
+			b := getBuffer()
+			defer putBuffer(b)
+			if coded, err = c.compress(*b, body); err == nil {
+				*b = coded
+			}
+		}
+		if err == nil {
+			body = coded
 			h["Content-Encoding"] = c.value
 		}
 	}

@@ -17,8 +17,9 @@ type Message struct {
 	shared *shared
 }
 
-// maxForms is how many renderings a shared message remembers: a binding or two, of the schemas before and after a reload.
-const maxForms = 4
+// maxForms is how many renderings a shared message remembers: those of a binding or two, plain and compressed, of the schemas
+// before and after a reload.
+const maxForms = 8
 
 // shared is what all holders of one cached message have in common.
 type shared struct {

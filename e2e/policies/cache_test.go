@@ -313,3 +313,65 @@ func TestCacheVaryOfHeader(t *testing.T) {
 		}
 	})
 }
+
+// TestCacheNotEncodedAgain: a large answer from the cache is turned into JSON once, whoever gets it, plain or compressed. By the
+// metrics encoding takes no more time, where a call that the cache does not have takes some.
+func TestCacheNotEncodedAgain(t *testing.T) {
+	p := start(t, "admin: {address: \"127.0.0.1:0\"}\npolicies:\n- {selector: bank.v1.Diagnostics.Echo, cache: {ttl: 1h}}\n")
+	// encoded is the time that answers took so far, in seconds, once n of them are counted.
+	encoded := func(n float64) (seconds float64) {
+		t.Helper()
+		const labels = `{direction="out",rpc_method="bank.v1.Diagnostics/Echo",transom_protocol="rest"} %g`
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+			resp, err := p.http.Get("http://" + p.AdminAddr().String() + "/metrics")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var messages float64
+			for line := range strings.Lines(string(b)) {
+				_, _ = fmt.Sscanf(line, "transom_messages_total"+labels, &messages)
+				_, _ = fmt.Sscanf(line, "transom_transcoding_seconds_total"+labels, &seconds)
+			}
+			if messages == n {
+				return seconds
+			}
+		}
+		t.Fatalf("there are not %v answers", n)
+		return 0
+	}
+	echo := func(text, accept, status string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+p.addr+"/v1/diagnostics/echo", strings.NewReader(`{"text":"`+text+`"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Accept-Encoding", accept)
+		resp, err := p.http.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 || resp.Header.Get("Cache-Status") != status {
+			t.Errorf("%d %q, %v; want %q", resp.StatusCode, resp.Header.Get("Cache-Status"), err, status)
+		}
+	}
+	text := strings.Repeat("text\\n", 12_000)
+	echo(text, "identity", "transom; fwd=miss; stored")
+	once := encoded(1)
+	for _, accept := range []string{"identity", "gzip", "br", "identity", "gzip"} {
+		echo(text, accept, "transom; hit")
+	}
+	if all := encoded(6); once == 0 || all != once {
+		t.Errorf("encoding took %v s, and %v s after five answers from the cache", once, all)
+	}
+	echo(text+"other", "identity", "transom; fwd=miss; stored")
+	if other := encoded(7); other <= once {
+		t.Errorf("encoding took %v s, and %v s after another answer", once, other)
+	}
+}

@@ -69,6 +69,37 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// TestLimitsOfErrors: who gets an error from the backend is told as well what is left.
+func TestLimitsOfErrors(t *testing.T) {
+	p := start(t, example(t, "Limits"))
+	want := func(what string, got []string, left int) {
+		t.Helper()
+		if len(got) != 1 || !strings.HasPrefix(got[0], fmt.Sprintf(`"burst";r=%d;`, left)) {
+			t.Errorf("%s: ratelimit %q, want %d left", what, got, left)
+		}
+	}
+	code, h, body := p.get(t, "/v1/diagnostics/fail?code=5&message=none", nil)
+	if code != 404 {
+		t.Errorf("REST: %d %s", code, body)
+	}
+	want("REST", h.Values("RateLimit"), 2)
+	var header, trailer metadata.MD
+	_, err := bankv1.NewDiagnosticsClient(p.conn).Fail(t.Context(), &bankv1.FailRequest{Code: int32(codes.NotFound)}, grpc.Header(&header), grpc.Trailer(&trailer))
+	if status.Code(err) != codes.NotFound {
+		t.Error(err)
+	}
+	want("gRPC", append(header["ratelimit"], trailer["ratelimit"]...), 1)
+	resp, err := p.http.Post("http://"+p.addr+"/bank.v1.Diagnostics/Fail", "application/json", strings.NewReader(`{"code":5}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 404 {
+		t.Errorf("Connect: %s", resp.Status)
+	}
+	want("Connect", resp.Header.Values("RateLimit"), 0)
+}
+
 // TestLimitByHeader counts by a header that no other setting passes on: over REST and WebSocket all callers were one.
 func TestLimitByHeader(t *testing.T) {
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {

@@ -4,7 +4,7 @@
 // A call that goes over a limit ends with RESOURCE_EXHAUSTED, a google.rpc.ErrorInfo of domain "transom" whose reason is
 // RATE_LIMITED, QUOTA_EXCEEDED or CONCURRENCY_LIMITED, a google.rpc.RetryInfo, and the metadata "retry-after" (seconds),
 // "ratelimit" and "ratelimit-policy" (draft-ietf-httpapi-ratelimit-headers-10). Calls that go through carry the latter two as
-// well. A call refused by one limit counts against none.
+// well, also if they end with an error. A call refused by one limit counts against none.
 //
 // # Where counts are
 // In this process, in tables of bounded size ([Limiter]); or in Redis, shared by every transom that uses it ([Redis]), by

@@ -107,18 +107,24 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 			inside = append(inside, s)
 		}
 	}
+	var left *announced
 	if len(g.calls) > 0 {
 		var few [2]verdict
 		all, err := take(ctx, call, req, g.calls, g.cost, few[:0])
 		if err != nil {
 			return err
 		}
-		call.Stream = g.announce(call.Stream, all)
+		left = g.announce(call.Stream, all)
+		call.Stream = left
 	}
 	if len(g.messages) > 0 {
 		call.Stream = &counted{call.Stream, g, call}
 	}
-	return next(ctx, call)
+	err := next(ctx, call)
+	if left != nil {
+		err = left.end(err)
+	}
+	return err
 }
 
 // take asks all limits, and appends what they say to all. What was taken is given back if one refuses.
@@ -216,6 +222,14 @@ func (a *announced) Send(ctx context.Context, m rpc.Message) error {
 		}
 	}
 	return a.Stream.Send(ctx, m)
+}
+
+// end has the client told with an error that is the call's whole answer. A limit that refuses has told already.
+func (a *announced) end(err error) error {
+	if err == nil || a.told || rpc.HeaderOf(err)["ratelimit"] != nil {
+		return err
+	}
+	return rpc.WithHeader(err, metadata.MD{"ratelimit": a.state[:], "ratelimit-policy": a.policy})
 }
 
 // counted counts the client's messages.

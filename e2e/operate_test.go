@@ -3,12 +3,15 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/coder/websocket"
 
 	"transom/cmd/transom/demo/bank"
 	"transom/e2e/process"
@@ -57,5 +60,59 @@ func TestLogReaderGone(t *testing.T) {
 	}
 	if log := p.Log(); strings.Count(log, "lines of the access log are lost") != 1 || !strings.Contains(log, "broken pipe") {
 		t.Error("the log does not say once that lines are lost, and why")
+	}
+}
+
+// TestConnectionsByVersion keeps a connection of each HTTP version and a WebSocket open, and counts them.
+func TestConnectionsByVersion(t *testing.T) {
+	b, a := startBank(t, bank.Config{}), process.NewAuthority(t)
+	cert, config := certificate(t, a), filepath.Join(t.TempDir(), "transom.yaml")
+	process.Replace(t, config, fmt.Appendf(nil, `
+listeners:
+  - {address: "127.0.0.1:0", name: plain}
+  - {address: "127.0.0.1:0", name: secure, tls: {certificate: %s, key: %s}, http3: true}
+admin: {address: "127.0.0.1:0"}
+descriptors: [{file: %s}]
+clusters: {bank: {target: "static:///%s"}}
+`, cert, cert, descriptorSet(t), b.addr))
+	p := &proxy{process.Start(t, 3, "serve", "--config", config), a.File, a.Pool}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for version := range versions {
+		c, base := client(t, p, version)
+		resp, err := c.Get(base + "/v1/rates/EUR/USD")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+	ws, _, err := websocket.Dial(ctx, "ws://"+p.Plain+"/v1/support/chat", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.CloseNow()
+	text, err := p.Get(ctx, "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`transom_connections{listener="plain",network_protocol_version="1.1"} 2`, // one of them the WebSocket
+		`transom_connections{listener="plain",network_protocol_version="2"} 1`,
+		`transom_connections{listener="secure",network_protocol_version="1.1"} 0`,
+		`transom_connections{listener="secure",network_protocol_version="2"} 1`,
+		`transom_connections{listener="secure",network_protocol_version="3"} 1`,
+		`transom_websocket_connections{listener="plain"} 1`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
+	if t.Failed() {
+		for line := range strings.Lines(text) {
+			if strings.Contains(line, "_connections{") {
+				t.Log(line)
+			}
+		}
 	}
 }

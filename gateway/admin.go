@@ -352,8 +352,8 @@ func (g *Gateway) getStatus(context.Context, *adminv1.GetStatusRequest) (*adminv
 	s.MemoryBytes, s.MemoryLimitBytes = memory()
 	for _, l := range v.servers {
 		info := &adminv1.Listener{Address: l.server.Addr().String(), Name: l.server.Name(), Tls: l.certs != nil, Http3: l.cfg.HTTP3}
-		tcp, udp, sockets := l.server.Connections()
-		info.Connections, info.Websockets = uint32(tcp+udp), uint32(sockets)
+		open := l.server.Connections()
+		info.Connections, info.Websockets = uint32(open.HTTP1+open.HTTP2+open.HTTP3), uint32(open.WebSockets)
 		if l.certs != nil {
 			if at, _ := l.certs.notAfter(); !at.IsZero() {
 				info.CertificateExpireTime = timestamppb.New(at)

@@ -114,7 +114,7 @@ func TestAdminMetrics(t *testing.T) {
 	}
 	for name, want := range map[string]int{
 		"rpc_server_call_duration_seconds": 3, "http_server_request_duration_seconds": 3, "transom_calls_total": 3, "rpc_client_call_duration_seconds": 2,
-		"transom_build_info": 1, "transom_config_last_reload_successful": 1, "transom_connections": 1, "transom_websocket_connections": 1,
+		"transom_build_info": 1, "transom_config_last_reload_successful": 1, "transom_connections": 2, "transom_websocket_connections": 1,
 		"transom_cluster_endpoints": 1, "transom_cluster_endpoint_healthy": 1, "go_goroutines": 1, "process_cpu_seconds_total": 1,
 	} {
 		if got := len(families[name].GetMetric()); got != want {

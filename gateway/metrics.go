@@ -53,7 +53,7 @@ func newState(g *Gateway) *state {
 		reloadOK:            d("transom_config_last_reload_successful", "1 if the last reload of configuration or descriptors was."),
 		reloadAt:            d("transom_config_last_reload_success_timestamp_seconds", "When the last successful reload was."),
 		reloads:             d("transom_config_reloads_total", "Reloads of configuration or descriptors; the start is one.", "result"),
-		connections:         d("transom_connections", "Open connections.", "listener", "transport"),
+		connections:         d("transom_connections", "Open connections by the HTTP that they speak; those that have said nothing yet count as 1.1, and so do WebSockets.", "listener", "network_protocol_version"),
 		websockets:          d("transom_websocket_connections", "Open WebSockets.", "listener"),
 		notAfter:            d("transom_tls_certificate_not_after_seconds", "When the listener's first certificate expires.", "listener", "subject"),
 		clusterInFlight:     d("transom_cluster_calls_in_flight", "Calls under way at the cluster.", "transom_cluster"),
@@ -113,13 +113,14 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 			continue
 		}
 		seen[name] = true
-		tcp, udp, sockets := l.server.Connections()
-		gauge(s.connections, float64(tcp), name, "tcp")
+		open := l.server.Connections()
+		gauge(s.connections, float64(open.HTTP1), name, "1.1")
+		gauge(s.connections, float64(open.HTTP2), name, "2")
 		if l.cfg.HTTP3 {
-			gauge(s.connections, float64(udp), name, "quic")
+			gauge(s.connections, float64(open.HTTP3), name, "3")
 		}
 		out <- prometheus.MustNewConstMetric(s.refused, prometheus.CounterValue, float64(l.server.Refused()), name)
-		gauge(s.websockets, float64(sockets), name)
+		gauge(s.websockets, float64(open.WebSockets), name)
 		if l.certs != nil {
 			if at, subject := l.certs.notAfter(); !at.IsZero() {
 				gauge(s.notAfter, float64(at.Unix()), name, subject)

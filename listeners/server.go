@@ -374,10 +374,17 @@ func (s *Server) settled(ctx context.Context) {
 	await(&s.fresh, forEnd)
 }
 
-// Connections counts what is open: TCP connections, WebSockets included, QUIC connections, and the WebSockets.
-func (s *Server) Connections() (tcp, quic, websockets int) {
-	websockets = s.sockets.count()
-	return int(s.conns.Load()) + websockets, int(s.quics.Load()), websockets
+// Connections are those open at a time, by the HTTP that they speak.
+type Connections struct {
+	// HTTP1 are those that have said nothing yet, too, and the WebSockets.
+	HTTP1, HTTP2, HTTP3, WebSockets int
+}
+
+// Connections counts what is open.
+func (s *Server) Connections() Connections {
+	c := Connections{HTTP2: s.h2.Open(), HTTP3: int(s.quics.Load()), WebSockets: s.sockets.count()}
+	c.HTTP1 = max(0, int(s.conns.Load())-c.HTTP2) + c.WebSockets // they come and go between the counts
+	return c
 }
 
 // Files are the bound sockets, to be served by whoever is next, in this process or another: connections that wait for being

@@ -111,6 +111,13 @@ func (s *Server) Serve(ctx context.Context, sock Socket) {
 	s.mu.Unlock()
 }
 
+// Open is the number of connections.
+func (s *Server) Open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
 // GoAway tells the clients of all connections, and of those that are still to come, to make no further requests on them: a
 // connection ends with its last request.
 func (s *Server) GoAway() {

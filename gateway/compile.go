@@ -457,9 +457,6 @@ func (b *builder) snapshot() *Snapshot {
 // chain writes out the handler chain of one method, outermost first, and the names of what is in it. What a policy does not
 // ask for is not in it.
 func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler) (rpc.Handler, []string) {
-	if b.traces != nil {
-		inner = b.traces.Upstream(inner)
-	}
 	response, redact := b.answers(m, eff)
 	links := []struct {
 		name string
@@ -479,13 +476,20 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 		{"faults", b.faulty(eff)},
 	}
 	var names []string
-	var mws []rpc.Middleware
+	var mws, traced []rpc.Middleware
 	for _, l := range links {
-		if l.mw != nil {
-			names, mws = append(names, l.name), append(mws, l.mw)
+		if l.mw == nil {
+			continue
+		}
+		names, mws = append(names, l.name), append(mws, l.mw)
+		if b.traces != nil {
+			traced = append(traced, b.traces.Step(l.name, l.mw))
 		}
 	}
-	return rpc.Chain(inner, mws...), names
+	if b.traces == nil {
+		return rpc.Chain(inner, mws...), names
+	}
+	return b.traces.Chain(rpc.Chain(inner, mws...), rpc.Chain(b.traces.Upstream(inner), traced...)), names
 }
 
 // hashes checks the fields that clusters hash by: one must be in the request of some method.

@@ -33,7 +33,7 @@ func (b *builder) openObservers() {
 	if c := b.cfg.GetTracing(); c != nil {
 		b.traces, err = hold(&b.holds, "traces", "", c, func() (*observe.Traces, func(), error) {
 			t, err := observe.NewTraces(b.ctx, observe.TracesConfig{
-				Endpoint: c.GetEndpoint(), ServiceName: c.GetServiceName(), Sample: c.GetSample(), Untrusted: c.GetUntrusted(),
+				Endpoint: c.GetEndpoint(), ServiceName: c.GetServiceName(), Sample: c.GetSample(), Untrusted: c.GetUntrusted(), Log: b.log,
 			})
 			return t, func() {
 				ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)

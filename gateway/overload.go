@@ -49,12 +49,14 @@ func (b *builder) shed() rpc.Middleware {
 			if o.pressed.Load() {
 				o.byMemory.Add(1)
 				call.Info.Fail(rpc.SourceGateway)
+				call.Info.Policy = "overload"
 				return short
 			}
 			if o.calls.Add(1) > limit {
 				o.calls.Add(-1)
 				o.byCalls.Add(1)
 				call.Info.Fail(rpc.SourceGateway)
+				call.Info.Policy = "overload"
 				return busy
 			}
 			defer o.calls.Add(-1)

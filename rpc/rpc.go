@@ -206,6 +206,8 @@ type Info struct {
 	Upstream time.Duration
 	// ErrorSource is set by whoever first makes the error; SourceNone on success.
 	ErrorSource Source
+	// Policy is the policy that refused the call; "" if none did.
+	Policy string
 	// Notes are what policies decided, for the access log: "cache": "hit". Nil until the first Note.
 	Notes map[string]string
 }
@@ -214,6 +216,14 @@ type Info struct {
 // once: the client's, which is received from, and the one that sees the call end.
 func (i *Info) Fail(s Source) {
 	atomic.CompareAndSwapUint32((*uint32)(&i.ErrorSource), uint32(SourceNone), uint32(s))
+}
+
+// Refuse records that a policy refuses the call, and why, in a word: not in words of the client's. The first counts.
+func (i *Info) Refuse(policy, reason string) {
+	if i.Policy == "" {
+		i.Policy = policy
+	}
+	i.Note(policy, reason)
 }
 
 // Note records a policy's decision for the access log.

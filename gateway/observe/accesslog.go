@@ -311,6 +311,7 @@ func appendFields(b []byte, x *listeners.Exchange, took time.Duration) []byte {
 	b = text(b, `,"rpc.status_code":`, codeName(x.Status.Code()))
 	if info != nil && info.ErrorSource != rpc.SourceNone {
 		b = text(b, `,"transom.error_source":`, info.ErrorSource.String())
+		b = text(b, `,"transom.policy":`, info.Policy)
 		if x.Err != nil {
 			b = text(b, `,"error":`, x.Err.Error())
 		}

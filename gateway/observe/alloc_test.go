@@ -7,6 +7,8 @@ import (
 	"io"
 	"testing"
 	"time"
+
+	"transom/rpc"
 )
 
 // TestAllocations says that a call is recorded without an allocation.
@@ -22,6 +24,16 @@ func TestAllocations(t *testing.T) {
 		o.Begin(ctx, x)
 		o.End(x)
 	}); n != 0 {
+		t.Errorf("%v allocations a call, want 0", n)
+	}
+}
+
+// TestTracesAllocations says that the policies' spans cost a call nothing that is not sampled.
+func TestTracesAllocations(t *testing.T) {
+	x := exchange()
+	h := chained(&Traces{}, func(context.Context, *rpc.Call) error { return nil })
+	ctx := context.Background()
+	if n := testing.AllocsPerRun(1000, func() { _ = h(ctx, x.Call) }); n != 0 {
 		t.Errorf("%v allocations a call, want 0", n)
 	}
 }

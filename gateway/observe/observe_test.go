@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -152,6 +153,8 @@ func TestAccessLog(t *testing.T) {
 	o.End(x)
 	x = exchange()
 	x.Status, x.HTTPStatus, x.Err, x.Call.Info.ErrorSource = status.New(codes.Internal, "internal error"), 500, errors.New("dial 10.0.0.1: refused"), rpc.SourceGateway
+	x.Call.Info.Refuse("limit", "writes")
+	x.Call.Info.Refuse("auth", "EXPIRED")
 	o.End(x)
 	if err := l.Close(t.Context()); err != nil {
 		t.Fatal(err)
@@ -182,6 +185,9 @@ func TestAccessLog(t *testing.T) {
 	}
 	if d, _ := got[0]["duration_ms"].(float64); d < 30 || d > 10_000 {
 		t.Errorf("duration_ms is %v", got[0]["duration_ms"])
+	}
+	if got[1]["transom.policy"] != "limit" || got[1]["limit"] != "writes" || got[0]["transom.policy"] != nil {
+		t.Errorf("the policy that refused is not told: %s", lines[1])
 	}
 	if got[1]["transom.error_source"] != "gateway" || got[1]["error"] != "dial 10.0.0.1: refused" {
 		t.Errorf("%s", lines[1])
@@ -329,6 +335,121 @@ func TestTraces(t *testing.T) {
 	}
 	if !bytes.Equal(client.GetParentSpanId(), server.GetSpanId()) || !bytes.Equal(client.GetTraceId(), server.GetTraceId()) {
 		t.Error("the inner span is not the outer's child")
+	}
+}
+
+// TestTracesOfPolicies has a span for each policy that a sampled call comes to, beside each other and below the call's, and what
+// refuses it is told.
+func TestTracesOfPolicies(t *testing.T) {
+	c := newCollector(t)
+	tr, err := NewTraces(t.Context(), TracesConfig{Endpoint: c.URL + "/v1/traces"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := New(nil, nil, tr, nil)
+	backend := func(context.Context, *rpc.Call) error { return nil }
+	h := chained(tr, backend)
+	run := func(header string) {
+		x := exchange()
+		x.Request.Header.Set("Traceparent", header)
+		ctx := o.Begin(t.Context(), x)
+		x.Request = x.Request.WithContext(ctx)
+		x.Err = h(ctx, x.Call)
+		x.Status = rpc.StatusOf(x.Err)
+		o.End(x)
+	}
+	const good, bad, unsampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "00-badbadbadbadbadbadbadbadbadbadba-00f067aa0ba902b7-01", "00-4bf92f3577b34da6a3ce929d0e0e4700-00f067aa0ba902b7-00"
+	for _, header := range []string{good, bad, unsampled} {
+		run(header)
+	}
+	if err := tr.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	spans := map[string]*tracepb.Span{} // by the first byte of the trace and the span's name
+	for len(c.spans) > 0 {
+		s := <-c.spans
+		name := fmt.Sprintf("%x %s", s.GetTraceId()[:1], s.GetName())
+		if s.GetKind() == tracepb.Span_SPAN_KIND_CLIENT {
+			name += " upstream"
+		}
+		spans[name] = s
+	}
+	for name, wrong := range map[string]string{"4b auth": "", "4b limits": "", "4b bank.v1.Accounts/Get upstream": "", "ba auth": "", "ba limits": "too many"} {
+		s, call := spans[name], spans[name[:3]+"bank.v1.Accounts/Get"]
+		if s == nil || call == nil {
+			t.Errorf("no span %q, or none above it", name)
+			continue
+		}
+		if !bytes.Equal(s.GetParentSpanId(), call.GetSpanId()) {
+			t.Errorf("%s is not below the call", name)
+		}
+		if got := s.GetStatus().GetMessage(); got != wrong {
+			t.Errorf("%s has the status %q, want %q", name, got, wrong)
+		}
+	}
+	if len(spans) != 7 {
+		t.Errorf("%d spans: %v", len(spans), spans)
+	}
+	if a, b := spans["4b auth"], spans["4b limits"]; a.GetEndTimeUnixNano() > b.GetStartTimeUnixNano() {
+		t.Error("auth has not ended when limits begins")
+	}
+}
+
+// chained is a chain of two policies, of which the second refuses the calls of one trace.
+func chained(tr *Traces, backend rpc.Handler) rpc.Handler {
+	pass := func(next rpc.Handler) rpc.Handler {
+		return func(ctx context.Context, call *rpc.Call) error { return next(ctx, call) }
+	}
+	limits := func(next rpc.Handler) rpc.Handler {
+		return func(ctx context.Context, call *rpc.Call) error {
+			if id := trace.SpanContextFromContext(ctx).TraceID(); id[0] == 0xba {
+				return status.Error(codes.ResourceExhausted, "too many")
+			}
+			return next(ctx, call)
+		}
+	}
+	return tr.Chain(rpc.Chain(backend, pass, limits), rpc.Chain(tr.Upstream(backend), tr.Step("auth", pass), tr.Step("limits", limits)))
+}
+
+// TestTracesDown sends spans to a collector that takes none, and then does: that is logged once each.
+func TestTracesDown(t *testing.T) {
+	var down atomic.Bool
+	down.Store(true)
+	c := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if down.Load() {
+			http.Error(w, "no room", http.StatusInsufficientStorage)
+		}
+	}))
+	defer c.Close()
+	var out bytes.Buffer
+	tr, err := NewTraces(t.Context(), TracesConfig{Endpoint: c.URL, Sample: 1, Log: slog.New(slog.NewTextHandler(&out, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := New(nil, nil, tr, nil)
+	send := func(n int) {
+		for range n {
+			x := exchange()
+			x.Request = x.Request.WithContext(o.Begin(t.Context(), x))
+			o.End(x)
+			if err := tr.provider.ForceFlush(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	send(3)
+	down.Store(false)
+	send(2)
+	down.Store(true)
+	x := exchange()
+	x.Request = x.Request.WithContext(o.Begin(t.Context(), x))
+	o.End(x)
+	if err := tr.Close(t.Context()); err == nil || !strings.Contains(err.Error(), "507") {
+		t.Errorf("of the last spans, which were not taken, Close says %v", err)
+	}
+	if lines := strings.Split(strings.TrimSpace(out.String()), "\n"); len(lines) != 2 || !strings.Contains(lines[0], "level=WARN") || !strings.Contains(lines[0], "507") ||
+		!strings.Contains(lines[1], "sent again") || !strings.Contains(lines[1], "failed=3") {
+		t.Errorf("logged:\n%s", out.String())
 	}
 }
 

@@ -51,7 +51,9 @@ func (m *Metrics) Push(ctx context.Context, cfg PushConfig) (*Push, error) {
 	if cfg.Interval == 0 {
 		cfg.Interval = time.Minute
 	}
-	exporter := &pushExporter{Exporter: to, log: cfg.Log, endpoint: cfg.Endpoint}
+	exporter := &pushExporter{Exporter: to, complaints: complaints{
+		log: cfg.Log, endpoint: cfg.Endpoint, bad: "metrics were not pushed", good: "metrics are pushed again",
+	}}
 	reader := metric.NewPeriodicReader(exporter, metric.WithInterval(cfg.Interval),
 		metric.WithProducer(bridge.NewMetricProducer(bridge.WithGatherer(m.registry))))
 	return &Push{exporter: exporter, provider: metric.NewMeterProvider(
@@ -71,12 +73,8 @@ func (p *Push) Close(ctx context.Context) error {
 // pushExporter sends what the registry has by the names that OpenTelemetry has for it. Export is called once at a time.
 type pushExporter struct {
 	*otlpmetrichttp.Exporter
-	log      *slog.Logger
-	endpoint string
-	closing  atomic.Bool
-	// failed counts the pushes since the last that went well, and complained is when one was logged.
-	failed     int
-	complained time.Time
+	complaints
+	closing atomic.Bool
 }
 
 // Export implements metric.Exporter. It fails for Close only; else the reader would log every push that fails.
@@ -92,19 +90,36 @@ func (e *pushExporter) Export(ctx context.Context, rm *metricdata.ResourceMetric
 		return nil
 	case e.closing.Load():
 		return err
-	case err == nil:
-		if e.failed > 0 {
-			e.log.LogAttrs(ctx, slog.LevelInfo, "metrics are pushed again", slog.String("endpoint", e.endpoint), slog.Int("failed", e.failed))
-		}
-		e.failed, e.complained = 0, time.Time{}
-	default:
-		e.failed++
-		if now := time.Now(); now.Sub(e.complained) >= complainEvery {
-			e.complained = now
-			e.log.LogAttrs(ctx, slog.LevelWarn, "metrics were not pushed", slog.String("endpoint", e.endpoint), slog.Int("failed", e.failed), slog.String("error", err.Error()))
-		}
 	}
+	e.tell(ctx, err)
 	return nil
+}
+
+// complaints tells of a collector that takes nothing, once in a while, and when it does again. It is for one goroutine at a time.
+type complaints struct {
+	log      *slog.Logger
+	endpoint string
+	// bad and good are the messages.
+	bad, good string
+	// failed counts what failed since the last that went well, and told is when that was logged.
+	failed int
+	told   time.Time
+}
+
+// tell takes how one attempt went.
+func (c *complaints) tell(ctx context.Context, err error) {
+	if err == nil {
+		if c.failed > 0 {
+			c.log.LogAttrs(ctx, slog.LevelInfo, c.good, slog.String("endpoint", c.endpoint), slog.Int("failed", c.failed))
+		}
+		c.failed, c.told = 0, time.Time{}
+		return
+	}
+	c.failed++
+	if now := time.Now(); now.Sub(c.told) >= complainEvery {
+		c.told = now
+		c.log.LogAttrs(ctx, slog.LevelWarn, c.bad, slog.String("endpoint", c.endpoint), slog.Int("failed", c.failed), slog.String("error", err.Error()))
+	}
 }
 
 // conventions are OpenTelemetry's names of metrics and their attributes, by those of the exposition, which have other separators

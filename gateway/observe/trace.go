@@ -2,9 +2,12 @@ package observe
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"sync/atomic"
 
 	"go.opentelemetry.io/otel/attribute"
 	otelcodes "go.opentelemetry.io/otel/codes"
@@ -28,22 +31,29 @@ type TracesConfig struct {
 	Sample float64
 	// Untrusted takes no sampling decision from clients.
 	Untrusted bool
+	// Log is told of a collector that takes no spans, and when it does again.
+	Log *slog.Logger
 }
 
-// Traces sends the spans of sampled calls to a collector: one of the call, one of its part at a cluster. A call that is not
-// sampled costs a look at one header, and a random number if it has none; its trace context goes on as it came.
+// Traces sends the spans of sampled calls to a collector: one of the call, one of each policy on its way, one of its part at a
+// cluster. A call that is not sampled costs a look at one header, and a random number if it has none; its trace context goes on
+// as it came.
 type Traces struct {
 	cfg      TracesConfig
+	exporter *spanExporter
 	provider *sdktrace.TracerProvider
 	tracer   trace.Tracer
 }
 
 // NewTraces starts to export. The caller must Close it. A collector that does not answer is no error; its spans are lost.
 func NewTraces(ctx context.Context, cfg TracesConfig) (*Traces, error) {
-	exporter, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(cfg.Endpoint))
+	to, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(cfg.Endpoint))
 	if err != nil {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
+	exporter := &spanExporter{SpanExporter: to, complaints: complaints{
+		log: cfg.Log, endpoint: cfg.Endpoint, bad: "spans were not sent", good: "spans are sent again",
+	}}
 	if cfg.ServiceName == "" {
 		cfg.ServiceName = "transom"
 	}
@@ -51,11 +61,36 @@ func NewTraces(ctx context.Context, cfg TracesConfig) (*Traces, error) {
 		sdktrace.WithBatcher(exporter), sdktrace.WithSampler(sdktrace.AlwaysSample()),
 		sdktrace.WithResource(resource.NewSchemaless(attribute.String("service.name", cfg.ServiceName))),
 	)
-	return &Traces{cfg: cfg, provider: provider, tracer: provider.Tracer("transom")}, nil
+	return &Traces{cfg: cfg, exporter: exporter, provider: provider, tracer: provider.Tracer("transom")}, nil
 }
 
 // Close sends what is left, as long as ctx lets it.
-func (t *Traces) Close(ctx context.Context) error { return t.provider.Shutdown(ctx) }
+func (t *Traces) Close(ctx context.Context) error {
+	t.exporter.closing.Store(true)
+	err := t.provider.Shutdown(ctx)
+	return errors.Join(err, t.exporter.last)
+}
+
+// spanExporter keeps failures from OpenTelemetry's own log, which is the process's standard error. ExportSpans is called once at
+// a time.
+type spanExporter struct {
+	sdktrace.SpanExporter
+	complaints
+	closing atomic.Bool
+	// last is why spans were not sent after Close was called.
+	last error
+}
+
+// ExportSpans implements sdktrace.SpanExporter. It never fails.
+func (e *spanExporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
+	err := e.SpanExporter.ExportSpans(ctx, spans)
+	if e.closing.Load() {
+		e.last = errors.Join(e.last, err)
+		return nil
+	}
+	e.tell(ctx, err)
+	return nil
+}
 
 // begin starts the span of a sampled call, and leaves ctx alone for others.
 func (t *Traces) begin(ctx context.Context, x *listeners.Exchange) context.Context {
@@ -108,6 +143,9 @@ func (t *Traces) end(x *listeners.Exchange) {
 			}
 			attrs = append(attrs, attribute.String("transom.error_source", info.ErrorSource.String()),
 				attribute.Int64("transom.messages_in", info.MessagesIn), attribute.Int64("transom.messages_out", info.MessagesOut))
+			if info.Policy != "" {
+				attrs = append(attrs, attribute.String("transom.policy", info.Policy))
+			}
 		}
 	}
 	span.SetAttributes(attrs...)
@@ -117,13 +155,62 @@ func (t *Traces) end(x *listeners.Exchange) {
 	span.End()
 }
 
+// Chain is traced for calls that are sampled and plain for others, for which it costs a look at their context.
+func (t *Traces) Chain(plain, traced rpc.Handler) rpc.Handler {
+	return func(ctx context.Context, call *rpc.Call) error {
+		if trace.SpanContextFromContext(ctx).IsSampled() {
+			return traced(ctx, call)
+		}
+		return plain(ctx, call)
+	}
+}
+
+// Step is a policy's Middleware with a span of its own below the call's: from when the call comes to it until it lets the call
+// go on, or ends it. The spans of what follows are not below the policy's but beside it. Calls must be sampled.
+func (t *Traces) Step(policy string, mw rpc.Middleware) rpc.Middleware {
+	return func(next rpc.Handler) rpc.Handler {
+		inner := mw(func(ctx context.Context, call *rpc.Call) error {
+			if s, ok := ctx.Value(stepKey{}).(*step); ok { // a policy may go on by itself, in a context of its own
+				s.end(nil)
+				ctx = trace.ContextWithSpan(ctx, s.outer)
+			}
+			return next(ctx, call)
+		})
+		return func(ctx context.Context, call *rpc.Call) error {
+			s := &step{outer: trace.SpanFromContext(ctx)}
+			ctx, s.span = t.tracer.Start(ctx, policy)
+			err := inner(context.WithValue(ctx, stepKey{}, s), call)
+			s.end(err)
+			return err
+		}
+	}
+}
+
+type stepKey struct{}
+
+// step is a call at a policy.
+type step struct {
+	span, outer trace.Span
+	over        atomic.Bool
+}
+
+// end ends the span, unless it has ended; err is what the policy ends the call with.
+func (s *step) end(err error) {
+	if s.over.Swap(true) {
+		return
+	}
+	if err != nil {
+		st := rpc.StatusOf(err)
+		s.span.SetAttributes(attribute.String("rpc.status_code", codeName(st.Code())))
+		s.span.SetStatus(otelcodes.Error, st.Message())
+	}
+	s.span.End()
+}
+
 // Upstream is Middleware for around a cluster: it makes the span of what happens there, and passes its context on as
-// traceparent.
+// traceparent. Calls must be sampled.
 func (t *Traces) Upstream(next rpc.Handler) rpc.Handler {
 	return func(ctx context.Context, call *rpc.Call) error {
-		if !trace.SpanContextFromContext(ctx).IsSampled() {
-			return next(ctx, call)
-		}
 		ctx, span := t.tracer.Start(ctx, call.Method.FullPath[1:], trace.WithSpanKind(trace.SpanKindClient))
 		defer span.End()
 		out := propagation.MapCarrier{}

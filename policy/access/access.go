@@ -113,7 +113,7 @@ func (c *Config) judge(call *rpc.Call) error {
 // denied ends the call with PERMISSION_DENIED.
 func denied(call *rpc.Call, reason, msg string) error {
 	call.Info.Fail(rpc.SourceClient)
-	call.Info.Note("access", reason)
+	call.Info.Refuse("access", reason)
 	st := status.New(codes.PermissionDenied, msg)
 	if detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: "transom"}); err == nil {
 		st = detailed

@@ -246,11 +246,11 @@ func (c *check) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error
 		}
 		if d, ok := errors.AsType[*denial](err); ok {
 			call.Info.Fail(rpc.SourceClient)
-			call.Info.Note("auth", "DENIED")
+			call.Info.Refuse("auth", "DENIED")
 			return d.error
 		}
 		call.Info.Fail(rpc.SourceGateway)
-		call.Info.Note("auth", "unavailable")
+		call.Info.Refuse("auth", "unavailable")
 		return err
 	}
 	switch {
@@ -265,7 +265,7 @@ func (c *check) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error
 // refuse ends the call with UNAUTHENTICATED.
 func (c *check) refuse(call *rpc.Call, r *refusal) error {
 	call.Info.Fail(rpc.SourceClient)
-	call.Info.Note("auth", r.reason)
+	call.Info.Refuse("auth", r.reason)
 	code := "invalid_token"
 	if r.reason == reasonMissing {
 		code = ""
@@ -312,7 +312,7 @@ func (c *check) admit(ctx context.Context, call *rpc.Call, who *caller, next rpc
 	err := next(ctx, call)
 	if err != nil && context.Cause(ctx) == expired {
 		call.Info.Fail(rpc.SourceClient)
-		call.Info.Note("auth", reasonExpired)
+		call.Info.Refuse("auth", reasonExpired)
 		return expired
 	}
 	return err

@@ -343,7 +343,7 @@ func (v *verdict) of(p *plan, u used, now float64, ok bool) {
 // refusal ends a call that went over l's limit.
 func (l *Limiter) refusal(call *rpc.Call, v verdict) error {
 	call.Info.Fail(rpc.SourceGateway)
-	call.Info.Note("limit", l.cfg.Name)
+	call.Info.Refuse("limit", l.cfg.Name)
 	var msg string
 	switch l.cfg.Kind {
 	case Rate:
@@ -368,7 +368,7 @@ func (l *Limiter) refusal(call *rpc.Call, v verdict) error {
 // unknown ends a call of which nobody can say whether it goes over l's limit.
 func (l *Limiter) unknown(call *rpc.Call, cause error) error {
 	call.Info.Fail(rpc.SourceGateway)
-	call.Info.Note("limit", l.cfg.Name+": "+cause.Error())
+	call.Info.Refuse("limit", l.cfg.Name+": "+cause.Error())
 	st := status.New(codes.Unavailable, "the limits of this call cannot be checked now")
 	info := &errdetails.ErrorInfo{Reason: reasonUnknown, Domain: "transom", Metadata: map[string]string{"limit": l.cfg.Name}}
 	if detailed, err := st.WithDetails(info, &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)}); err == nil {

@@ -81,7 +81,7 @@ func (f *injection) run(ctx context.Context, call *rpc.Call) error {
 		}
 	}
 	if f.err != nil {
-		call.Info.Note("fault", "abort")
+		call.Info.Refuse("fault", "abort")
 	}
 	return f.err
 }

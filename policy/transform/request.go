@@ -98,7 +98,7 @@ func (f *filler) stream(call *rpc.Call) (*filled, error) {
 // noValue refuses a call that there is no value for a forced field of.
 func noValue(call *rpc.Call, field string) error {
 	call.Info.Fail(rpc.SourceClient)
-	call.Info.Note("transform", reasonNoValue)
+	call.Info.Refuse("transform", reasonNoValue)
 	return withReason(codes.PermissionDenied, "what is known of the caller gives no value for the field "+field+", which the gateway fills in", reasonNoValue)
 }
 
@@ -127,7 +127,7 @@ func (s *filled) Recv(ctx context.Context) (rpc.Message, error) {
 	}
 	if m, err = s.fill(m); err != nil {
 		s.call.Info.Fail(rpc.SourceClient)
-		s.call.Info.Note("transform", reasonMalformed)
+		s.call.Info.Refuse("transform", reasonMalformed)
 	}
 	return m, err
 }

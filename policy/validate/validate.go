@@ -162,7 +162,7 @@ func (r *rules) check(call *rpc.Call, m rpc.Message) error {
 		return fmt.Errorf("rules of %s: %w", r.input.FullName(), err)
 	}
 	call.Info.Fail(rpc.SourceClient)
-	call.Info.Note("validate", reasonInvalid)
+	call.Info.Refuse("validate", reasonInvalid)
 	return refusal(broken)
 }
 

@@ -250,7 +250,7 @@ func TestMisconfigured(t *testing.T) {
 		{"costly", "policies:\n- selector: \"*\"\n  allow: scopes.all(a, scopes.all(b, scopes.all(c, a + b != c)))\n", `3:10: for bank.v1.Accounts.Balance: the expression may cost too much`},
 		{"scopes without identity", "policies:\n- selector: bank.v1.Rates.Get\n  access: {scopes: [a]}\n", `3:11: scopes, groups and consumers need callers`},
 		{"password not hashed", "consumers:\n  providers: {people: {basic: {}}}\n  known:\n    ali: {password: sesame}\n", `4:21: password: does not match`},
-		{"no such cluster to ask", "consumers:\n  providers:\n    sessions: {external: {cluster: authz}}\n", `3:15: there is no cluster "authz", only ["bank"]`},
+		{"no such cluster to ask", "consumers:\n  providers:\n    sessions: {external: {cluster: authz}}\n", `3:36: there is no cluster "authz", only ["bank"]`},
 		{"plain http to ask", "consumers:\n  providers:\n    opaque: {introspection: {url: \"http://id.example\", client_id: a, client_secret: b}}\n", `3:13: "http://id.example" is not https`},
 		{"API key in grpc-timeout", "consumers:\n  providers:\n    keys: {api_key: {header: grpc-timeout}}\n", `3:30: a header grpc-timeout never becomes metadata`},
 		{"API key in content-type", "consumers:\n  providers:\n    keys: {api_key: {header: content-type}}\n", `3:30: a header content-type never becomes metadata`},

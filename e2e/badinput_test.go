@@ -231,6 +231,8 @@ func badSockets(t *testing.T, addr string) {
 	}{
 		{path: "/nowhere", origin: "http://" + addr, code: 404},
 		{path: "/v1/support/chat", origin: "https://evil.example", code: 403},
+		{path: "/v1/customers/1/accounts/1/transactions:watch?nope=1", origin: "http://" + addr, code: 400},
+		{path: "/v1/accounts?pageSize=many", origin: "http://" + addr, code: 400},
 	} {
 		_, resp, err := websocket.Dial(ctx, "ws://"+addr+tc.path, &websocket.DialOptions{HTTPHeader: http.Header{"Origin": {tc.origin}}})
 		if err == nil || resp == nil || resp.StatusCode != tc.code {

@@ -460,12 +460,12 @@ func (s *wsStream) isEnd(m wsMessage) bool { return m.op == opText && len(m.data
 // Recv implements rpc.Stream.
 func (s *wsStream) Recv(ctx context.Context) (rpc.Message, error) {
 	if s.requests.immediate && s.requests.n == 0 {
+		return s.received(wsMessage{op: opText}) // before the upgrade: what it is refused for is answered in plain HTTP
+	}
+	if s.requests.over || s.requests.n > 0 && !s.call.Method.ClientStreams {
 		if err := s.accept(); err != nil {
 			return rpc.Message{}, err
 		}
-		return s.received(wsMessage{op: opText})
-	}
-	if s.requests.over || s.requests.n > 0 && !s.call.Method.ClientStreams {
 		s.lastMessage(false)
 		return rpc.Message{}, io.EOF
 	}

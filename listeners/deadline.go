@@ -7,8 +7,11 @@ import (
 	"time"
 )
 
-// wheelTick is how late a deadline kept by a wheel may be.
+// wheelTick is how late a deadline kept by a wheel may be, or a thousandth of its timeout, if that is more.
 const wheelTick = 50 * time.Millisecond
+
+// wheelFine is the number of ticks up to which a timeout is kept to one. Those beyond share slots, all of which a turn looks at.
+const wheelFine = 1024
 
 // wheelLeast is the shortest timeout that a wheel keeps; shorter ones get a timer of their own.
 const wheelLeast = time.Second
@@ -71,19 +74,25 @@ func (w *wheel) withTimeout(ctx context.Context, timeout time.Duration) (context
 	if timeout < wheelLeast {
 		return context.WithTimeout(ctx, timeout)
 	}
-	d := &deadline{at: time.Now().Add(timeout)}
+	now := time.Now()
+	d := &deadline{at: now.Add(timeout)}
 	d.Context, d.cancel = context.WithCancelCause(ctx)
 	d.owner = d
-	w.add(&d.alarm, d.at)
+	w.add(&d.alarm, now, timeout)
 	return d, func() {
 		w.remove(&d.alarm)
 		d.cancel(context.Canceled)
 	}
 }
 
-// add puts d into the slot of the time at, out of the one it may be in.
-func (w *wheel) add(d *alarm, at time.Time) {
-	tick := at.UnixNano()/int64(wheelTick) + 1
+// add puts d into the slot of the time after now, out of the one it may be in.
+func (w *wheel) add(d *alarm, now time.Time, after time.Duration) {
+	tick := now.Add(after).UnixNano()/int64(wheelTick) + 1
+	step := int64(1)
+	for n := int64(after / wheelTick); n >= 2*wheelFine*step; {
+		step *= 2
+	}
+	tick = (tick + step - 1) / step * step
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.slots == nil {

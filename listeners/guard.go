@@ -115,7 +115,7 @@ func (g *guard) due() {
 		if g.read.stop == nil && g.read.ctx != nil {
 			g.read.stop = context.AfterFunc(g.read.ctx, g.release)
 		}
-		g.front.deadlines.add(&g.watch, time.Now().Add(g.front.cfg.IdleBody))
+		g.front.deadlines.add(&g.watch, time.Now(), g.front.cfg.IdleBody)
 	}
 }
 
@@ -210,7 +210,7 @@ func (b guardedBody) Read(p []byte) (int, error) {
 		return 0, rpc.CauseOf(b.g.read.ctx)
 	}
 	if b.g.watching {
-		b.g.front.deadlines.add(&b.g.watch, time.Now().Add(slowRead))
+		b.g.front.deadlines.add(&b.g.watch, time.Now(), slowRead)
 	}
 	n, err := b.r.Read(p)
 	b.g.mu.Lock()
@@ -259,7 +259,7 @@ func (g *guard) beginWrite() {
 		_ = g.rc.SetWriteDeadline(time.Now().Add(writeGrace))
 	}
 	g.slow.g, g.slow.owner, g.slow.began = g, &g.slow, time.Now()
-	g.front.deadlines.add(&g.slow.alarm, g.slow.began.Add(g.front.cfg.IdleWrite))
+	g.front.deadlines.add(&g.slow.alarm, g.slow.began, g.front.cfg.IdleWrite)
 }
 
 func (g *guard) endWrite() {

@@ -402,6 +402,57 @@ func TestHedgedClientLeaves(t *testing.T) {
 	<-ended
 }
 
+// A server that puts off the next attempt keeps nobody longer than the call lasts: neither the deadline nor the client's leaving ended
+// the wait, and an attempt that the budget did not allow then was waited for without end.
+func TestHedgePutOff(t *testing.T) {
+	const hour = "3600000"
+	for _, tt := range []struct {
+		name     string
+		pushback string
+		timeout  time.Duration // 0: none
+		leave    bool
+		budget   float64
+		code     codes.Code
+	}{
+		{"past the deadline", hour, time.Minute, false, 0, codes.Aborted},
+		{"the client leaves", hour, 0, true, 0, codes.Canceled},
+		{"over the budget", "5", 0, false, -1, codes.Aborted},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tried := make(chan struct{}, 3)
+			c := newCluster(t, upstream.Config{
+				ServiceConfig: `{"methodConfig": [{"name": [{}], "hedgingPolicy": {"maxAttempts": 3, "hedgingDelay": "3600s", "nonFatalStatusCodes": ["ABORTED"]}}]}`,
+				RetryBudget:   tt.budget,
+				Target: "static:///" + newBackend(t, func(_ string, s stream) error {
+					s.SetTrailer(metadata.Pairs("grpc-retry-pushback-ms", tt.pushback))
+					tried <- struct{}{}
+					return status.Error(codes.Aborted, "later")
+				}),
+			})
+			ctx := t.Context()
+			if tt.timeout > 0 {
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(ctx, tt.timeout)
+				defer cancel()
+			}
+			began := time.Now()
+			call := rpctest.Start(ctx, c.Invoke, unary, nil)
+			_ = call.Send([]byte("m"))
+			_ = call.CloseSend()
+			<-tried
+			if tt.leave {
+				call.Leave()
+			}
+			if err := call.Wait(); rpc.StatusOf(err).Code() != tt.code {
+				t.Errorf("%v, want %v", err, tt.code)
+			}
+			if took := time.Since(began); took > tt.timeout/2+30*time.Second {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
 func TestServiceConfigFaults(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{`{`, "unexpected EOF"},

@@ -123,7 +123,7 @@ func (c *Cluster) retried(ctx context.Context, call *rpc.Call, p *retryPolicy, r
 }
 
 // hedged makes attempts side by side, one more after each delay, until one succeeds or fails for good; the others are
-// then cancelled and waited for. A failure that is not fatal brings the next attempt forward.
+// then cancelled and waited for. A failure that is not fatal brings the next attempt forward, or puts it off as the server says.
 func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, req rpc.Message) (_ answer, final bool, _ error) {
 	type result struct {
 		answer
@@ -170,10 +170,19 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 		send()
 		next.Reset(p.delay)
 	}
+	var failed result // the last that did, for good if none is running or to follow
 	for {
+		var over <-chan struct{}
+		if running == 0 { // the server has put off the next one; attempts that are running tell of the end themselves
+			over = ctx.Done()
+		}
 		select {
+		case <-over:
+			return failed.answer, false, failed.err
 		case <-next.C:
-			more()
+			if more(); running == 0 {
+				return failed.answer, false, failed.err
+			}
 		case r := <-results:
 			running--
 			if r.err == nil {
@@ -200,12 +209,13 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 			if o.answered || !nonFatal || ctx.Err() != nil {
 				return r.answer, false, r.err
 			}
+			failed = r
 			if o.pushback > 0 {
 				next.Reset(o.pushback)
 			} else {
 				more()
 			}
-			if running == 0 && sent >= most {
+			if at, ok := ctx.Deadline(); running == 0 && (sent >= most || ok && time.Now().Add(o.pushback).After(at)) {
 				return r.answer, false, r.err
 			}
 		}

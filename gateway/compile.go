@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -321,7 +322,13 @@ func (b *builder) openClusters() {
 			}, nil
 		})
 		if err != nil {
-			b.faultOf("clusters."+name, err)
+			for _, err := range flatten(err) {
+				path := "clusters." + name
+				if f := (*upstream.FieldError)(nil); errors.As(err, &f) {
+					path, err = path+"."+f.Field, f.Err
+				}
+				b.faultOf(path, err)
+			}
 			continue
 		}
 		b.clusters[name] = cluster

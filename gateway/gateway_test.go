@@ -218,6 +218,31 @@ func TestCORSFromConfig(t *testing.T) {
 	}
 }
 
+// Faults of a cluster are where they are in the configuration, each for itself.
+func TestClusterFaults(t *testing.T) {
+	err := gateway.Check(t.Context(), &configv1.Config{
+		Listeners:   []*configv1.Listener{{Address: "127.0.0.1:0"}},
+		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: descriptorSet(t)}}},
+		Clusters: map[string]*configv1.Cluster{
+			"a": {Target: "127.0.0.1", Lb: &configv1.LoadBalancing{Policy: "fastest"}, ServiceConfig: `{"methodConfig": [{}]}`},
+			"b": {Target: "127.0.0.1:1", Lb: &configv1.LoadBalancing{Policy: `[{"adaptive": {"subset": -1, "probes": 11}}]`}},
+			"c": {Target: "127.0.0.1:1", Tls: &configv1.UpstreamTLS{Ca: "/none"}},
+		},
+	}, slog.New(slog.DiscardHandler))
+	for _, want := range []string{
+		`clusters.a.target: "127.0.0.1" must be host:port`,
+		`clusters.a.lb.policy: there is no "fastest"; there are adaptive, round_robin,`,
+		`clusters.a.service_config: methodConfig[0].name: must not be empty`,
+		`clusters.b.lb.policy: adaptive: subset: must be at least 0, is -1`,
+		`clusters.b.lb.policy: adaptive: probes: must be from 0 to 10, is 11`,
+		`clusters.c.tls: certificate authorities: open /none`,
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
 // The field that a cluster hashes by must be in the request of some method.
 func TestHashOnField(t *testing.T) {
 	for field, want := range map[string]string{

@@ -82,7 +82,7 @@ func TestHashOn(t *testing.T) {
 		}
 	}
 	for _, on := range []string{"cookie", "header:", "header:User", "field:", "field:a..b", "field:a-b"} {
-		if err := (upstream.Config{Name: "a", Target: "b:1", HashOn: on}).Validate(); err == nil || !strings.Contains(err.Error(), "hash on") {
+		if err := (upstream.Config{Name: "a", Target: "b:1", HashOn: on}).Validate(); err == nil || !strings.Contains(err.Error(), "lb.hash_on: ") {
 			t.Errorf("%q: %v", on, err)
 		}
 	}

@@ -34,13 +34,13 @@ func parseHashOn(s string) (hashOn, error) {
 		var h hashOn
 		for part := range strings.SplitSeq(field, ".") {
 			if !protoreflect.Name(part).IsValid() {
-				return hashOn{}, fmt.Errorf("hash on: %q is not the name of a field", part)
+				return hashOn{}, fmt.Errorf("%q is not the name of a field", part)
 			}
 			h.field = append(h.field, protoreflect.Name(part))
 		}
 		return h, nil
 	}
-	return hashOn{}, fmt.Errorf(`hash on: %q is neither "ip" nor "header:" with a key in lower case nor "field:" with the path of a field`, s)
+	return hashOn{}, fmt.Errorf(`%q is neither "ip" nor "header:" with a key in lower case nor "field:" with the path of a field`, s)
 }
 
 // key is a call's, "" if it has none. req is its request if it has one only, else empty.

@@ -268,8 +268,13 @@ func parseServiceConfig(cfg Config) (*policies, error) {
 	}
 	list, adaptive, err := balancing(lb, cfg)
 	p.adaptive = adaptive
-	if err != nil {
-		fault("%w", err)
+	for _, err := range each(err) {
+		if cfg.LB != "" {
+			err = &FieldError{"lb.policy", err}
+		} else {
+			err = fmt.Errorf("loadBalancingConfig: %w", err)
+		}
+		errs = append(errs, err)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -399,23 +404,23 @@ func balancing(lb string, cfg Config) (config json.RawMessage, adaptive bool, er
 	var list []map[string]json.RawMessage
 	if strings.HasPrefix(lb, "[") {
 		if err := json.Unmarshal([]byte(lb), &list); err != nil {
-			return nil, false, fmt.Errorf("balancing policy: must be a name or a list as in gRPC service config: %w", place(lb, err))
+			return nil, false, fmt.Errorf("must be a name or a list as in gRPC service config: %w", place(lb, err))
 		}
 	} else {
 		list = append(list, map[string]json.RawMessage{lb: json.RawMessage("{}")})
 	}
 	if len(list) == 0 {
-		return nil, false, errors.New("balancing policy: the list is empty")
+		return nil, false, errors.New("the list is empty")
 	}
 	for i, p := range list {
 		if len(p) != 1 {
-			return nil, false, fmt.Errorf("balancing policy: each entry of the list must name one policy, not %d", len(p))
+			return nil, false, fmt.Errorf("each entry of the list must name one policy, not %d", len(p))
 		}
 		name := slices.Collect(maps.Keys(p))[0]
 		settings := map[string]json.RawMessage{}
 		if _, ok := score.ParsePolicy(name); name == loadaware.Name || ok && emptyObject(p[name]) {
 			if err := json.Unmarshal(p[name], &settings); err != nil {
-				return nil, false, fmt.Errorf("balancing policy %s: %w", name, err)
+				return nil, false, fmt.Errorf("%s: %w", name, err)
 			}
 			cfg.adaptiveDefaults(settings, name)
 			name = loadaware.Name
@@ -427,11 +432,16 @@ func balancing(lb string, cfg Config) (config json.RawMessage, adaptive bool, er
 		}
 		b := balancer.Get(name)
 		if b == nil || b.Name() != name {
-			return nil, false, fmt.Errorf("balancing policy: there is no %q", name)
+			return nil, false, fmt.Errorf("there is no %q; there are %s and pick_first", name, strings.Join(score.Policies(), ", "))
 		}
 		if parser, ok := b.(balancer.ConfigParser); ok {
-			if _, err := parser.ParseConfig(list[i][name]); err != nil {
-				return nil, false, fmt.Errorf("balancing policy %s: %w", name, err)
+			_, err := parser.ParseConfig(list[i][name])
+			var errs []error
+			for _, err := range each(err) {
+				errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			}
+			if err != nil {
+				return nil, false, errors.Join(errs...)
 			}
 		}
 		adaptive = adaptive || i == 0 && name == loadaware.Name // gRPC takes the first that it knows

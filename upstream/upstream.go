@@ -135,30 +135,63 @@ type Config struct {
 	DNSRefresh time.Duration
 }
 
-// Validate reports every fault of the Config, joined.
+// FieldError is a fault of what the configuration has at Field, below its cluster: "lb.policy".
+type FieldError struct {
+	Field string
+	Err   error
+}
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *FieldError) Unwrap() error { return e.Err }
+
+// inField makes each of the errors that are joined in err a FieldError, unless it is one.
+func inField(field string, err error) (errs []error) {
+	for _, e := range each(err) {
+		if f := (*FieldError)(nil); !errors.As(e, &f) {
+			e = &FieldError{field, e}
+		}
+		errs = append(errs, e)
+	}
+	return errs
+}
+
+// each lists the errors that are joined in err; none if it is nil.
+func each(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	switch {
+	case err == nil:
+		return nil
+	case !ok:
+		return []error{err}
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, each(e)...)
+	}
+	return all
+}
+
+// Validate reports every fault of the Config, joined; those of fields that have a meaning of their own are FieldErrors.
 func (c Config) Validate() error {
 	var errs []error
 	if c.Name == "" {
 		errs = append(errs, errors.New("name: must not be empty"))
 	}
-	if _, err := parseTarget(c.Target); err != nil {
-		errs = append(errs, fmt.Errorf("target: %w", err))
-	}
-	if _, err := parseServiceConfig(c); err != nil {
-		errs = append(errs, fmt.Errorf("service config: %w", err))
-	}
+	_, err := parseTarget(c.Target)
+	errs = append(errs, inField("target", err)...)
+	_, err = parseServiceConfig(c)
+	errs = append(errs, inField("service_config", err)...)
 	if c.Kubernetes != nil {
-		if _, err := c.Kubernetes.client(); err != nil {
-			errs = append(errs, err)
-		}
+		_, err := c.Kubernetes.client()
+		errs = append(errs, inField("kubernetes", err)...)
 	}
-	if _, err := parseHashOn(c.HashOn); err != nil {
-		errs = append(errs, err)
-	}
+	_, err = parseHashOn(c.HashOn)
+	errs = append(errs, inField("lb.hash_on", err)...)
 	if c.TLS != nil {
-		if _, err := c.TLS.load(); err != nil {
-			errs = append(errs, fmt.Errorf("tls: %w", err))
-		}
+		_, err := c.TLS.load()
+		errs = append(errs, inField("tls", err)...)
 	}
 	if c.MaxMessageBytes < 0 || c.MaxMessageBytes > math.MaxInt32 {
 		errs = append(errs, fmt.Errorf("max message bytes: %d is outside 0 … %d", c.MaxMessageBytes, math.MaxInt32))

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/resolver"
@@ -163,21 +165,55 @@ func (c Config) ServiceConfig() (json.RawMessage, error) {
 	return json.Marshal([]map[string]Config{{Name: c}})
 }
 
-// parseConfig reads the policy's settings. Unknown ones are errors: a misspelt setting would silently be its default.
+// parseConfig reads the policy's settings and reports their faults, joined; grpc-go says of which policy they are. Unknown
+// settings are errors: a misspelt one would silently be its default.
 func parseConfig(js json.RawMessage) (*Config, error) {
 	c := defaultConfig()
 	if len(bytes.TrimSpace(js)) > 0 {
-		d := json.NewDecoder(bytes.NewReader(js))
-		d.DisallowUnknownFields()
-		if err := d.Decode(c); err != nil {
-			return nil, fmt.Errorf("policy %s: %w", Name, err)
+		if err := decode(js, c); err != nil {
+			return nil, placed(js, err, func() any { return new(Config) })
 		}
 	}
 	if err := c.Validate(); err != nil {
-		return nil, fmt.Errorf("policy %s: %w", Name, err)
+		return nil, err
 	}
 	c.policy, _ = score.ParsePolicy(c.Policy)
 	return c, nil
+}
+
+func decode(js []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(js))
+	d.DisallowUnknownFields()
+	return d.Decode(into)
+}
+
+// placed puts the name of the setting before err, with which decoding js failed: package json does not tell whose
+// UnmarshalJSON it was. The setting is the first that fails alone.
+func placed(js []byte, err error, blank func() any) error {
+	var settings map[string]json.RawMessage
+	if json.Unmarshal(js, &settings) != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(settings)) {
+		one, _ := json.Marshal(map[string]json.RawMessage{name: settings[name]}) // it was JSON before
+		cause := decode(one, blank())
+		te := (*json.UnmarshalTypeError)(nil)
+		switch {
+		case cause == nil:
+		case strings.Contains(cause.Error(), "unknown field"):
+			if name == "ejection" {
+				return fmt.Errorf("%s: %w", name, cause)
+			}
+			return cause
+		case name == "ejection" && settings[name][0] == '{':
+			return fmt.Errorf("%s.%w", name, placed(settings[name], cause, func() any { return new(Ejection) }))
+		case errors.As(cause, &te):
+			return fmt.Errorf("%s: %s is no %s", name, settings[name], te.Type.Kind())
+		default:
+			return fmt.Errorf("%s: %w", name, cause)
+		}
+	}
+	return err
 }
 
 // params compiles the config for the arithmetic.

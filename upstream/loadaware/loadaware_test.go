@@ -519,7 +519,11 @@ func TestBadConfig(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{`{"policy":"best"}`, "policy: must be one of adaptive"},
 		{`{"warmup":"-1s"}`, "warmup: must be at least 0s, is -1s"},
-		{`{"warmup":90}`, "not a duration"},
+		{`{"warmup":90}`, `warmup: 90 is not a duration such as "90s"`},
+		{`{"ejection":{"max":"soon"}}`, `ejection.max: time: invalid duration "soon"`},
+		{`{"ejection":{"maxx":"1s"}}`, `ejection: json: unknown field "maxx"`},
+		{`{"ejection":3}`, `ejection: 3 is no struct`},
+		{`{"subset":"all"}`, `subset: "all" is no int`},
 		{`{"hashBound":0.5,"maxInFlight":-1}`, "hashBound: must be at least 1, is 0.5"},
 		{`{"ejection":{"maxPercent":101}}`, "ejection.maxPercent: must be from 0 to 100, is 101"},
 		{`{"warmpu":"1s"}`, `unknown field "warmpu"`},

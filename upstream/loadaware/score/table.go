@@ -44,6 +44,9 @@ var policyNames = [...]string{"adaptive", "round_robin", "weighted_round_robin",
 
 func (p Policy) String() string { return policyNames[p] }
 
+// Policies are the names that ParsePolicy knows.
+func Policies() []string { return slices.Clone(policyNames[:]) }
+
 // ParsePolicy finds a policy by its name; "" is Adaptive.
 func ParsePolicy(name string) (Policy, bool) {
 	if name == "" {

@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"net/netip"
@@ -205,7 +206,20 @@ func exchange1(t *testing.T, c *upstream.Cluster, entered <-chan struct{}, relea
 	return exchange(t, c, bidi, nil)
 }
 
-// A backend that says that it is not serving gets no calls, and gets them again when it is.
+// turn sends a message and returns the answer.
+func turn(t *testing.T, c *rpctest.Call) string {
+	t.Helper()
+	if err := c.Send([]byte("m")); err != nil {
+		t.Fatal(err)
+	}
+	b, err := c.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// A backend that says that it is not serving gets no calls, and gets them again when it is. Streams that it has go on.
 func TestHealthChecks(t *testing.T) {
 	serve := func(name string) (string, *health.Server) {
 		h := health.NewServer()
@@ -215,10 +229,16 @@ func TestHealthChecks(t *testing.T) {
 		}
 		srv := grpc.NewServer(grpc.ForceServerCodecV2(mixedCodec{}), grpc.UnknownServiceHandler(func(_ any, ss grpc.ServerStream) error {
 			s := stream{ss}
-			if _, err := s.recv(); err != nil {
-				return err
+			for {
+				if _, err := s.recv(); err == io.EOF {
+					return nil
+				} else if err != nil {
+					return err
+				}
+				if err := s.send(name); err != nil {
+					return err
+				}
 			}
-			return s.send(name)
 		}))
 		healthpb.RegisterHealthServer(srv, h)
 		var wg sync.WaitGroup
@@ -230,8 +250,17 @@ func TestHealthChecks(t *testing.T) {
 	b, hb := serve("B")
 	c := newCluster(t, upstream.Config{Target: "static:///" + a + "," + b})
 	untilOnly(t, c, "A", "B")
+	var open *rpctest.Call // a stream at A
+	for home := ""; home != "A"; {
+		open = rpctest.Start(t.Context(), c.Invoke, bidi, nil)
+		home = turn(t, open)
+		defer open.Leave()
+	}
 	ha.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	untilOnly(t, c, "B")
+	if got := turn(t, open); got != "A" {
+		t.Errorf("the stream that was open is answered by %s", got)
+	}
 	ha.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 	hb.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	untilOnly(t, c, "A")

@@ -280,6 +280,7 @@ func (a accounts) Watch(r *bankv1.WatchRequest, s grpc.ServerStreamingServer[ban
 type load struct {
 	t     *testing.T
 	fleet *fleet
+	admin string // the proxy's admin listener
 	conns []*grpc.ClientConn
 	once  bool // calls that must not be repeated
 	rng   *rand.Rand
@@ -292,12 +293,13 @@ func startProxy(t *testing.T, f *fleet, policy string, warmup time.Duration, mor
 	set, cfg := filepath.Join(dir, "bank.binpb"), filepath.Join(dir, "transom.yaml")
 	process.Replace(t, set, bank.DescriptorSet())
 	process.Replace(t, cfg, fmt.Appendf(nil, `listeners: [{address: "127.0.0.1:0"}]
+admin: {address: "127.0.0.1:0"}
 descriptors: [{file: %q}]
 clusters:
   bank: {target: "file://%s", lb: {policy: %s, warmup: %s}%s}
 `, set, f.file, policy, warmup, strings.Join(append([]string{""}, more...), ", ")))
-	p := process.Start(t, 1, "serve", "--config", cfg)
-	l := &load{t: t, fleet: f, rng: rand.New(rand.NewPCG(1, 2))}
+	p := process.Start(t, 2, "serve", "--config", cfg)
+	l := &load{t: t, fleet: f, admin: p.Admin, rng: rand.New(rand.NewPCG(1, 2))}
 	for range 4 {
 		c, err := grpc.NewClient("passthrough:///"+p.Plain, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		if err != nil {

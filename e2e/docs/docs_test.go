@@ -25,6 +25,7 @@ import (
 	"transom/cmd/transom/demo"
 	"transom/cmd/transom/demo/bank"
 	"transom/descriptors"
+	"transom/upstream"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -316,6 +317,12 @@ func TestConfigurations(t *testing.T) {
 			var has map[string]any
 			if err := yaml.Unmarshal([]byte(b.text), &has); err != nil {
 				t.Fatal(err)
+			}
+			if has["endpoints"] != nil { // what a file:/// target names
+				if _, err := upstream.ParseEndpointFile([]byte(b.text)); err != nil {
+					t.Error(err)
+				}
+				return
 			}
 			text := strings.ReplaceAll(b.text, "/etc/transom/", "etc/transom/")
 			for _, part := range []struct{ name, text string }{

@@ -366,7 +366,7 @@ func (t *Table) judge(now time.Duration, n *Node, median, fleetRate float64) {
 	}
 	// One call that takes long is no sign; several that do, or one that takes very long, are.
 	limit := max(p.HungAtLeast, time.Duration(p.HungFactor*median))
-	stuck := n.inflight.Load() - n.streams.Load()
+	stuck := n.working()
 	if silent := now - n.quiet.get(); median > 0 && (stuck >= 2 && silent > limit || stuck == 1 && silent > 5*limit) {
 		n.setGate(gateHung)
 	}

@@ -24,14 +24,15 @@ func (i *instant) set(v time.Duration) { i.ns.Store(int64(v)) }
 type Node struct {
 	// What Choose reads of every candidate is one cache line.
 	inflight atomic.Int64
-	quiet    instant       // when the node last finished a call, or became busy, whichever is later
+	quiet    instant       // when the node last finished a call, or became busy with calls that are no streams, whichever is later
 	slowness number        // multiple of the fleet's median time per call; 0 until the first tick
 	capacity number        // concurrency · weight; 0 until the first tick
 	penalty  number        // added cost
 	gates    atomic.Uint32 // why the node may not be picked freely; 0 on the fast path
 	limit    atomic.Uint32 // most calls in flight, 0 for no limit
 	remote   atomic.Bool
-	_        [12]byte
+	streams  atomic.Int32 // of those in flight
+	_        [8]byte
 
 	// What the end of a call writes besides, and what reports do, is the next.
 	timed    atomic.Uint64 // time per call without waiting: µs in the low 40 bits, calls above them; one addition per call
@@ -43,13 +44,12 @@ type Node struct {
 	reported instant       // when the last usable report came
 	admit    number        // probability of being considered while warming up
 
-	fleet   *Fleet
-	slot    atomic.Int32 // index in the newest table
-	weight  number
-	streams atomic.Int64
-	calls   atomic.Uint64 // ended, as of the last tick
-	picked  instant       // last pick
-	asked   instant       // last probe
+	fleet  *Fleet
+	slot   atomic.Int32 // index in the newest table
+	weight number
+	calls  atomic.Uint64 // ended, as of the last tick
+	picked instant       // last pick
+	asked  instant       // last probe
 
 	// Time per call without waiting; the tick folds what calls have added into it.
 	service number  // mean in nanoseconds, EWMA
@@ -99,6 +99,9 @@ const (
 func (n *Node) setGate(g uint32)    { n.gates.Or(g) }
 func (n *Node) clearGate(g uint32)  { n.gates.And(^g) }
 func (n *Node) gated(g uint32) bool { return n.gates.Load()&g != 0 }
+
+// working is how many calls the server is expected to finish by itself: those in flight that are no streams.
+func (n *Node) working() int64 { return n.inflight.Load() - int64(n.streams.Load()) }
 
 // InFlight is the number of this proxy's calls at the node.
 func (n *Node) InFlight() int { return int(n.inflight.Load()) }
@@ -163,15 +166,14 @@ func (n *Node) Start(now time.Duration) {
 	n.quiet.set(now)
 }
 
-// Begin counts a call as in flight and returns the load that it found, calls per unit of concurrency and itself included,
-// to be given back in its [Sample].
+// Begin counts a call as in flight and returns the load that it found, calls per unit of concurrency and itself included, to
+// be given back in its [Sample]. Streams do not count in it: how long calls take beside them tells how much they weigh.
 func (n *Node) Begin(now time.Duration, stream bool) (load float64) {
 	q := n.inflight.Add(1)
-	if q == 1 {
-		n.quiet.set(now)
-	}
 	if stream {
-		n.streams.Add(1)
+		q -= int64(n.streams.Add(1))
+	} else if q -= int64(n.streams.Load()); q == 1 {
+		n.quiet.set(now)
 	}
 	if n.gates.Load() != 0 {
 		n.picked.set(now)

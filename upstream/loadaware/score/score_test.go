@@ -194,6 +194,54 @@ func TestWarmupShare(t *testing.T) {
 	}
 }
 
+// A stream that lasts tells nothing of its server: while nothing but streams is in flight there, a new server, or one that was
+// ejected, gets no more of them than others do, but for one a second to see.
+func TestStreamsAtServersOnTrial(t *testing.T) {
+	for _, ejected := range []bool{false, true} {
+		b := newBench(t, score.Adaptive, 4, func(p *score.Params) { p.Warmup = 0 })
+		b.shares(400, ok)
+		trial := b.nodes[0]
+		if ejected {
+			for range 20 {
+				trial.Begin(b.now, false)
+				trial.End(b.now, score.Sample{Outcome: score.Failed, Started: b.now})
+			}
+			if !trial.Stats(b.now).Ejected {
+				t.Fatal("not ejected")
+			}
+			b.now += time.Minute
+		} else {
+			trial.Start(b.now)
+		}
+		for range 400 { // for 4 s
+			b.nodes[b.choose()].Begin(b.now, true)
+			b.now += 10 * ms
+		}
+		if got := trial.InFlight(); got < 1 || got > 110 {
+			t.Errorf("ejected %v: %d of 400 streams at the server on trial, want about 100 at most", ejected, got)
+		}
+	}
+}
+
+// Streams that stay open are no sign that a server has stopped: calls beside them spread as ever.
+func TestCallsBesideStreams(t *testing.T) {
+	for _, with := range [][]int{{0}, {0, 1, 2, 3}} {
+		b := newBench(t, score.Adaptive, 4, func(p *score.Params) { p.Warmup = 0 })
+		b.shares(400, ok)
+		for _, i := range with {
+			b.nodes[i].Begin(b.now, true)
+		}
+		b.now += 10 * time.Minute
+		got := b.shares(4000, ok)
+		for i, share := range got {
+			if len(with) == 4 && (share < 0.15 || share > 0.35) || len(with) == 1 && i > 0 && share < 0.2 {
+				t.Errorf("streams at %v: shares %.2f of the calls", with, got)
+				break
+			}
+		}
+	}
+}
+
 func TestConsecutiveFailuresEject(t *testing.T) {
 	b := newBench(t, score.Adaptive, 5, nil)
 	broken := true

@@ -143,11 +143,13 @@ func (t *Table) admits(now time.Duration, p *Pick, n *Node) (ok, must bool) {
 	if g == 0 {
 		return true, false
 	}
-	if g&(gateProbation|gateHung|gateEjected) != 0 && n.inflight.Load() > n.streams.Load() {
+	if g&(gateProbation|gateHung|gateEjected) != 0 && n.working() > 0 {
 		return t.fleet.panicking.Load() && g&(gateProbation|gateHung) == 0, false
 	}
+	// A stream may not tell for hours: beside such, one call goes to see now and then.
+	see := n.inflight.Load() == 0 || now-n.picked.get() > t.fleet.par().EjectFor
 	if g&gateEjected != 0 {
-		if now < n.ejectedUntil.get() {
+		if now < n.ejectedUntil.get() || !see {
 			return t.fleet.panicking.Load(), false
 		}
 		return true, true
@@ -162,7 +164,7 @@ func (t *Table) admits(now time.Duration, p *Pick, n *Node) (ok, must bool) {
 		}
 	}
 	if g&gateProbation != 0 {
-		return true, !n.failing.Load()
+		return true, see && !n.failing.Load()
 	}
 	return true, false
 }
@@ -182,11 +184,11 @@ func (f *Fleet) cost(par *Params, now time.Duration, n *Node) float64 {
 		load += par.ZonePenalty
 	}
 	slow := n.slowness.get()
-	if own >= 1 {
+	if working := float64(n.working()); working >= 1 {
 		if med := f.median.get(); med > 0 {
 			silent := float64(now-n.quiet.get()) / med
-			if c := n.capacity.get(); own < c {
-				silent *= own / c // what is long under way leaves room beside it
+			if c := n.capacity.get(); working < c {
+				silent *= working / c // what is long under way leaves room beside it
 			}
 			slow = max(slow, silent)
 		}

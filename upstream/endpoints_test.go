@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/orca"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -264,6 +265,30 @@ func TestHealthChecks(t *testing.T) {
 	ha.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
 	hb.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	untilOnly(t, c, "A")
+}
+
+// A backend that reports out of band, by grpc-go's own service, is asked to.
+func TestOutOfBandReports(t *testing.T) {
+	metrics := orca.NewServerMetricsRecorder()
+	metrics.SetApplicationUtilization(0.7)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	if err := orca.Register(srv, orca.ServiceOptions{ServerMetricsProvider: metrics}); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(ln) })
+	t.Cleanup(func() { srv.Stop(); wg.Wait() })
+	c := newCluster(t, upstream.Config{Target: "static:///" + ln.Addr().String(), LB: `[{"adaptive": {"oobPeriod": "1s"}}]`})
+	for e := c.Endpoints(); len(e) != 1 || e[0].Utilization != 0.7; e = c.Endpoints() {
+		// The server has no such method, and nothing in its answers.
+		if _, _, err := exchange(t, c, unary, nil, "m"); status.Code(err) != codes.Unimplemented {
+			t.Fatalf("%v, with endpoints %+v", err, e)
+		}
+	}
 }
 
 // A backend whose health cannot be asked for is not used, unless it is not to be asked.

@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -34,7 +35,8 @@ func scoredPolicy(name string) bool {
 	return slices.Contains([]string{"adaptive", "bounded_hash", "ring_hash", "wrr"}, name)
 }
 
-// newPolicy makes proxy k's policy. A name "adaptive:Param=value,…" changes parameters, for tuning.
+// newPolicy makes proxy k's policy. A name "adaptive:Param=value,…" changes parameters, for tuning; "prequal:0.5" is Prequal with
+// that quantile between hot and cold, 0 for a choice by load alone and 1 by latency alone.
 func newPolicy(name string, w *World, k int) (policy, error) {
 	name, change, _ := strings.Cut(name, ":")
 	n := w.cell.Nodes
@@ -57,7 +59,14 @@ func newPolicy(name string, w *World, k int) (policy, error) {
 	case "random", "round_robin", "least_request", "least_request_distinct", "peak_ewma", "linkerd", "kratos", "netflix", "oracle":
 		return newLocal(w, name, k), nil
 	case "prequal":
-		return newPrequal(w, n, 0.84, false), nil
+		q := 0.84
+		if change != "" {
+			var err error
+			if q, err = strconv.ParseFloat(change, 64); err != nil {
+				return nil, fmt.Errorf("policy prequal: %w", err)
+			}
+		}
+		return newPrequal(w, n, q, false), nil
 	case "prequal_060":
 		return newPrequal(w, n, 0.6, false), nil
 	case "c3":

@@ -8,21 +8,33 @@ import (
 	"strings"
 )
 
-// The section of the document between these lines is the simulator's.
-const (
-	markBegin = "<!-- simulate: begin -->"
-	markEnd   = "<!-- simulate: end -->"
-)
-
-// Document replaces the results in doc, a Markdown text with the two marks.
-func Document(doc []byte, all []ScenarioResult, verdicts []Verdict) ([]byte, error) {
-	begin, end := bytes.Index(doc, []byte(markBegin)), bytes.Index(doc, []byte(markEnd))
+// section replaces what is between two lines of doc, a Markdown text, that begin and end the section of a name.
+func section(doc []byte, name string, text []byte) ([]byte, error) {
+	first, last := fmt.Sprintf("<!-- %s: begin -->\n", name), fmt.Sprintf("<!-- %s: end -->\n", name)
+	begin, end := bytes.Index(doc, []byte(first)), bytes.Index(doc, []byte(last))
 	if begin < 0 || end < begin {
-		return nil, fmt.Errorf("the document has no lines %q and %q", markBegin, markEnd)
+		return nil, fmt.Errorf("the document has no lines %q and %q", first, last)
 	}
+	return slices.Concat(doc[:begin+len(first)], text, doc[end:]), nil
+}
+
+// DocumentPublished replaces the table of claims in doc, between the lines of "published".
+func DocumentPublished(doc []byte, claims []Claim) ([]byte, error) {
 	var b bytes.Buffer
-	b.Write(doc[:begin])
-	fmt.Fprintln(&b, markBegin)
+	fmt.Fprintln(&b, "| Published by | Published | Simulated | In shape |\n|---|---|---|---|")
+	for _, c := range claims {
+		shape := "yes"
+		if !c.InShape {
+			shape = "**no**: " + c.Why
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.Source, c.Published, c.Simulated, shape)
+	}
+	return section(doc, "published", b.Bytes())
+}
+
+// Document replaces the results in doc, between the lines of "simulate".
+func Document(doc []byte, all []ScenarioResult, verdicts []Verdict) ([]byte, error) {
+	var b bytes.Buffer
 	fmt.Fprintln(&b, "\n### Criteria")
 	fmt.Fprintln(&b, "\n| Scenario | Cell | Criterion | Result | |\n|---|---|---|---|---|")
 	for _, v := range verdicts {
@@ -35,8 +47,7 @@ func Document(doc []byte, all []ScenarioResult, verdicts []Verdict) ([]byte, err
 	for i := range all {
 		table(&b, &all[i])
 	}
-	b.Write(doc[end:])
-	return b.Bytes(), nil
+	return section(doc, "simulate", b.Bytes())
 }
 
 func table(b *bytes.Buffer, s *ScenarioResult) {

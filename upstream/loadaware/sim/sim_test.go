@@ -3,6 +3,7 @@ package sim
 import (
 	"math"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -129,11 +130,60 @@ func TestPublishedShapes(t *testing.T) {
 	if rr < 5*ewma || ewma < oracle {
 		t.Errorf("half the servers slow: round robin %.0f, peak EWMA %.0f, oracle %.0f ms, want them apart in this order", rr, ewma, oracle)
 	}
+	// P2C with replacement sends 1/n² of the calls to a frozen server of n.
+	for n := 2; n <= 5; n++ {
+		c := cell(Cell{Nodes: n, Load: 0.6, Requests: 10000, Events: []Event{{Kind: "freeze", Count: 1, From: time.Second, To: time.Hour}}})
+		s, err := One(c, "least_request", 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.BadShare / float64(n); math.Abs(got*float64(n*n)-1) > 0.2 {
+			t.Errorf("least request sends %.3f of the calls to a frozen server of %d, want %.3f", got, n, 1/float64(n*n))
+		}
+	}
+	slow := cell(Cell{Load: 0.7, Requests: 20000, Events: []Event{{Kind: "slow", Count: 1, Factor: 10}}})
+	if rr, lr, pr := p99(slow, "round_robin"), p99(slow, "least_request"), p99(slow, "prequal"); rr < 5*pr || lr < 2*pr {
+		t.Errorf("one server of ten ten times slower: round robin %.0f, least request %.0f, Prequal %.0f ms", rr, lr, pr)
+	}
+	taxed := cell(Cell{Nodes: 4, Load: 0.95, ProbeCost: time.Millisecond, Requests: 20000})
+	if rr, pr := p99(taxed, "round_robin"), p99(taxed, "prequal"); pr < 1.2*rr {
+		t.Errorf("where a probe costs a millisecond: round robin %.0f, Prequal %.0f ms, want probes to cost", rr, pr)
+	}
+	full := cell(Cell{Nodes: 60, Proxies: 60, Load: 0.85, Service: "normal", Requests: 20000, Warmup: 10 * time.Second, Events: []Event{{Kind: "slow", Count: 30, Factor: 2}}})
+	wrr, pr, c3 := p99(full, "wrr"), p99(full, "prequal"), p99(full, "c3")
+	if wrr < 2*pr || !within(pr, c3, 1.6) {
+		t.Errorf("near capacity: WRR %.0f, Prequal %.0f, C3 %.0f ms, want WRR to fall behind and the others to be near", wrr, pr, c3)
+	}
 	herd := cell(Cell{Nodes: 16, Proxies: 64, Requests: 20000})
 	one := herd
 	one.Proxies = 1
 	if a, b := p99(one, "least_request"), p99(herd, "least_request"); b < 1.03*a {
 		t.Errorf("least request with 64 proxies has %.0f ms, with one %.0f: want it to lose what it knows", b, a)
+	}
+}
+
+// The columns that are published are written beside what was simulated, and say why where they differ.
+func TestDocumentPublished(t *testing.T) {
+	for _, p := range published {
+		if p.source == "" || p.published == "" || strings.ContainsAny(p.source+p.published+p.why, "|\n") {
+			t.Errorf("%+v does not fit into a table", p)
+		}
+	}
+	const doc = "before\n<!-- published: begin -->\nold\n<!-- published: end -->\nafter\n"
+	got, err := DocumentPublished([]byte(doc), []Claim{
+		{Source: "A", Published: "1", Simulated: "2", InShape: true, Why: "unused"}, {Source: "B", Published: "3", Simulated: "4", Why: "because"},
+	})
+	want := "before\n<!-- published: begin -->\n| Published by | Published | Simulated | In shape |\n|---|---|---|---|\n" +
+		"| A | 1 | 2 | yes |\n| B | 3 | 4 | **no**: because |\n<!-- published: end -->\nafter\n"
+	if err != nil || string(got) != want {
+		t.Errorf("%v\n%s", err, got)
+	}
+	if _, err := DocumentPublished([]byte("none"), nil); err == nil {
+		t.Error("a document without the lines is taken")
+	}
+	l := &lookup{campaign: Campaign{Seeds: 1}}
+	if l.p99("S99", "", "prequal"); l.err == nil {
+		t.Error("a scenario that is not there is found")
 	}
 }
 

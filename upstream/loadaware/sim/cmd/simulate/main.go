@@ -3,6 +3,9 @@
 //
 //	go run ./upstream/loadaware/sim/cmd/simulate            the headline scenarios, 3 seeds
 //	go run ./upstream/loadaware/sim/cmd/simulate -full      all scenarios and policies, 10 seeds, resumable
+//
+// It also compares the published policies with what was published of them, and fails where one goes another way for no known
+// reason.
 package main
 
 import (
@@ -91,34 +94,60 @@ func run(ctx context.Context, args []string, out, progress io.Writer) (bool, err
 		}
 		fmt.Fprintf(out, "%s  %-4s %-22s %-46s %s\n", word, v.Scenario, v.Cell, v.Criterion, v.Got)
 	}
+	claims, err := c.Published(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, p := range claims {
+		word := "ok  "
+		switch {
+		case !p.InShape && p.Why == "":
+			word, ok = "FAIL", false
+		case !p.InShape:
+			word = "no  "
+		}
+		fmt.Fprintf(out, "%s  %s: %s: %s\n", word, p.Source, p.Published, p.Simulated)
+	}
 	if *docs == "" {
 		return ok, nil
 	}
-	return ok, write(*docs, all, verdicts)
+	return ok, write(*docs, c, all, verdicts, claims)
 }
 
-func write(dir string, all []sim.ScenarioResult, verdicts []sim.Verdict) error {
+// write puts the results into the documents. Tables and plots of scenarios are written only when all of them were run.
+func write(dir string, c sim.Campaign, all []sim.ScenarioResult, verdicts []sim.Verdict, claims []sim.Claim) error {
 	file := filepath.Join(dir, "balancing.md")
-	old, err := os.ReadFile(file)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	text, err := sim.Document(old, all, verdicts)
-	if err != nil {
+	if text, err = sim.DocumentPublished(text, claims); err != nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	plots := filepath.Join(dir, "balancing")
-	if err := os.MkdirAll(plots, 0o750); err != nil {
+	if c.Full && len(c.Only) == 0 {
+		if text, err = sim.Document(text, all, verdicts); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		if err := plot(filepath.Join(dir, "balancing"), all); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(file, text, 0o600) //nolint:gosec // the path is what the caller named
+}
+
+// plot draws the scenarios that have several cells.
+func plot(dir string, all []sim.ScenarioResult) error {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
 	}
 	for i := range all {
 		if len(all[i].Results) > 1 {
-			if err := os.WriteFile(filepath.Join(plots, all[i].ID+".svg"), sim.Plot(&all[i]), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, all[i].ID+".svg"), sim.Plot(&all[i]), 0o600); err != nil {
 				return err
 			}
 		}
 	}
-	return os.WriteFile(file, text, 0o600) //nolint:gosec // the path is what the caller named
+	return nil
 }
 
 // compare prints policies side by side.

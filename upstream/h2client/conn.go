@@ -62,7 +62,7 @@ type Conn struct {
 	recvWindow  int       // what the server may still send
 	recvDebt    int       // what is to be given back
 	startWindow int       // of a stream: Config.StreamWindow, or shortWindow while short
-	held        int       // what open streams hold that nobody has received
+	held        int       // what streams hold that nobody has received
 	short       bool      // of memory: they hold too much
 	unacked     int       // SETTINGS that the server has not acknowledged
 	grown       int       // by how much the windows of open streams have grown, together
@@ -564,10 +564,16 @@ func (c *Conn) send(ctx context.Context, s *Stream, m Message, last bool) error 
 func (c *Conn) remove(s *Stream) {
 	delete(c.streams, s.id)
 	c.grown -= s.window - c.startWindow
-	s.hold(-s.held)
 	if s.in != nil {
 		s.in.Free()
 		s.in = nil
+	}
+	if !s.unary { // what has come in full is held until it is received
+		queued := 0
+		for _, q := range s.queue[s.head:] {
+			queued += q.size
+		}
+		s.hold(queued - s.held)
 	}
 	c.vacate()
 }

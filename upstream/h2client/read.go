@@ -364,7 +364,6 @@ func (s *Stream) owe(n int) {
 	s.unpaid += n
 	s.hold(n)
 	s.fetch()
-	s.c.weigh()
 }
 
 // begin begins the message whose prefix is here.

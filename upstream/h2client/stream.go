@@ -41,7 +41,7 @@ type Stream struct {
 	recvDebt   int // what is to be given back
 	burst      int // what has come since the receiver last waited for long
 	starved    bool
-	held       int  // bytes of messages that have come and have not been received
+	held       int  // bytes of messages that have come and have not been received, of a stream
 	receiving  bool // Recv waits
 
 	answered        bool
@@ -260,14 +260,11 @@ func (s *Stream) Recv() (Message, error) {
 			if s.head++; s.head == len(s.queue) {
 				s.queue, s.head = s.queue[:0], 0
 			}
-			if s.end != nil {
-				c.mu.Unlock()
-				return q.m, nil //nolint:nilerr // the end comes when all messages have been received
-			}
 			s.hold(-q.size)
-			s.pay(q.cost)
-			s.fetch()
-			c.weigh()
+			if s.end == nil { // else the end comes when all messages have been received
+				s.pay(q.cost)
+				s.fetch()
+			}
 			if !c.writing && len(c.out) > 0 {
 				c.flush(false)
 			} else {
@@ -318,6 +315,7 @@ func (s *Stream) drop() {
 		s.queue[s.head+i].m.Free()
 	}
 	s.queue, s.head = nil, 0
+	s.hold(-s.held)
 }
 
 // Trailer is the trailing metadata, which the caller owns, once Recv has failed.
@@ -367,6 +365,7 @@ func (s *Stream) fetch() {
 func (s *Stream) hold(n int) {
 	s.held += n
 	s.c.held += n
+	s.c.weigh()
 }
 
 // pay gives n bytes back to the stream's window, in portions. If the receiver had to wait after the server had sent much of

@@ -10,7 +10,7 @@ const shortWindow = 16 << 10
 // stream they then hold what was on its way when the server heard of it, and what their windows have grown by: a
 // Config.ConnWindow each. c.mu is held.
 func (c *Conn) weigh() {
-	if c.unacked > 0 || c.cfg.StreamWindow <= shortWindow {
+	if c.unacked > 0 || c.state == Closed || c.cfg.StreamWindow <= shortWindow {
 		return
 	}
 	switch {
@@ -40,6 +40,7 @@ func (c *Conn) acknowledged() {
 	if c.unacked == 0 && c.short && c.startWindow != shortWindow {
 		c.resize(shortWindow)
 	}
+	c.weigh() // much may have changed since
 }
 
 // resize changes the windows of all streams, present and future. They may become negative. c.mu is held.

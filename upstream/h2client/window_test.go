@@ -12,27 +12,31 @@ import (
 	"transom/upstream/h2client"
 )
 
+// framed is a message of n bytes.
+func framed(n int) []byte { return append([]byte{0, 0, 0, byte(n >> 8), byte(n)}, make([]byte, n)...) }
+
+// window waits for SETTINGS that change nothing but the window of streams, and acknowledges them. 0 is that none came.
+func (p *peer) window() uint32 {
+	for {
+		f := next[*http2.SettingsFrame](p)
+		if f == nil {
+			return 0
+		}
+		if f.IsAck() {
+			continue
+		}
+		v, ok := f.Value(http2.SettingInitialWindowSize)
+		if !ok || f.NumSettings() != 1 {
+			p.tb.Errorf("SETTINGS %v", f)
+		}
+		_ = p.fr.WriteSettingsAck()
+		return v
+	}
+}
+
 // TestShortWindows sees that streams which nobody receives from make the windows of all short, once and for as long.
 func TestShortWindows(t *testing.T) {
 	const window, short = 64 << 10, 16 << 10
-	frame := func(n int) []byte { return append([]byte{0, 0, 0, byte(n >> 8), byte(n)}, make([]byte, n)...) }
-	setting := func(p *peer) uint32 {
-		for {
-			f := next[*http2.SettingsFrame](p)
-			if f == nil {
-				return 0
-			}
-			if f.IsAck() {
-				continue
-			}
-			v, ok := f.Value(http2.SettingInitialWindowSize)
-			if !ok || f.NumSettings() != 1 {
-				t.Errorf("SETTINGS %v", f)
-			}
-			_ = p.fr.WriteSettingsAck()
-			return v
-		}
-	}
 	shortened, overrun := make(chan struct{}), make(chan struct{})
 	c := scripted(t, h2client.Config{StreamWindow: window, ConnWindow: window}, nil, func(p *peer) {
 		if f := next[*http2.SettingsFrame](p); f == nil {
@@ -42,24 +46,24 @@ func TestShortWindows(t *testing.T) {
 		id := p.call()
 		p.begin(id)
 		for range 4 {
-			p.data(id, false, frame(10_000)...)
+			p.data(id, false, framed(10_000)...)
 		}
-		if v := setting(p); v != short {
+		if v := p.window(); v != short {
 			t.Errorf("a stream's window is %d after 40 kB that nobody takes, want %d", v, short)
 		}
 		close(shortened)
 		other := p.call()
 		p.begin(other)
-		p.data(other, false, frame(short-5)...)
+		p.data(other, false, framed(short-5)...)
 		p.data(other, false, 0)
 		if f := next[*http2.RSTStreamFrame](p); f == nil || f.StreamID != other || f.ErrCode != http2.ErrCodeFlowControl {
 			t.Errorf("a byte more than the short window is answered by %v", f)
 		}
 		close(overrun)
-		if v := setting(p); v != window {
+		if v := p.window(); v != window {
 			t.Errorf("a stream's window is %d when all has been taken, want %d", v, window)
 		}
-		for b := range slices.Chunk(frame(60_000), 16<<10) {
+		for b := range slices.Chunk(framed(60_000), 16<<10) {
 			p.data(id, false, b...)
 		}
 		p.trailers(id, "grpc-status", "0")
@@ -90,6 +94,64 @@ func TestShortWindows(t *testing.T) {
 	}
 	if _, err := s.Recv(); err != io.EOF {
 		t.Error(err)
+	}
+}
+
+// TestShortWindowsAfterTheEnd sees that what has come on a stream that has ended counts until it is received or given up.
+func TestShortWindowsAfterTheEnd(t *testing.T) {
+	const window, short = 64 << 10, 16 << 10
+	for _, receive := range []bool{true, false} {
+		came, taken := make(chan struct{}), make(chan struct{})
+		c := scripted(t, h2client.Config{StreamWindow: window, ConnWindow: window}, nil, func(p *peer) {
+			if f := next[*http2.SettingsFrame](p); f == nil {
+				return
+			}
+			_ = p.fr.WriteSettingsAck()
+			for range 4 {
+				id := p.call()
+				p.begin(id)
+				p.data(id, false, framed(10_000)...)
+				p.data(id, false, 0, 0, 0, 1) // and a part of another message
+				p.trailers(id, "grpc-status", "0")
+			}
+			if v := p.window(); v != short {
+				t.Errorf("a stream's window is %d after 40 kB that nobody takes, want %d", v, short)
+			}
+			close(came)
+			if v := p.window(); v != window {
+				t.Errorf("a stream's window is %d when all has been taken, want %d", v, window)
+			}
+			close(taken)
+			id := p.call()
+			p.answer(id)
+			p.drain()
+		})
+		var all []*h2client.Stream
+		for range 4 {
+			s, err := c.NewStream(soon(t), "/a.B/C", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = s.CloseSend()
+			all = append(all, s)
+		}
+		<-came
+		for _, s := range all {
+			if receive {
+				m, err := s.Recv()
+				if err != nil {
+					t.Fatal(err)
+				}
+				m.Free()
+			}
+			s.Close()
+		}
+		<-taken
+		var reply h2client.Reply
+		if err := c.Unary(soon(t), "/a.B/C", nil, msg(nil), &reply); err != nil {
+			t.Fatal(err)
+		}
+		reply.Message.Free()
 	}
 }
 

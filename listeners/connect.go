@@ -48,14 +48,14 @@ func isConnectUnary(r *http.Request, contentType string, v View) bool {
 	default:
 		return false
 	}
-	m, ok := v.Method(r.URL.Path)
+	m, ok := methodOf(r, v)
 	return ok && m.ID >= 0
 }
 
 // connectMethod finds the method that a Connect request names and checks that the protocol may call it so. Its errors are
 // plain HTTP faults.
 func connectMethod(r *http.Request, v View, stream bool) (*descriptors.Method, error) {
-	m, ok := v.Method(r.URL.Path)
+	m, ok := methodOf(r, v)
 	if !ok || m.ID < 0 {
 		return nil, transcoder.HTTPError(http.StatusNotFound, codes.Unimplemented, "unknown method "+r.URL.Path)
 	}
@@ -100,7 +100,7 @@ func notAccepted(r *http.Request, m *descriptors.Method) error {
 // pathFault explains a request that no HTTP rule matched to a client that meant a method's own path; nil if there is no
 // such method.
 func pathFault(r *http.Request, v View) error {
-	m, ok := v.Method(r.URL.Path)
+	m, ok := methodOf(r, v)
 	if !ok || m.ID < 0 {
 		return nil
 	}

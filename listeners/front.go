@@ -138,6 +138,15 @@ func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// methodOf finds the method whose gRPC path a request has, byte for byte: one with anything percent-encoded is another path, as
+// it is for a proxy in front that judges by paths.
+func methodOf(r *http.Request, v View) (*descriptors.Method, bool) {
+	if r.URL.RawPath != "" {
+		return v.Method(r.URL.RawPath)
+	}
+	return v.Method(r.URL.Path)
+}
+
 // refuse answers a request that is not even looked at.
 func (f *Front) refuse(w http.ResponseWriter, r *http.Request, v View, err error) {
 	x := &exchange{}

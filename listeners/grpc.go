@@ -51,7 +51,7 @@ func (s *grpcStream) start(v View) error {
 // grpcCall reads what gRPC and gRPC-Web have in common of a request's header: method, encodings, timeout.
 func (s *framed) grpcCall(v View, codec string) (*Route, time.Duration, error) {
 	r := s.Request
-	m, ok := v.Method(r.URL.Path)
+	m, ok := methodOf(r, v)
 	if !ok {
 		return nil, 0, status.Errorf(codes.Unimplemented, "unknown method %s", r.URL.Path)
 	}

@@ -407,7 +407,7 @@ func (c *wsCall) closeSocket(err error, st *status.Status) {
 // open implements socketCall.
 func (s *wsStream) open(v View) (*Route, time.Duration, error) {
 	r := s.Request
-	m, ok := v.Method(r.URL.Path)
+	m, ok := methodOf(r, v)
 	if !ok {
 		match, err := matchAnyVerb(v, r.URL.EscapedPath(), v.Edge().version(r.Header))
 		if err != nil {

@@ -50,7 +50,7 @@ func (f *Front) serveGRPCWebSockets(w http.ResponseWriter, r *http.Request, u up
 // open implements socketCall. The metadata is in the first frame, so the handler runs behind a step that waits for it.
 func (s *grpcWebSocket) open(v View) (*Route, time.Duration, error) {
 	r := s.Request
-	m, ok := v.Method(r.URL.Path)
+	m, ok := methodOf(r, v)
 	if !ok {
 		return nil, 0, transcoder.HTTPError(http.StatusNotFound, codes.Unimplemented, "unknown method "+r.URL.Path)
 	}

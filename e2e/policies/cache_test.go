@@ -57,10 +57,13 @@ func TestCache(t *testing.T) {
 	t.Run("REST", func(t *testing.T) {
 		p.purge(t, "", "", "")
 		_, h, first := p.get(t, metadataPath, nil)
-		if got := h.Get("Cache-Status"); got != "transom; fwd=miss; stored" {
-			t.Errorf("first: %q", got)
+		if got := h.Get("Cache-Status"); got != "transom; fwd=miss; stored" || !slices.Equal(h.Values("Vary"), []string{"accept-language"}) {
+			t.Errorf("first: %q, vary %q", got, h.Values("Vary"))
 		}
 		code, h, second := p.get(t, metadataPath, nil)
+		if got := h.Values("Vary"); !slices.Equal(got, []string{"accept-language"}) {
+			t.Errorf("second: vary %q", got)
+		}
 		if code != 200 || h.Get("Cache-Status") != "transom; hit" || first != second || h.Get("Age") == "" || h.Get("Etag") == "" {
 			t.Errorf("second: %d %v; the answers are equal: %v", code, h, first == second)
 		}

@@ -565,6 +565,9 @@ func (h *handler) entry(call *rpc.Call, r *recorder, request rpc.Message) *entry
 	delete(e.header, tagHeader)
 	delete(e.header, "endpoint-load-metrics-bin")
 	delete(e.trailer, "endpoint-load-metrics-bin")
+	if len(h.cfg.Vary) > 0 && len(e.header["vary"]) == 0 { // caches on the way to the client must not mix them up either
+		e.header["vary"] = []string{strings.Join(h.cfg.Vary, ", ")}
+	}
 	if len(e.header["etag"]) == 0 {
 		sum := sha256.Sum256(wire)
 		e.header["etag"] = []string{`W/"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`}

@@ -321,30 +321,38 @@ func TestCacheVaryOfHeader(t *testing.T) {
 // metrics encoding takes no more time, where a call that the cache does not have takes some.
 func TestCacheNotEncodedAgain(t *testing.T) {
 	p := start(t, "admin: {address: \"127.0.0.1:0\"}\npolicies:\n- {selector: bank.v1.Diagnostics.Echo, cache: {ttl: 1h}}\n")
-	// encoded is the time that answers took so far, in seconds, once n of them are counted.
-	encoded := func(n float64) (seconds float64) {
+	scrape := func() (decided, seconds float64) {
 		t.Helper()
-		const labels = `{direction="out",rpc_method="bank.v1.Diagnostics/Echo",transom_protocol="rest"} %g`
+		resp, err := p.http.Get("http://" + p.AdminAddr().String() + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			var decision string
+			var n float64
+			if _, err := fmt.Sscanf(line, `transom_policy_decisions_total{decision=%q,policy="cache"} %g`, &decision, &n); err == nil {
+				decided += n
+			}
+			_, _ = fmt.Sscanf(line, `transom_transcoding_seconds_total{direction="out",rpc_method="bank.v1.Diagnostics/Echo",transom_protocol="rest"} %g`, &seconds)
+		}
+		return decided, seconds
+	}
+	// encoded is the time that answers took so far, in seconds, once n calls are counted. What the cache decided is the last that
+	// is counted of a call, but not the last that is read of the metrics.
+	encoded := func(n float64) float64 {
+		t.Helper()
 		for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
-			resp, err := p.http.Get("http://" + p.AdminAddr().String() + "/metrics")
-			if err != nil {
-				t.Fatal(err)
-			}
-			b, err := io.ReadAll(resp.Body)
-			resp.Body.Close()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var messages float64
-			for line := range strings.Lines(string(b)) {
-				_, _ = fmt.Sscanf(line, "transom_messages_total"+labels, &messages)
-				_, _ = fmt.Sscanf(line, "transom_transcoding_seconds_total"+labels, &seconds)
-			}
-			if messages == n {
+			if decided, _ := scrape(); decided == n {
+				_, seconds := scrape()
 				return seconds
 			}
 		}
-		t.Fatalf("there are not %v answers", n)
+		t.Fatalf("there are not %v calls", n)
 		return 0
 	}
 	echo := func(text, accept, status string) {

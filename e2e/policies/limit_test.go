@@ -111,43 +111,48 @@ func TestLimitByHeader(t *testing.T) {
 	})
 }
 
-// TestLimitByField counts unary calls and streams by a field of the request.
-func TestLimitByField(t *testing.T) {
-	ofStatus := func(err error) outcome {
-		st := status.Convert(err)
-		o := outcome{code: st.Code(), message: st.Message()}
-		for _, d := range st.Details() {
-			if info, ok := d.(*errdetails.ErrorInfo); ok {
-				o.reason = info.GetReason()
-			}
+// ofStatus is the outcome of a call by gRPC.
+func ofStatus(err error) outcome {
+	st := status.Convert(err)
+	o := outcome{code: st.Code(), message: st.Message()}
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			o.reason = info.GetReason()
+		}
+	}
+	return o
+}
+
+// rates are the ways to call Rates.Get.
+var rates = map[string]func(t *testing.T, p *proxy, base, quote string) outcome{
+	"REST": func(t *testing.T, p *proxy, base, quote string) outcome {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url("http")+"/v1/rates/"+base+"/"+quote, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := p.http.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return ofHTTP(t, resp)
+	},
+	"gRPC": func(t *testing.T, p *proxy, base, quote string) outcome {
+		_, err := bankv1.NewRatesClient(p.conn).Get(t.Context(), &bankv1.GetRateRequest{Base: base, Quote: quote})
+		return ofStatus(err)
+	},
+	"WebSocket": func(t *testing.T, p *proxy, base, quote string) outcome {
+		_, o := p.webSocket(t, "/v1/rates/"+base+"/"+quote, nil)
+		if o.code != codes.OK {
+			o.reason = "RATE_LIMITED" // a close frame has no details
 		}
 		return o
-	}
-	for name, rate := range map[string]func(t *testing.T, p *proxy, base, quote string) outcome{
-		"REST": func(t *testing.T, p *proxy, base, quote string) outcome {
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url("http")+"/v1/rates/"+base+"/"+quote, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			resp, err := p.http.Do(r)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer resp.Body.Close()
-			return ofHTTP(t, resp)
-		},
-		"gRPC": func(t *testing.T, p *proxy, base, quote string) outcome {
-			_, err := bankv1.NewRatesClient(p.conn).Get(t.Context(), &bankv1.GetRateRequest{Base: base, Quote: quote})
-			return ofStatus(err)
-		},
-		"WebSocket": func(t *testing.T, p *proxy, base, quote string) outcome {
-			_, o := p.webSocket(t, "/v1/rates/"+base+"/"+quote, nil)
-			if o.code != codes.OK {
-				o.reason = "RATE_LIMITED" // a close frame has no details
-			}
-			return o
-		},
-	} {
+	},
+}
+
+// TestLimitByField counts unary calls and streams by a field of the request.
+func TestLimitByField(t *testing.T) {
+	for name, rate := range rates {
 		t.Run(name, func(t *testing.T) {
 			p := start(t, example(t, "Limits by a field of the request"))
 			for _, base := range []string{"EUR", "USD"} {
@@ -211,6 +216,67 @@ func TestLimitByField(t *testing.T) {
 			}
 			deposit(t, p, "2", "7").want(t, "a third message", codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
 		})
+	}
+}
+
+// TestLimitByFieldUnderLoad changes the field that a limit goes by, and whether it is shared in Redis, while calls go on over
+// REST, gRPC and WebSocket that every configuration allows: none fails. Then one is in force that refuses them.
+func TestLimitByFieldUnderLoad(t *testing.T) {
+	redis := startRedis(t).addr
+	text := func(limit string) string {
+		return fmt.Sprintf("redis: {addresses: [%q], timeout: 10s}\npolicies: [{selector: bank.v1.Rates.Get, limits: [%s]}]\n", redis, limit)
+	}
+	between := []string{
+		`{name: a, rate: 1000000/s, per: "field:base", local: true}`, `{name: a, rate: 500000/s, per: [ip, "field:quote"], local: true}`,
+		`{name: a, quota: 1000000/day, per: "field:base"}, {concurrent: 100, per: "field:quote"}`, "{name: a, rate: 1000000/s}",
+	}
+	p := start(t, text(between[0]))
+	load := underLoad(t, func(t *testing.T, name string, _, n int, _ caller) {
+		if o := rates[name](t, p, "EUR", []string{"USD", "CHF", "GBP"}[n%3]); o.code != codes.OK {
+			t.Errorf("%s: %v %s", name, o.code, o.message)
+		}
+	})
+	for i := range 3 * len(between) {
+		p.reload(t, text(between[(i+1)%len(between)]))
+		load.calls(t, 20)
+	}
+	load.end()
+	p.reload(t, text(`{name: last, rate: 1/h, per: "field:base"}`))
+	if o := rates["gRPC"](t, p, "EUR", "USD"); o.code != codes.OK {
+		t.Errorf("the one call there is: %v %s", o.code, o.message)
+	}
+	for name, rate := range rates {
+		rate(t, p, "EUR", "CHF").want(t, name, codes.ResourceExhausted, 429, "RATE_LIMITED")
+	}
+}
+
+// TestSharedLimitByField: what the requests of one proxy used of a field's value the other knows, by all protocols.
+func TestSharedLimitByField(t *testing.T) {
+	config := fmt.Sprintf("redis: {addresses: [%q], timeout: 10s}\npolicies:\n", startRedis(t).addr) +
+		"- {selector: bank.v1.Rates.*, limits: [{name: base, quota: 3/day, per: \"field:base\"}]}\n"
+	one, two := start(t, config), start(t, config)
+	for _, base := range []string{"EUR", "USD"} {
+		for name, rate := range rates { // three calls
+			p := one
+			if name == "REST" {
+				p = two
+			}
+			if o := rate(t, p, base, "CHF"); o.code != codes.OK {
+				t.Errorf("%s of %s: %v %s", name, base, o.code, o.message)
+			}
+		}
+		for name, rate := range rates {
+			for _, p := range []*proxy{one, two} {
+				o := rate(t, p, base, "GBP")
+				if name == "WebSocket" {
+					o.reason = "QUOTA_EXCEEDED" // a close frame has no details
+				}
+				o.want(t, name+" of "+base, codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
+			}
+		}
+	}
+	if o := rates["gRPC"](t, two, "CHF", "EUR"); o.code != codes.OK {
+		t.Errorf("another base: %v %s", o.code, o.message)
 	}
 }
 

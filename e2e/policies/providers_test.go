@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
@@ -239,6 +240,116 @@ func TestTokenBySubprotocol(t *testing.T) {
 	callWebSocket(t, p, map[string]string{"sec-websocket-protocol": "bearer, " + id.token(t, nil)}).want(t, "token", codes.OK, 200, "")
 	o := callWebSocket(t, p, map[string]string{"sec-websocket-protocol": "bearer, nonsense"})
 	o.want(t, "nonsense", codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+}
+
+// TestTokenInFrame has each call of a transom.v1 socket show its own token in the frame that opens it: as good as in a header,
+// before what the socket's request says, and for this call alone. Names of the gateway's own are dropped from frames too. The
+// end of a token ends its stream, and neither the socket nor the calls of others.
+func TestTokenInFrame(t *testing.T) {
+	id := startOIDC(t)
+	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	bearer := func(claims map[string]any) string { return "Bearer " + id.token(t, claims) }
+	c, _, err := websocket.Dial(ctx, p.url("ws")+"/", &websocket.DialOptions{
+		Subprotocols: []string{"transom.v1"}, HTTPHeader: http.Header{"Authorization": {bearer(map[string]any{"sub": "the page"})}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.CloseNow()
+	type frame struct {
+		ID      int
+		Message json.RawMessage
+		Status  *struct {
+			Code    codes.Code
+			Message string
+			Details []struct{ Reason string }
+		}
+	}
+	read := func() (f frame) {
+		t.Helper()
+		_, b, err := c.Read(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(b, &f); err != nil {
+			t.Fatalf("%s: %v", b, err)
+		}
+		return f
+	}
+	open := func(id int, method, message string, md map[string][]string) {
+		t.Helper()
+		text, err := json.Marshal(map[string]any{
+			"id": id, "open": map[string]any{"method": method, "metadata": md}, "message": json.RawMessage(message), "end": true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Write(ctx, websocket.MessageText, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const method, watch = "/bank.v1.Diagnostics/Metadata", "/bank.v1.Accounts/Watch"
+	for i, tc := range []struct {
+		name     string
+		md       map[string][]string
+		consumer string // or the reason of a refusal
+		code     codes.Code
+	}{
+		{"the frame's", map[string][]string{"authorization": {bearer(map[string]any{"sub": "ann"})}}, "main:ann", codes.OK},
+		{"another's", map[string][]string{"Authorization": {bearer(map[string]any{"sub": "bob"})}}, "main:bob", codes.OK},
+		{"the socket's", nil, "main:the page", codes.OK},
+		{"forged", map[string][]string{"authorization": {bearer(map[string]any{"sub": "ann"}) + "x"}}, "CREDENTIALS_INVALID", codes.Unauthenticated},
+		{"expired", map[string][]string{"authorization": {bearer(map[string]any{"exp": time.Now().Add(-time.Hour).Unix()})}}, "CREDENTIALS_EXPIRED", codes.Unauthenticated},
+		{"two", map[string][]string{"authorization": {bearer(nil), bearer(nil)}}, "CREDENTIALS_INVALID", codes.Unauthenticated},
+		{"somebody else's name", map[string][]string{"x-transom-consumer": {"root"}, "X_Transom_Consumer": {"root"}, "x.transom.scopes": {"admin"}}, "main:the page", codes.OK},
+	} {
+		open(i+1, method, "{}", tc.md)
+		var f frame
+		var message json.RawMessage
+		for f.Status == nil {
+			if f = read(); f.Message != nil {
+				message = f.Message
+			}
+		}
+		if f.ID != i+1 || f.Status.Code != tc.code {
+			t.Errorf("%s: call %d ends with %v %s, want %v", tc.name, f.ID, f.Status.Code, f.Status.Message, tc.code)
+			continue
+		}
+		if tc.code != codes.OK {
+			if len(f.Status.Details) != 1 || f.Status.Details[0].Reason != tc.consumer {
+				t.Errorf("%s: details %v, want reason %s", tc.name, f.Status.Details, tc.consumer)
+			}
+			continue
+		}
+		seen, _ := seenOf(t, message)
+		if got := seen["x-transom-consumer"]; !slices.Equal(got, []string{tc.consumer}) || seen["authorization"] != nil || seen["x_transom_consumer"] != nil || strings.Contains(fmt.Sprint(seen), "admin") {
+			t.Errorf("%s: the backend sees %v, want consumer %s", tc.name, seen, tc.consumer)
+		}
+	}
+	const account = `{"name":"customers/1/accounts/1","interval":"0.2s"}`
+	open(100, watch, account, map[string][]string{"authorization": {bearer(map[string]any{"exp": time.Now().Add(2 * time.Second).Unix()})}})
+	open(101, watch, account, nil)
+	ended, others := false, 0
+	for others < 3 {
+		f := read()
+		if f.Message != nil { // which makes room for one more
+			if err := c.Write(ctx, websocket.MessageText, fmt.Appendf(nil, `{"id":%d,"credit":1}`, f.ID)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		switch {
+		case f.Status != nil && f.ID == 100:
+			if ended = true; f.Status.Code != codes.Unauthenticated || len(f.Status.Details) != 1 || f.Status.Details[0].Reason != "CREDENTIALS_EXPIRED" {
+				t.Errorf("the stream ends with %+v", f.Status)
+			}
+		case f.Status != nil:
+			t.Fatalf("another's stream ends: %+v", f.Status)
+		case ended && f.Message != nil:
+			others++
+		}
+	}
 }
 
 // TestAccess has what callers must be, one rule at a time.

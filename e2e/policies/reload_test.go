@@ -96,6 +96,11 @@ func TestEveryPolicyReloaded(t *testing.T) {
 			last:    "allow: \"false\"", code: codes.PermissionDenied, http: 403, reason: "RULE_DENIED",
 		},
 		{
+			name: "size and time", text: "policies: [{selector: bank.v1.Diagnostics.*, %s}]\n",
+			between: []string{"timeout: 10s, message_bytes: 1MiB", "timeout: 20s, stream_timeout: 1h", "message_bytes: 1024, stream_idle_timeout: 1m"},
+			last:    "timeout: 0.1s, faults: {delay: 1h}", code: codes.DeadlineExceeded, http: 504,
+		},
+		{
 			name: "edge", text: "security: {%s}\n",
 			between: []string{"request_id: {}, hsts: 1h", "response_headers: {x-frame-options: DENY}, trusted_proxies: [127.0.0.1]", "trusted_origins: [\"https://app.example\"]"},
 			last:    "default_deny: true", code: codes.PermissionDenied, http: 403, reason: "NOT_ALLOWED",

@@ -11,13 +11,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
-	"github.com/fsnotify/fsnotify"
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc/experimental/balancer/weight"
 	"google.golang.org/grpc/resolver"
 
+	"transom/descriptors"
 	"transom/upstream/loadaware"
 )
 
@@ -35,7 +34,7 @@ const (
 //	  - {address: "10.0.0.2:50051", weight: 200, zone: b, drain: true}
 //	  - {address: "10.1.0.1:50051", priority: 1}
 //
-// The file is followed by its directory, so that it may be replaced by rename (as editors and Kubernetes do). A change is
+// The file is followed as [descriptors.Watch] does, so that it may be replaced by rename (as editors and Kubernetes do). A change is
 // taken as a whole or not at all: while the file is missing or has a fault, the endpoints before stay in use and the
 // fault is logged with its line.
 type EndpointFile struct {
@@ -149,32 +148,26 @@ func (fileBuilder) Scheme() string { return "file" }
 
 func (b fileBuilder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
 	path := t.URL.Path
-	// The directory is watched, since the file may be replaced by another.
-	w, err := fsnotify.NewWatcher()
-	if err != nil {
+	if _, err := os.Stat(filepath.Dir(path)); err != nil { // the file itself may come later
 		return nil, fmt.Errorf("endpoint file: %w", err)
 	}
-	if err := w.Add(filepath.Dir(path)); err != nil {
-		return nil, errors.Join(fmt.Errorf("endpoint file: %w", err), w.Close())
-	}
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &fileResolver{path: path, cc: cc, log: b.log.With("file", path), drains: b.drains, watcher: w, cancel: cancel}
+	r := &fileResolver{path: path, cc: cc, log: b.log.With("file", path), drains: b.drains, cancel: cancel}
 	r.load()
-	r.wg.Go(func() { r.run(ctx) })
+	r.wg.Go(func() { descriptors.Watch(ctx, func() []string { return []string{path} }, r.load) })
 	return r, nil
 }
 
 // fileResolver follows one endpoint file.
 type fileResolver struct {
-	path    string
-	cc      resolver.ClientConn
-	log     *slog.Logger
-	drains  bool
-	watcher *fsnotify.Watcher
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
+	path   string
+	cc     resolver.ClientConn
+	log    *slog.Logger
+	drains bool
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 
-	// seen is the hash of the content last looked at, good or bad. Only Build and then run use it.
+	// seen is the hash of the content last looked at, good or bad. Only Build and then Watch use it.
 	seen [sha256.Size]byte
 	good bool // some content was good
 }
@@ -184,39 +177,6 @@ func (r *fileResolver) ResolveNow(resolver.ResolveNowOptions) {}
 func (r *fileResolver) Close() {
 	r.cancel()
 	r.wg.Wait()
-	// Closing a watcher cannot fail in a way that anybody could act on.
-	_ = r.watcher.Close()
-}
-
-// Changes of a file come as several events: it is read when they pause for settle. Some file systems give none, so it is
-// read every poll as well.
-const (
-	settle   = 20 * time.Millisecond
-	filePoll = 10 * time.Second
-)
-
-// run reloads the file as it changes until ctx ends.
-func (r *fileResolver) run(ctx context.Context) {
-	timer := time.NewTimer(filePoll)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case _, ok := <-r.watcher.Events:
-			if !ok {
-				return
-			}
-			// Any event of the directory counts: the file may be a link to one that changes (Kubernetes' ..data).
-			timer.Reset(settle)
-		case err := <-r.watcher.Errors:
-			r.log.Error("endpoint file cannot be watched", "error", err)
-			timer.Reset(settle)
-		case <-timer.C:
-			r.load()
-			timer.Reset(filePoll)
-		}
-	}
 }
 
 // load reads the file and, if its content is new and good, hands it to the channel.

@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"transom/rpc"
@@ -143,6 +145,38 @@ func TestFileTarget(t *testing.T) {
 	if err := os.WriteFile(path, fmt.Appendf(nil, "endpoints: [{address: %q}]", b), 0o600); err != nil { // in place
 		t.Fatal(err)
 	}
+	untilOnly(t, c, "B")
+}
+
+// A directory in which something is always written, logs for instance, does not keep the endpoint file from being read.
+func TestFileTargetInBusyDirectory(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "endpoints.yaml")
+	replace(t, path, fmt.Sprintf("endpoints: [{address: %q}]", nameBackend(t, "A")))
+	c := newCluster(t, upstream.Config{Target: "file://" + path})
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		other, err := os.Create(filepath.Join(dir, "log"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer other.Close()
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = other.WriteAt([]byte("x"), 0)
+				runtime.Gosched()
+			}
+		}
+	})
+	defer wg.Wait()
+	defer close(stop)
+	untilOnly(t, c, "A")
+	replace(t, path, fmt.Sprintf("endpoints: [{address: %q}]", nameBackend(t, "B")))
 	untilOnly(t, c, "B")
 }
 

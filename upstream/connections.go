@@ -14,15 +14,13 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/resolver"
 
+	"transom/rpc/h2wire"
 	"transom/upstream/loadaware"
 )
 
 // A backend says in its HTTP/2 settings how many streams it takes on one connection; beyond that grpc-go has calls wait.
 // So that they need not, a cluster has more connections to each endpoint as its calls come near that number (after gRFC
 // A105, which grpc-go lacks): it opens further channels, each with a connection to every endpoint.
-
-// maxChannels is the most connections to one endpoint.
-const maxChannels = 10
 
 // channel is one grpc-go channel with its calls in flight.
 type channel struct {
@@ -116,7 +114,7 @@ func (c *channels) setGrowAt() {
 	at, full := int64(math.MaxInt64), int64(math.MaxInt64)
 	if c.streams > 0 {
 		full = min(c.streams, math.MaxInt32) * max(c.endpoints, 1)
-		if width := int64(len(*c.list.Load())); width < maxChannels && !c.closed {
+		if width := int64(len(*c.list.Load())); width < maxConns && !c.closed {
 			at = max(full*width/2, 1)
 		}
 	}
@@ -217,24 +215,19 @@ func (s sniffing) Clone() credentials.TransportCredentials {
 // settingsConn reads the first frame along, which a server must begin with: SETTINGS (RFC 9113 3.4).
 type settingsConn struct {
 	net.Conn
-	heard func(maxConcurrentStreams uint32)
+	heard func(streams uint32)
 	// begin is the connection's beginning until that frame is whole. Only Read uses it, which has one caller at a time.
 	begin []byte
 	done  bool
 }
 
-// Of RFC 9113 4.1, 6.5 and 6.5.2.
-const (
-	frameHeaderLen       = 9
-	frameSettings        = 4
-	maxConcurrentStreams = 3
-	maxSettingsLen       = 1 << 10
-)
+// maxSettingsLen is the length of a first frame that is looked into.
+const maxSettingsLen = 1 << 10
 
 func (c *settingsConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if !c.done {
-		c.begin = append(c.begin, p[:min(n, frameHeaderLen+maxSettingsLen)]...)
+		c.begin = append(c.begin, p[:min(n, h2wire.FrameHeaderLen+maxSettingsLen)]...)
 		c.scan()
 	}
 	return n, err
@@ -243,19 +236,19 @@ func (c *settingsConn) Read(p []byte) (int, error) {
 // scan looks for the setting once the frame is whole.
 func (c *settingsConn) scan() {
 	b := c.begin
-	if len(b) < frameHeaderLen {
+	if len(b) < h2wire.FrameHeaderLen {
 		return
 	}
 	size := int(b[0])<<16 | int(b[1])<<8 | int(b[2])
-	if b[3] != frameSettings || size > maxSettingsLen {
+	if b[3] != h2wire.FrameSettings || size > maxSettingsLen {
 		c.done, c.begin = true, nil
 		return
 	}
-	if len(b) < frameHeaderLen+size {
+	if len(b) < h2wire.FrameHeaderLen+size {
 		return
 	}
-	for b = b[frameHeaderLen : frameHeaderLen+size]; len(b) >= 6; b = b[6:] {
-		if binary.BigEndian.Uint16(b) == maxConcurrentStreams {
+	for b = b[h2wire.FrameHeaderLen : h2wire.FrameHeaderLen+size]; len(b) >= 6; b = b[6:] {
+		if binary.BigEndian.Uint16(b) == h2wire.SettingMaxStreams {
 			c.heard(binary.BigEndian.Uint32(b[2:]))
 		}
 	}

@@ -14,7 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
@@ -25,6 +24,7 @@ import (
 
 	"transom/descriptors"
 	"transom/rpc"
+	"transom/rpc/h2wire"
 	"transom/upstream/h2client"
 	"transom/upstream/lbhost"
 	"transom/upstream/loadaware"
@@ -116,7 +116,7 @@ func newOwn(cfg Config, p *policies, log *slog.Logger) (*ownBackend, error) {
 	return b, nil
 }
 
-// maxConns is the most connections to one endpoint.
+// maxConns is the most connections to one endpoint, by either transport.
 const maxConns = 10
 
 // connectBackoff is the pause after a failed attempt to connect.
@@ -270,7 +270,7 @@ func ownError(err error) error {
 	case h2client.OriginHTTP:
 		f.kind, f.detail = faultHTTP, strconv.Itoa(e.HTTP)
 	case h2client.OriginReset:
-		f.kind, f.detail = faultReset, http2.ErrCode(e.Reset).String()
+		f.kind, f.detail = faultReset, h2wire.ErrCode(e.Reset).String()
 	case h2client.OriginConn:
 		f.kind = faultLost
 	case h2client.OriginLimit:

@@ -271,6 +271,30 @@ func TestStreams(t *testing.T) {
 	}
 }
 
+// TestCallsBesideStreams opens streams that last, and then adds a server, which has none of them: it gets its share of the calls and
+// no more, and no server goes without.
+func TestCallsBesideStreams(t *testing.T) {
+	f := newFleet(t, 4)
+	l := startProxy(t, f, "adaptive", time.Second)
+	rate := 0.5 * 4 * perNode
+	l.run(rate, 2*time.Second)
+	l.streams(120, time.Minute) // they end with the test
+	calls := l.run(rate, time.Second)
+	f.nodes = append(f.nodes, startNode(t, "127.0.0.1:0"))
+	f.list(f.nodes...)
+	calls = calls.and(l.run(rate, 2*time.Second))
+	before := counts(f.nodes)
+	o := l.run(rate, 4*time.Second)
+	s := shares(f.nodes, before)
+	t.Logf("%d calls, shares %.2f; p99 %v", o.calls, s, o.at(0.99))
+	if slices.Min(s) < 0.4 || slices.Max(s) > 1.8 {
+		t.Errorf("shares of an equal part: %.2f", s)
+	}
+	if calls = calls.and(o); calls.failed() > 0 {
+		t.Errorf("%d calls failed: %v", calls.failed(), calls.errors)
+	}
+}
+
 // TestRollingRestart is S9: all servers are replaced, one after the other, each finishing the calls it has.
 func TestRollingRestart(t *testing.T) {
 	f := newFleet(t, 4)

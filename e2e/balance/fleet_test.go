@@ -195,7 +195,7 @@ func (n *node) serve(addr string) error {
 	}
 	n.addr = l.Addr().String()
 	r := report.New(report.Config{Capacity: slots})
-	n.srv = grpc.NewServer(grpc.ChainUnaryInterceptor(r.Unary))
+	n.srv = grpc.NewServer(grpc.ChainUnaryInterceptor(r.Unary), grpc.ChainStreamInterceptor(r.Stream))
 	bankv1.RegisterRatesServer(n.srv, rates{node: n})
 	bankv1.RegisterAccountsServer(n.srv, accounts{node: n})
 	srv := n.srv

@@ -107,6 +107,7 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	var want score.Pick
 	var tried [maxTried]*score.Node
 	if a != nil {
+		want.Stream = a.Stream
 		if a.Tried != nil {
 			want.Tried = tried[:a.Tried.nodes(&tried)]
 		}

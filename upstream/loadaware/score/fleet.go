@@ -109,6 +109,7 @@ type Fleet struct {
 	median     number      // median time per call without waiting, ns
 	failing    number      // part of the calls of the last second or so that failed
 	variation  number      // of the time per call: variance over squared mean, pooled over the nodes
+	streamCost number      // what a stream in flight counts as for a call that is none, 0 to 1
 	panicking  atomic.Bool // ejection is not respected
 	ejected    atomic.Int32
 	size       atomic.Int32
@@ -120,6 +121,7 @@ type Fleet struct {
 	looks   float64   // the tick's: calls that may go to see how slow nodes are
 	ends    float64   // the tick's: calls that ended in the last second or so, decaying, and those that failed
 	fails   float64
+	closed  float64 // the tick's: streams that ended in the last Params.Memory or so, decaying
 
 	// The nodes that reported last, for picking where most reports would be stale.
 	recent     [recents]atomic.Pointer[Node]
@@ -203,11 +205,15 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	var squares, means, calls float64
 	var own, others, withReport, good, bad, caps, ncaps, warm float64
 	var ejected int32
+	var streams float64
+	f.closed /= 1 + float64(elapsed)/float64(p.Memory)
 	keep := 1 / (1 + float64(elapsed)/float64(p.HealthMemory))
 	keepFleet := 1 / (1 + float64(elapsed)/float64(p.FleetMemory))
 	f.ends, f.fails = f.ends*keepFleet, f.fails*keepFleet
 	for _, n := range t.nodes {
 		own += float64(n.inflight.Load())
+		streams += float64(n.streams.Load())
+		f.closed += float64(n.closed.Swap(0))
 		if at := n.reported.get(); at > 0 && now-at < 30*time.Second {
 			others += n.others.get()
 			withReport++
@@ -261,6 +267,11 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		med = f.buf[(len(f.buf)-1)/2]
 	}
 	f.median.set(med)
+	if streams > 0 {
+		// By Little's law streams last for as long as there are of them for each that ends.
+		lasting := streams / f.closed * float64(p.Memory)
+		f.streamCost.set(min(1, shortStream*med/lasting))
+	}
 	// Even a steady server's time varies with what it is asked. Where few calls take most of the time, one node's calls
 	// hardly show it, so it is pooled; and a mean is even less certain there than its standard error says.
 	cv2 := 0.5
@@ -308,6 +319,10 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		t.judge(now, n, med, rate)
 	}
 }
+
+// shortStream is how many typical calls a stream may last to be work as a call is. Of one that lasts longer most is waiting for
+// somebody, and the longer the more: it counts as so much less.
+const shortStream = 10
 
 // serviceOf returns the node's time per call without waiting, and how many calls are behind it: those from here, and as far
 // as the server's load comes from elsewhere, what the server says.

@@ -40,6 +40,7 @@ type Node struct {
 	oks      atomic.Uint32 // answers that are not in timed
 	bads     atomic.Uint32 // failures
 	cuts     atomic.Uint32 // calls in timed that were cut
+	closed   atomic.Uint32 // streams that ended
 	others   number        // calls in flight from elsewhere, when reported
 	reported instant       // when the last usable report came
 	admit    number        // probability of being considered while warming up
@@ -220,6 +221,7 @@ func (n *Node) End(now time.Duration, s Sample) {
 	left := n.inflight.Add(-1)
 	if s.Stream {
 		n.streams.Add(-1)
+		n.closed.Add(1)
 	}
 	if s.Outcome == Void {
 		return
@@ -239,8 +241,9 @@ func (n *Node) End(now time.Duration, s Sample) {
 		}
 		n.answered(now)
 	case TimedOut:
-		// A deadline that is short for everybody is not this node's fault; a node that finished nothing meanwhile is.
-		if silent := n.quiet.get() <= s.Started; !silent {
+		// A deadline that is short for everybody is not this node's fault; a node that finished nothing meanwhile is. Streams
+		// end by their deadline because nothing else ends them.
+		if silent := n.quiet.get() <= s.Started; !silent || s.Stream {
 			s.Outcome = Cut
 			break
 		}
@@ -269,7 +272,7 @@ func (n *Node) End(now time.Duration, s Sample) {
 		if n.gated(gateHung) {
 			n.clearGate(gateHung)
 		}
-	} else if n.gated(gateHung) && n.quiet.get() <= s.Started {
+	} else if n.gated(gateHung) && !s.Stream && n.quiet.get() <= s.Started {
 		n.fleet.eject(now, n) // it took calls and gave nothing back until their callers gave up
 	}
 	if s.Stream || s.Untimed || s.Outcome == Failed || s.Outcome == Erred {

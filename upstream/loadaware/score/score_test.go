@@ -214,12 +214,87 @@ func TestStreamsAtServersOnTrial(t *testing.T) {
 			trial.Start(b.now)
 		}
 		for range 400 { // for 4 s
-			b.nodes[b.choose()].Begin(b.now, true)
+			b.nodes[b.table.Choose(b.now, &b.rnd, &score.Pick{Stream: true})].Begin(b.now, true)
 			b.now += 10 * ms
 		}
 		if got := trial.InFlight(); got < 1 || got > 110 {
 			t.Errorf("ejected %v: %d of 400 streams at the server on trial, want about 100 at most", ejected, got)
 		}
+	}
+}
+
+// A server that has no streams beside others that have many gets the next streams, but not all calls; streams that do not last
+// longer than calls count as such.
+func TestStreamsThatLastAreNoLoad(t *testing.T) {
+	for _, c := range []struct {
+		lasting  bool
+		min, max float64 // node 0's share of the calls
+	}{{true, 0.15, 0.45}, {false, 0.6, 1}} {
+		b := newBench(t, score.Adaptive, 4, func(p *score.Params) { p.Warmup = 0 })
+		b.shares(400, ok)
+		type flight struct {
+			node    int
+			started time.Duration
+			load    float64
+			stream  bool
+		}
+		begin := func(i int, stream bool) flight {
+			return flight{i, b.now, b.nodes[i].Begin(b.now, stream), stream}
+		}
+		end := func(f flight) {
+			b.nodes[f.node].End(b.now, score.Sample{Outcome: score.Answered, Started: f.started, Load: f.load, Stream: f.stream})
+		}
+		var streams, calls []flight
+		for i := 1; i < 4; i++ {
+			for range 30 {
+				streams = append(streams, begin(i, true))
+			}
+		}
+		got := 0.
+		const n = 4000
+		for k := range n {
+			b.now += ms
+			if !c.lasting { // each is followed by another at its server
+				end(streams[0])
+				streams = append(streams[1:], begin(streams[0].node, true))
+			}
+			if len(calls) == 4 {
+				end(calls[0])
+				calls = calls[1:]
+			}
+			i := b.choose()
+			calls = append(calls, begin(i, false))
+			if k >= n/4 && i == 0 {
+				got += 1 / (n * 0.75)
+			}
+		}
+		if got < c.min || got > c.max {
+			t.Errorf("streams last %v: the server without gets %.2f of the calls, want %v to %v", c.lasting, got, c.min, c.max)
+		}
+		for range 10 {
+			i := b.table.Choose(b.now, &b.rnd, &score.Pick{Stream: true})
+			if b.nodes[i].Begin(b.now, true); c.lasting && i != 0 {
+				t.Errorf("a stream goes to node %d, which has more", i)
+			}
+		}
+	}
+}
+
+// Streams that end by their deadline, as those of subscribers do, are no failures of their server.
+func TestStreamsEndByTheirDeadline(t *testing.T) {
+	b := newBench(t, score.Adaptive, 2, nil)
+	b.shares(100, ok)
+	for range 20 {
+		b.nodes[0].Begin(b.now, true)
+		b.now += time.Minute
+		b.nodes[0].End(b.now, score.Sample{Outcome: score.TimedOut, Started: b.now - time.Minute, Stream: true})
+	}
+	b.choose()
+	if s := b.nodes[0].Stats(b.now); s.Ejected || s.Health != 1 {
+		t.Errorf("ejected %v, health %v", s.Ejected, s.Health)
+	}
+	if got := b.shares(1000, ok)[0]; got < 0.4 {
+		t.Errorf("%.2f of the calls go there, want half", got)
 	}
 }
 

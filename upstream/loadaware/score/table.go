@@ -67,6 +67,8 @@ type Pick struct {
 	// Hash is the key of the hash policies. Without HasHash a random key is taken.
 	Hash    uint64
 	HasHash bool
+	// Stream says that the call is a stream.
+	Stream bool
 }
 
 // Table is an immutable list of nodes that a call may go to, with the scheduling state of its policy.
@@ -169,10 +171,15 @@ func (t *Table) admits(now time.Duration, p *Pick, n *Node) (ok, must bool) {
 	return true, false
 }
 
-// cost estimates what a further call will cost at n, in typical calls.
-func (f *Fleet) cost(par *Params, now time.Duration, n *Node) float64 {
-	own := float64(n.inflight.Load())
-	q := own
+// cost estimates what a further call, or stream, will cost at n, in typical calls. To a call, streams that last count for
+// little; streams are spread by their number.
+func (f *Fleet) cost(par *Params, now time.Duration, n *Node, stream bool) float64 {
+	streams := float64(n.streams.Load())
+	working := float64(n.inflight.Load()) - streams
+	q := working + streams
+	if !stream && streams > 0 {
+		q = working + streams*f.streamCost.get()
+	}
 	if s := f.sharing.get(); s > 0 {
 		q += q*s*par.OwnWeight + n.elsewhere(now)
 	}
@@ -184,7 +191,7 @@ func (f *Fleet) cost(par *Params, now time.Duration, n *Node) float64 {
 		load += par.ZonePenalty
 	}
 	slow := n.slowness.get()
-	if working := float64(n.working()); working >= 1 {
+	if working >= 1 {
 		if med := f.median.get(); med > 0 {
 			silent := float64(now-n.quiet.get()) / med
 			if c := n.capacity.get(); working < c {
@@ -270,14 +277,14 @@ func (t *Table) look(f *Fleet, par *Params, now time.Duration, r *Rand, p *Pick,
 		}
 		if n.gated(gateWarmup) {
 			if w := n.admit.get(); w < 1 && r.Float64() >= w {
-				if c := f.cost(par, now, n); c < b.youngCost {
+				if c := f.cost(par, now, n, p.Stream); c < b.youngCost {
 					b.young, b.youngCost = i, c
 				}
 				return false
 			}
 		}
 	}
-	if c := f.cost(par, now, n); c < b.cost {
+	if c := f.cost(par, now, n, p.Stream); c < b.cost {
 		b.node, b.cost = i, c
 	}
 	return false

@@ -309,7 +309,16 @@ func (b *builder) openClusters() {
 			if err := uc.Validate(); err != nil {
 				return nil, nil, err
 			}
-			cluster, err := upstream.New(uc, b.log)
+			log := b.log
+			if b.dry {
+				if err := uc.CheckEndpoints(); err != nil {
+					return nil, nil, err
+				}
+				if !b.asked(name) {
+					log = slog.New(slog.DiscardHandler) // whether its name can be resolved here says nothing
+				}
+			}
+			cluster, err := upstream.New(uc, log)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -333,6 +342,13 @@ func (b *builder) openClusters() {
 		}
 		b.clusters[name] = cluster
 	}
+}
+
+// asked reports whether a cluster is asked for its descriptors.
+func (b *builder) asked(cluster string) bool {
+	return slices.ContainsFunc(b.cfg.GetDescriptors(), func(d *configv1.DescriptorSource) bool {
+		return d.GetReflection() != nil && d.GetReflection().GetCluster() == cluster
+	})
 }
 
 // loadSchema reads the descriptor sources and compiles them. Sources that do not answer are left out.

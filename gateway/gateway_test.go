@@ -264,6 +264,35 @@ func TestHashOnField(t *testing.T) {
 	}
 }
 
+// TestCheckTargets checks configurations by what their targets name. A name that cannot be resolved here is no fault, and nothing that
+// looks like one is written either.
+func TestCheckTargets(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"good": `endpoints: [{address: "127.0.0.1:1"}]`, "bad": `endpoints: [{adress: "127.0.0.1:1"}]`} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for target, want := range map[string]string{
+		"file://" + dir + "/good":  "",
+		"file://" + dir + "/bad":   "clusters.bank.target: endpoint file " + dir + "/bad: line 1: an endpoint has address, ",
+		"file://" + dir + "/none":  "clusters.bank.target: endpoint file " + dir + "/none: open ",
+		"dns:///nowhere.invalid:1": "",
+	} {
+		var log bytes.Buffer
+		err := gateway.Check(t.Context(), &configv1.Config{
+			Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: descriptorSet(t)}}},
+			Clusters:    map[string]*configv1.Cluster{"bank": {Target: target}},
+		}, slog.New(slog.NewTextHandler(&log, nil)))
+		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", target, err, want)
+		}
+		if log.Len() > 0 {
+			t.Errorf("%s: %s", target, log.String())
+		}
+	}
+}
+
 // TestFaultsAtOnce has faults in parts of the configuration that depend on one another: all are told of, and none that follows
 // only from another.
 func TestFaultsAtOnce(t *testing.T) {
@@ -294,7 +323,7 @@ func TestFaultsAtOnce(t *testing.T) {
 	}
 	want := []string{
 		"listeners[0].tls: certificate missing.crt:",
-		`clusters.bad: target: "nowhere" must b`,
+		`clusters.bad.target: "nowhere" must be host:p`,
 		`policies[2].selector: selector "bank.v1.Accoun`,
 		`policies[3].cluster: there is no cluster "nei`,
 	}

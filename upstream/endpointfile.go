@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/url"
 	"os"
 	"path/filepath"
 	"sync"
@@ -135,6 +136,24 @@ func (e *fileEntry) UnmarshalYAML(n *yaml.Node) error {
 		}
 	}
 	return n.Decode((*plain)(e))
+}
+
+// CheckEndpoints reports every fault of the endpoint file that the target names, joined FieldErrors; nil for other targets. A Cluster
+// takes a file that is missing or has a fault for one that will come.
+func (c Config) CheckEndpoints() error {
+	u, err := url.Parse(c.Target)
+	if err != nil || u.Scheme != "file" {
+		return nil //nolint:nilerr // Validate says what is wrong with a target
+	}
+	b, err := readLimited(u.Path, maxEndpointFileBytes)
+	if err == nil {
+		_, err = ParseEndpointFile(b)
+	}
+	var errs []error
+	for _, e := range each(err) {
+		errs = append(errs, inField("target", fmt.Errorf("endpoint file %s: %w", u.Path, e))...)
+	}
+	return errors.Join(errs...)
 }
 
 // fileBuilder resolves file:///path.

@@ -72,7 +72,8 @@ func TestUnusedPolicies(t *testing.T) {
 			t.Errorf("%v: a call goes through %v; %v", p, names, b.faults)
 		}
 		// And chaining nothing is the very handler.
-		if got, want := reflect.ValueOf(rpc.Chain(c.Invoke, b.authenticate(Effective{Policy: p}), b.limits(&unary, Effective{Policy: p}))).Pointer(), reflect.ValueOf(rpc.Handler(c.Invoke)).Pointer(); got != want {
+		early, late := b.limits(&unary, Effective{Policy: p}, false)
+		if got, want := reflect.ValueOf(rpc.Chain(c.Invoke, early, b.authenticate(Effective{Policy: p}), late)).Pointer(), reflect.ValueOf(rpc.Handler(c.Invoke)).Pointer(); got != want {
 			t.Errorf("%v: something stands before the cluster", p)
 		}
 	}

@@ -481,6 +481,8 @@ func (b *builder) snapshot() *Snapshot {
 // ask for is not in it.
 func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler) (rpc.Handler, []string) {
 	response, redact := b.answers(m, eff)
+	auth := b.authenticate(eff)
+	addresses, limits := b.limits(m, eff, auth != nil)
 	links := []struct {
 		name string
 		mw   rpc.Middleware
@@ -489,10 +491,11 @@ func (b *builder) chain(m *descriptors.Method, eff Effective, inner rpc.Handler)
 		{"idle", b.idle(m, eff)},
 		{"deprecated", b.deprecated(eff)},
 		{"answers", response},
-		{"auth", b.authenticate(eff)},
+		{"limits by address", addresses},
+		{"auth", auth},
 		{"requests", b.request(m, eff)},
 		{"access", b.authorize(m, eff)},
-		{"limits", b.limits(m, eff)},
+		{"limits", limits},
 		{"validate", b.validate(m, eff)},
 		{"cache", b.caching(m, eff)},
 		{"redact", redact},

@@ -57,10 +57,11 @@ func (b *builder) validate(m *descriptors.Method, eff Effective) rpc.Middleware 
 	return mw
 }
 
-// limits is the middleware that holds calls to their limits; nil if there are none.
-func (b *builder) limits(m *descriptors.Method, eff Effective) rpc.Middleware {
+// limits are the middlewares that hold calls to their limits: early stands before authentication. Either is nil if there is
+// nothing for it to do.
+func (b *builder) limits(m *descriptors.Method, eff Effective, authenticated bool) (early, late rpc.Middleware) {
 	if len(eff.Policy.GetLimits()) == 0 {
-		return nil
+		return nil, nil
 	}
 	cost := int64(max(1, eff.Policy.GetCost()))
 	place := eff.path("limits")
@@ -89,7 +90,7 @@ func (b *builder) limits(m *descriptors.Method, eff Effective) rpc.Middleware {
 			b.fault(fmt.Sprintf("%s[%d]", eff.path("limits"), i), "calls of %s cost %d, and no more than %d may ever come at once", m.Name, cost, most)
 		}
 	}
-	return limit.Middleware(limiters, cost, b.limitFields(m, eff))
+	return limit.Middleware(limiters, cost, b.limitFields(m, eff), authenticated)
 }
 
 // limitFields are the fields of the method's request that its limits count by; nil if by none. Unlike other fields in a policy

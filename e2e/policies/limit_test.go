@@ -100,6 +100,48 @@ func TestLimitsOfErrors(t *testing.T) {
 	want("Connect", resp.Header.Values("RateLimit"), 0)
 }
 
+// TestLimitBeforeAuthentication: a limit by address holds who tries credentials, before these are looked at; what it counted of a
+// call that another limit refuses is given back.
+func TestLimitBeforeAuthentication(t *testing.T) {
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		p := start(t, fmt.Sprintf(`
+consumers: {providers: {keys: {api_key: {}}}, known: {shop: {api_keys: [%q]}}}
+policies:
+- {selector: "*", auth: {require: [keys]}, limits: [{name: consumer, quota: 2/day}, {name: address, rate: 4/h, burst: 4, per: [ip, method]}]}
+`, sha("shop")))
+		shop, guess := map[string]string{"x-api-key": "shop"}, map[string]string{"x-api-key": "guess"}
+		for i := range 2 {
+			o := call(t, p, shop)
+			o.wantOK(t, "within both")
+			if o.header == nil { // a WebSocket's messages have no headers
+				continue
+			}
+			if got, want := o.header["ratelimit"], fmt.Sprintf(`"address";r=%d;t=%d, "consumer";r=%d;t=`, 3-i, 900*(i+1), 1-i); len(got) != 1 || !strings.HasPrefix(got[0], want) {
+				t.Errorf("ratelimit %q, want %q…", got, want)
+			}
+			if got, want := o.header["ratelimit-policy"], []string{`"address";q=4;w=3600, "consumer";q=2;w=86400`}; !slices.Equal(got, want) {
+				t.Errorf("ratelimit-policy %q, want %q", got, want)
+			}
+		}
+		for range 5 {
+			o := call(t, p, shop)
+			o.want(t, "over the quota", codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
+			if got := o.header["ratelimit"]; len(got) != 1 || !strings.HasPrefix(got[0], `"consumer";r=0;t=`) {
+				t.Errorf("over the quota: ratelimit %q", got)
+			}
+		}
+		for i := range 2 {
+			o := call(t, p, guess)
+			o.want(t, "a guess", codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+			if got, want := o.header["ratelimit"], fmt.Sprintf(`"address";r=%d;t=`, 1-i); len(got) != 1 || !strings.HasPrefix(got[0], want) {
+				t.Errorf("a guess: ratelimit %q, want %q…", got, want)
+			}
+		}
+		call(t, p, guess).want(t, "one guess too many", codes.ResourceExhausted, 429, "RATE_LIMITED")
+		call(t, p, shop).want(t, "another's, from there", codes.ResourceExhausted, 429, "RATE_LIMITED")
+	})
+}
+
 // TestLimitByHeader counts by a header that no other setting passes on: over REST and WebSocket all callers were one.
 func TestLimitByHeader(t *testing.T) {
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
@@ -241,7 +283,7 @@ func TestLimitByFieldUnderLoad(t *testing.T) {
 		load.calls(t, 20)
 	}
 	load.end()
-	p.reload(t, text(`{name: last, rate: 1/h, per: "field:base"}`))
+	p.reload(t, text(`{name: last, rate: 1/h, per: "field:base", local: true}`))
 	if o := rates["gRPC"](t, p, "EUR", "USD"); o.code != codes.OK {
 		t.Errorf("the one call there is: %v %s", o.code, o.message)
 	}
@@ -252,9 +294,16 @@ func TestLimitByFieldUnderLoad(t *testing.T) {
 
 // TestSharedLimitByField: what the requests of one proxy used of a field's value the other knows, by all protocols.
 func TestSharedLimitByField(t *testing.T) {
-	config := fmt.Sprintf("redis: {addresses: [%q], timeout: 10s}\npolicies:\n", startRedis(t).addr) +
+	config := fmt.Sprintf("redis: {addresses: [%q], timeout: 10s, fail_closed: true}\npolicies:\n", startRedis(t).addr) +
 		"- {selector: bank.v1.Rates.*, limits: [{name: base, quota: 3/day, per: \"field:base\"}]}\n"
 	one, two := start(t, config), start(t, config)
+	for _, p := range []*proxy{one, two} { // until Redis is connected nothing is let through
+		for deadline := time.Now().Add(patience); rates["gRPC"](t, p, "GBP", "CHF").code == codes.Unavailable; {
+			if time.Now().After(deadline) {
+				t.Fatal("no Redis")
+			}
+		}
+	}
 	for _, base := range []string{"EUR", "USD"} {
 		for name, rate := range rates { // three calls
 			p := one

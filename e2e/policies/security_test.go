@@ -374,10 +374,10 @@ func FuzzRouteAndPolicy(f *testing.F) {
 		if get {
 			verb = http.MethodGet
 		}
-		// What the router would do, without any policy.
+		// What the router would do, without any policy. The path of a method is taken as it is, byte for byte.
 		var method *descriptors.Method
 		p.Snapshot(func(s *gateway.Snapshot) {
-			if m, ok := s.Schema().Method(u.Path); ok && !get {
+			if m, ok := s.Schema().Method(u.EscapedPath()); ok && !get {
 				method = m
 			} else if match, err := s.MatchHTTP(verb, u.EscapedPath(), ""); err == nil {
 				method = match.Binding.Method

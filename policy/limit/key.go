@@ -61,11 +61,19 @@ type request struct {
 	message protoreflect.Message // nil if there is no message
 }
 
-// byField reports whether one of the limits counts by a field of the request.
-func byField(limits []*Limiter) bool {
-	return slices.ContainsFunc(limits, func(l *Limiter) bool {
-		return slices.ContainsFunc(l.cfg.Per, func(p Part) bool { return p.kind == perField })
-	})
+// byField reports whether the limit counts by a field of the request.
+func (l *Limiter) byField() bool {
+	return slices.ContainsFunc(l.cfg.Per, func(p Part) bool { return p.kind == perField })
+}
+
+// anonymous reports whether the limit can be asked of a call before it is known who calls, and harms nobody but those at the
+// call's address: it counts calls by the address, or by address and method.
+func (l *Limiter) anonymous() bool {
+	if len(l.plans) > 0 || l.cfg.Messages {
+		return false
+	}
+	return slices.Contains(l.cfg.Per, Part{kind: perIP}) &&
+		!slices.ContainsFunc(l.cfg.Per, func(p Part) bool { return p.kind != perIP && p.kind != perMethod })
 }
 
 // key appends the bytes that say whose count a call is of. Calls have equal keys only if all parts are equal: each has its

@@ -193,9 +193,15 @@ func parts(t testing.TB, per ...string) []Part {
 
 func ok(context.Context, *rpc.Call) error { return nil }
 
+// late are limits on calls of a method that nobody is authenticated for.
+func late(limits []*Limiter, cost int64, fields Fields) rpc.Middleware {
+	_, mw := Middleware(limits, cost, fields, false)
+	return mw
+}
+
 func TestRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := Middleware([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 10, Period: time.Second, Burst: 5}, Per: parts(t, "consumer")})}, 1, nil)(ok)
+		h := late([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 10, Period: time.Second, Burst: 5}, Per: parts(t, "consumer")})}, 1, nil)(ok)
 		admitted := func(consumer string, n int) (yes int, last error) {
 			for range n {
 				if err := h(t.Context(), newCall(consumer, "192.0.2.1")); err != nil {
@@ -253,7 +259,7 @@ func TestQuota(t *testing.T) {
 			days   int
 		}{{Month, 31}, {Day, 1}} { // from 1 January
 			period, days := tc.period, tc.days
-			h := Middleware([]*Limiter{New(Config{Name: "q", Kind: Quota, Amount: Amount{Count: 3, Period: period}})}, 1, nil)(ok)
+			h := late([]*Limiter{New(Config{Name: "q", Kind: Quota, Amount: Amount{Count: 3, Period: period}})}, 1, nil)(ok)
 			for day := range days {
 				n := 0
 				for range 5 {
@@ -276,7 +282,7 @@ func TestQuota(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	l := New(Config{Name: "c", Kind: Concurrent, Amount: Amount{Count: 2}, Per: parts(t, "header:x-key")})
 	enter, leave := make(chan struct{}), make(chan struct{})
-	h := Middleware([]*Limiter{l}, 1, nil)(func(_ context.Context, call *rpc.Call) error {
+	h := late([]*Limiter{l}, 1, nil)(func(_ context.Context, call *rpc.Call) error {
 		call.SetHeader("x-key", "changed by a policy further in")
 		enter <- struct{}{}
 		<-leave
@@ -303,7 +309,7 @@ func TestGiveBack(t *testing.T) {
 		all := New(Config{Name: "all", Kind: Rate, Amount: Amount{Count: 10, Period: time.Hour}})
 		day := New(Config{Name: "day", Kind: Quota, Amount: Amount{Count: 10, Period: Day}})
 		each := New(Config{Name: "each", Kind: Rate, Amount: Amount{Count: 1, Period: time.Hour}, Per: parts(t, "consumer")})
-		h := Middleware([]*Limiter{all, day, each}, 1, nil)(ok)
+		h := late([]*Limiter{all, day, each}, 1, nil)(ok)
 		for range 50 {
 			_ = h(t.Context(), newCall("greedy", "192.0.2.1"))
 		}
@@ -393,7 +399,7 @@ func fieldLimits(t *testing.T, method string, limits ...*Limiter) (*descriptors.
 			fields[p.name] = path
 		}
 	}
-	return m, Middleware(limits, 1, fields)
+	return m, late(limits, 1, fields)
 }
 
 // consume takes all messages of a call, as backends do.
@@ -495,7 +501,7 @@ func TestFieldOfRunning(t *testing.T) {
 
 // TestParallelBurst has many goroutines at once try to get more than the burst.
 func TestParallelBurst(t *testing.T) {
-	h := Middleware([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}})}, 1, nil)(ok)
+	h := late([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}})}, 1, nil)(ok)
 	var yes atomic.Int64
 	var wg sync.WaitGroup
 	for range 16 {
@@ -601,7 +607,7 @@ func TestRedisDown(t *testing.T) {
 	for _, closed := range []bool{false, true} {
 		r := NewRedis(RedisConfig{Addresses: []string{"127.0.0.1:1"}, Timeout: 100 * time.Millisecond, Instances: 4, FailClosed: closed}, slog.New(slog.DiscardHandler))
 		l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}, Redis: r})
-		h := Middleware([]*Limiter{l}, 1, nil)(ok)
+		h := late([]*Limiter{l}, 1, nil)(ok)
 		n := 0
 		var last error
 		for range 200 {
@@ -665,7 +671,7 @@ func TestAllocations(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() { _, _ = l.take(context.Background(), c, request{}, 1) }); n > 0 {
 		t.Errorf("a decision makes %v allocations", n)
 	}
-	h := Middleware([]*Limiter{l}, 1, nil)(func(_ context.Context, call *rpc.Call) error { return call.Stream.SendHeader(nil) })
+	h := late([]*Limiter{l}, 1, nil)(func(_ context.Context, call *rpc.Call) error { return call.Stream.SendHeader(nil) })
 	quiet := &headerOnly{}
 	const most = 4 // what tells the client, its text, and the metadata with room for it
 	if n := testing.AllocsPerRun(1000, func() {
@@ -685,3 +691,40 @@ type headerOnly struct {
 }
 
 func (h *headerOnly) SendHeader(md metadata.MD) error { h.md = md; return nil }
+
+// TestEarly: of limits on authenticated calls those by address alone stand before authentication.
+func TestEarly(t *testing.T) {
+	rate := func(per ...string) Config {
+		return Config{Name: "r", Amount: Amount{Count: 5, Period: time.Hour}, Per: parts(t, per...)}
+	}
+	running, messages, plans := rate("ip"), rate("ip"), rate("ip")
+	running.Kind, running.Amount = Concurrent, Amount{Count: 5}
+	messages.Messages = true
+	plans.Plans = map[string]Amount{"gold": {Count: 9, Period: time.Hour}}
+	for _, tc := range []struct {
+		name  string
+		cfg   Config
+		early bool
+	}{
+		{"ip", rate("ip"), true},
+		{"ip and method", rate("method", "ip"), true},
+		{"concurrent", running, true},
+		{"everybody", rate(), false},
+		{"method", rate("method"), false},
+		{"consumer", rate("consumer"), false},
+		{"ip and consumer", rate("ip", "consumer"), false},
+		{"ip and header", rate("ip", "header:x-tenant"), false},
+		{"ip and claim", rate("ip", "claim:org"), false},
+		{"ip and field", rate("ip", "field:name"), false},
+		{"messages", messages, false},
+		{"plans", plans, false},
+	} {
+		early, late := Middleware([]*Limiter{New(tc.cfg)}, 1, nil, true)
+		if (early != nil) != tc.early || (late != nil) == tc.early {
+			t.Errorf("%s: early %v, late %v", tc.name, early != nil, late != nil)
+		}
+		if early, late := Middleware([]*Limiter{New(tc.cfg)}, 1, nil, false); early != nil || late == nil {
+			t.Errorf("%s, nobody is authenticated: early %v, late %v", tc.name, early != nil, late != nil)
+		}
+	}
+}

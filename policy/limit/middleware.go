@@ -2,6 +2,7 @@ package limit
 
 import (
 	"context"
+	"errors"
 	"io"
 	"strings"
 	"time"
@@ -16,25 +17,46 @@ import (
 // Middleware holds calls to all of the limits; a call, or message, weighs cost. It is nil if there are none. fields are those of
 // the method's request that the limits count by; nil if they count by none.
 //
+// If callers are authenticated, the limits that count by addresses (see anonymous) are in early, which is to stand before
+// authentication, so that they hold floods of bad credentials too; early is nil if there are none. What early counted is given
+// back if one of the others refuses the call.
+//
 // A limit by a field goes by the first message of a call, which is waited for, or if it counts messages by each; a call without
 // a message has none of the fields. A message that is not of the type ends the call with INVALID_ARGUMENT. Where no limit
 // counts by a field nothing is waited for and nothing decoded.
-func Middleware(limits []*Limiter, cost int64, fields Fields) rpc.Middleware {
-	if len(limits) == 0 {
+func Middleware(limits []*Limiter, cost int64, fields Fields, authenticated bool) (early, late rpc.Middleware) {
+	before, after := &gate{cost: cost}, &gate{cost: cost, fields: fields}
+	for _, l := range limits {
+		g := after
+		if authenticated && l.anonymous() {
+			g = before
+		}
+		g.add(l)
+	}
+	before.followed = len(after.calls) > 0
+	return before.middleware(), after.middleware()
+}
+
+// add adds a limit.
+func (g *gate) add(l *Limiter) {
+	switch {
+	case l.cfg.Kind == Concurrent:
+		g.running = append(g.running, l)
+		g.first = g.first || l.byField()
+	case l.cfg.Messages:
+		g.messages = append(g.messages, l)
+		g.each = g.each || l.byField()
+	default:
+		g.calls = append(g.calls, l)
+		g.first = g.first || l.byField()
+	}
+}
+
+// middleware is nil if g has no limits.
+func (g *gate) middleware() rpc.Middleware {
+	if len(g.running)+len(g.calls)+len(g.messages) == 0 {
 		return nil
 	}
-	g := &gate{cost: cost, fields: fields}
-	for _, l := range limits {
-		switch {
-		case l.cfg.Kind == Concurrent:
-			g.running = append(g.running, l)
-		case l.cfg.Messages:
-			g.messages = append(g.messages, l)
-		default:
-			g.calls = append(g.calls, l)
-		}
-	}
-	g.first, g.each = byField(g.running) || byField(g.calls), byField(g.messages)
 	return func(next rpc.Handler) rpc.Handler {
 		return func(ctx context.Context, call *rpc.Call) error { return g.run(ctx, call, next) }
 	}
@@ -48,7 +70,14 @@ type gate struct {
 	// first says that running or calls count by a field, each that messages do.
 	first, each bool
 	fields      Fields
+	// followed says that there is a gate further in that counts calls.
+	followed bool
 }
+
+// refused is the error of a call that a gate did not let through.
+type refused struct{ error }
+
+func (r *refused) Unwrap() error { return r.error }
 
 // run lets the call through if there is room for it. The first message is looked at before anything is counted.
 func (g *gate) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error {
@@ -102,7 +131,7 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 		for _, l := range g.running {
 			s, err := l.enter(call, req)
 			if err != nil {
-				return err
+				return &refused{err}
 			}
 			inside = append(inside, s)
 		}
@@ -112,7 +141,7 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 		var few [2]verdict
 		all, err := take(ctx, call, req, g.calls, g.cost, few[:0])
 		if err != nil {
-			return err
+			return &refused{err}
 		}
 		left = g.announce(call.Stream, all)
 		call.Stream = left
@@ -121,10 +150,21 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 		call.Stream = &counted{call.Stream, g, call}
 	}
 	err := next(ctx, call)
+	if _, further := errors.AsType[*refused](err); further { // refused by a gate further in
+		giveBack(ctx, call, req, g.calls, g.cost)
+		return err
+	}
 	if left != nil {
 		err = left.end(err)
 	}
 	return err
+}
+
+// giveBack gives back what a call took of limits.
+func giveBack(ctx context.Context, call *rpc.Call, req request, limits []*Limiter, cost int64) {
+	for _, l := range limits {
+		_, _ = l.take(ctx, call, req, -cost)
+	}
 }
 
 // take asks all limits, and appends what they say to all. What was taken is given back if one refuses.
@@ -140,9 +180,7 @@ func take(ctx context.Context, call *rpc.Call, req request, limits []*Limiter, c
 			all = append(all, v)
 			continue
 		}
-		for _, before := range limits[:i] {
-			_, _ = before.take(ctx, call, req, -cost)
-		}
+		giveBack(ctx, call, req, limits[:i], cost)
 		return nil, err
 	}
 	return all, nil
@@ -180,12 +218,13 @@ type announced struct {
 	// state and policy are the values of "ratelimit" and "ratelimit-policy".
 	state  [1]string
 	policy []string
-	told   bool
+	// followed says that further limits have told already.
+	followed, told bool
 }
 
 // announce has a client of the stream s told what the limits said.
 func (g *gate) announce(s rpc.Stream, all []verdict) *announced {
-	a := &announced{Stream: s, policy: all[0].plan.policy}
+	a := &announced{Stream: s, policy: all[0].plan.policy, followed: g.followed}
 	var buf [128]byte
 	state := buf[:0]
 	for i, v := range all {
@@ -210,8 +249,17 @@ func (a *announced) SendHeader(md metadata.MD) error {
 	if md == nil {
 		md = metadata.MD{}
 	}
-	md["ratelimit"], md["ratelimit-policy"] = a.state[:], a.policy
+	a.put(md)
 	return a.Stream.SendHeader(md)
+}
+
+// put writes what is left into md, before what further limits wrote.
+func (a *announced) put(md metadata.MD) {
+	state, policy := a.state[:], a.policy
+	if had, by := md["ratelimit"], md["ratelimit-policy"]; a.followed && len(had) == 1 && len(by) == 1 {
+		state, policy = []string{state[0] + ", " + had[0]}, []string{policy[0] + ", " + by[0]}
+	}
+	md["ratelimit"], md["ratelimit-policy"] = state, policy
 }
 
 func (a *announced) Send(ctx context.Context, m rpc.Message) error {
@@ -226,10 +274,20 @@ func (a *announced) Send(ctx context.Context, m rpc.Message) error {
 
 // end has the client told with an error that is the call's whole answer. A limit that refuses has told already.
 func (a *announced) end(err error) error {
-	if err == nil || a.told || rpc.HeaderOf(err)["ratelimit"] != nil {
+	if err == nil || a.told {
 		return err
 	}
-	return rpc.WithHeader(err, metadata.MD{"ratelimit": a.state[:], "ratelimit-policy": a.policy})
+	md := metadata.MD{}
+	for key, values := range rpc.HeaderOf(err) {
+		if key == "ratelimit" || key == "ratelimit-policy" {
+			md[key] = values
+		}
+	}
+	if len(md) > 0 && !a.followed {
+		return err
+	}
+	a.put(md)
+	return rpc.WithHeader(err, md)
 }
 
 // counted counts the client's messages.

@@ -328,6 +328,49 @@ func TestPriority(t *testing.T) {
 	untilOnly(t, c, "B")
 }
 
+// So do calls for which those of first choice have no room, and further attempts at calls that failed there.
+func TestPrioritySpills(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	a := newBackend(t, func(_ string, s stream) error {
+		switch m, err := s.recv(); {
+		case err != nil:
+			return err
+		case m == "fail":
+			return status.Error(codes.Unavailable, "try elsewhere")
+		case m == "hold":
+			entered <- struct{}{}
+			<-release
+		}
+		return s.send("A")
+	})
+	b := nameBackend(t, "B")
+	path := t.TempDir() + "/endpoints.yaml"
+	replace(t, path, fmt.Sprintf("endpoints: [{address: %q}, {address: %q, priority: 1}]", a, b))
+	c := newCluster(t, upstream.Config{Target: "file://" + path, MaxInFlightPerEndpoint: 1, QueueTimeout: time.Minute})
+	untilReady(t, c, 2)
+	one := func(m *descriptors.Method, msg, want string) {
+		t.Helper()
+		if got, _, err := exchange(t, c, m, nil, msg); err != nil || got[0] != want {
+			t.Errorf("%s is answered by %v, %v; want %s", msg, got, err, want)
+		}
+	}
+	one(unary, "m", "A")
+	one(idempotent, "fail", "B")
+	one(unary, "m", "A")
+	held := make(chan error)
+	go func() {
+		_, _, err := exchange(t, c, unary, nil, "hold")
+		held <- err
+	}()
+	<-entered
+	one(unary, "m", "B")
+	close(release)
+	if err := <-held; err != nil {
+		t.Error(err)
+	}
+	one(unary, "m", "A")
+}
+
 // What a service config says of single attempts: sizes and wait-for-ready.
 func TestAttemptLimits(t *testing.T) {
 	const config = `{"methodConfig": [

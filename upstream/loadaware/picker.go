@@ -33,7 +33,7 @@ type picker struct {
 
 // level is a priority with its part of the calls.
 type level struct {
-	upTo    float64 // cumulative; the last is 1
+	upTo    float64 // cumulative; 1 for the last that is needed, and for those behind it
 	table   *score.Table
 	targets []target
 }
@@ -41,9 +41,22 @@ type level struct {
 // overprovision is by how much a priority's ready part may fall before calls spill to the next. Envoy: 1.4.
 const overprovision = 1.4
 
+// tried says whether all targets are among nodes.
+func (l *level) tried(nodes []*score.Node) bool {
+	if len(nodes) < len(l.targets) {
+		return false
+	}
+	for i := range l.targets {
+		if !slices.Contains(nodes, l.targets[i].node) {
+			return false
+		}
+	}
+	return true
+}
+
 // newPicker makes a picker of the ready targets, or returns nil if there are none. listed counts the endpoints of each
 // priority, ready or not: a priority takes calls in proportion to overprovision times the part that is ready, and what is
-// left goes to the next. The caller holds b.mu.
+// left goes to the next; so does what a priority has no room for. The caller holds b.mu.
 func newPicker(b *lb, listed map[int]int, ready map[int][]target) *picker {
 	p := &picker{b: b}
 	var priorities []int
@@ -53,9 +66,6 @@ func newPicker(b *lb, listed map[int]int, ready map[int][]target) *picker {
 	slices.Sort(priorities)
 	taken := 0.
 	for _, pr := range priorities {
-		if taken >= 1 {
-			break
-		}
 		ts := ready[pr]
 		nodes := make([]*score.Node, len(ts))
 		names := make([]string, len(ts))
@@ -91,13 +101,10 @@ type record struct {
 func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	rnd := score.Rand{State: rand.Uint64()}
 	now := p.b.now()
-	l := &p.levels[0]
+	at := 0
 	if len(p.levels) > 1 {
 		x := rnd.Float64()
-		for i := range p.levels {
-			if l = &p.levels[i]; x < l.upTo {
-				break
-			}
+		for at = 0; x >= p.levels[at].upTo; at++ {
 		}
 	}
 	var a *Attempt
@@ -115,7 +122,17 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 			want.Hash, want.HasHash = score.Hash(a.Key), true
 		}
 	}
-	i := l.table.Choose(now, &rnd, &want)
+	// A level whose endpoints are at their limits, or have all been tried, leaves the call to the others.
+	var l *level
+	i := -1
+	for others := len(p.levels) - 1; i < 0 && others >= 0; others-- {
+		if l = &p.levels[at]; others == 0 || !l.tried(want.Tried) {
+			i = l.table.Choose(now, &rnd, &want)
+		}
+		if at++; at == len(p.levels) {
+			at = 0
+		}
+	}
 	if i < 0 {
 		if a != nil {
 			a.saturated.Store(true)

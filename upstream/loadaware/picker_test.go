@@ -222,8 +222,8 @@ func TestPriorities(t *testing.T) {
 		listed, ready map[int]int
 		want          map[int]float64
 	}{
-		{map[int]int{0: 4, 1: 4}, map[int]int{0: 4, 1: 4}, map[int]float64{0: 1}},
-		{map[int]int{0: 4, 1: 4}, map[int]int{0: 3, 1: 4}, map[int]float64{0: 1}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 4, 1: 4}, map[int]float64{0: 1, 1: 1}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 3, 1: 4}, map[int]float64{0: 1, 1: 1}},
 		{map[int]int{0: 4, 1: 4}, map[int]int{0: 2, 1: 4}, map[int]float64{0: 0.7, 1: 1}},
 		{map[int]int{0: 4, 1: 4}, map[int]int{1: 1}, map[int]float64{1: 1}},
 	} {

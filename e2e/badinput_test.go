@@ -338,6 +338,9 @@ func TestBadFiles(t *testing.T) {
 		{"config address twice", []string{"--config", write("i.yaml", "listeners:\n  - {address: \"127.0.0.1:1\"}\n  - {address: \"127.0.0.1:1\"}\n"+rest)}, 1, "i.yaml:3:15:"},
 		{"config admin open to all", []string{"--config", write("j.yaml", "listeners:\n  - {address: \":0\"}\nadmin: {address: \"0.0.0.0:1\"}\n"+rest)}, 1, "j.yaml:3:18:"},
 		{"config admin without its token", []string{"--config", write("k.yaml", "listeners:\n  - {address: \":0\"}\nadmin: {address: \":1\", token_file: /nowhere}\n"+rest)}, 1, "k.yaml:3:36:"},
+		{"config target", []string{"--config", write("l.yaml", "listeners:\n  - {address: \":0\"}\nclusters:\n  a:\n    target: a\n")}, 1, "l.yaml:5:13:"},
+		{"config balancing policy", []string{"--config", write("m.yaml", "listeners:\n  - {address: \":0\"}\nclusters:\n  a:\n    target: a:1\n    lb: {policy: fastest}\n")}, 1, "m.yaml:6:18:"},
+		{"config service config", []string{"--config", write("n.yaml", "listeners:\n  - {address: \":0\"}\nclusters:\n  a:\n    target: a:1\n    service_config: '{}x'\n")}, 1, "n.yaml:6:21:"},
 		{"config two of one rank", []string{"--config", write("f.yaml", "listeners:\n  - address: \":0\"\ndescriptors:\n  - file: "+good+"\nclusters: {a: {target: \"a:1\"}}\npolicies:\n  - {selector: bank.v1.*, timeout: 1s}\n  - {selector: bank.v1.*, timeout: 2s}\n")}, 1, "timeout"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -332,7 +332,7 @@ func (b *builder) openClusters() {
 		})
 		if err != nil {
 			for _, err := range flatten(err) {
-				path := "clusters." + name
+				path := "clusters[" + name + "]"
 				if f := (*upstream.FieldError)(nil); errors.As(err, &f) {
 					path, err = path+"."+f.Field, f.Err
 				}
@@ -530,7 +530,7 @@ func (b *builder) hashes(m *descriptors.Method) {
 		if !upstream.HashesOn(on, m) {
 			err = fmt.Errorf("%w: no method has a single request with a field %q that is one value", rpc.ErrNoField, field)
 		}
-		b.foundField("clusters."+name+".lb.hash_on", err)
+		b.foundField("clusters["+name+"].lb.hash_on", err)
 	}
 }
 

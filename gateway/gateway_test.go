@@ -230,12 +230,12 @@ func TestClusterFaults(t *testing.T) {
 		},
 	}, slog.New(slog.DiscardHandler))
 	for _, want := range []string{
-		`clusters.a.target: "127.0.0.1" must be host:port`,
-		`clusters.a.lb.policy: there is no "fastest"; there are adaptive, round_robin,`,
-		`clusters.a.service_config: methodConfig[0].name: must not be empty`,
-		`clusters.b.lb.policy: adaptive: subset: must be at least 0, is -1`,
-		`clusters.b.lb.policy: adaptive: probes: must be from 0 to 10, is 11`,
-		`clusters.c.tls: certificate authorities: open /none`,
+		`clusters[a].target: "127.0.0.1" must be host:port`,
+		`clusters[a].lb.policy: there is no "fastest"; there are adaptive, round_robin,`,
+		`clusters[a].service_config: methodConfig[0].name: must not be empty`,
+		`clusters[b].lb.policy: adaptive: subset: must be at least 0, is -1`,
+		`clusters[b].lb.policy: adaptive: probes: must be from 0 to 10, is 11`,
+		`clusters[c].tls: certificate authorities: open /none`,
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
@@ -247,8 +247,8 @@ func TestClusterFaults(t *testing.T) {
 func TestHashOnField(t *testing.T) {
 	for field, want := range map[string]string{
 		"field:amount.currency": "",
-		"field:amount":          `clusters.bank.lb.hash_on: .*field "amount"`, // a message
-		"field:amont.currency":  `clusters.bank.lb.hash_on: .*field "amont.currency"`,
+		"field:amount":          `clusters\[bank\].lb.hash_on: .*field "amount"`, // a message
+		"field:amont.currency":  `clusters\[bank\].lb.hash_on: .*field "amont.currency"`,
 		"field:amount..x":       `is not the name of a field`,
 	} {
 		err := gateway.Check(t.Context(), &configv1.Config{
@@ -275,8 +275,8 @@ func TestCheckTargets(t *testing.T) {
 	}
 	for target, want := range map[string]string{
 		"file://" + dir + "/good":  "",
-		"file://" + dir + "/bad":   "clusters.bank.target: endpoint file " + dir + "/bad: line 1: an endpoint has address, ",
-		"file://" + dir + "/none":  "clusters.bank.target: endpoint file " + dir + "/none: open ",
+		"file://" + dir + "/bad":   "clusters[bank].target: endpoint file " + dir + "/bad: line 1: an endpoint has address, ",
+		"file://" + dir + "/none":  "clusters[bank].target: endpoint file " + dir + "/none: open ",
 		"dns:///nowhere.invalid:1": "",
 	} {
 		var log bytes.Buffer
@@ -323,7 +323,7 @@ func TestFaultsAtOnce(t *testing.T) {
 	}
 	want := []string{
 		"listeners[0].tls: certificate missing.crt:",
-		`clusters.bad.target: "nowhere" must be host:p`,
+		`clusters[bad].target: "nowhere" must be host:p`,
 		`policies[2].selector: selector "bank.v1.Accoun`,
 		`policies[3].cluster: there is no cluster "nei`,
 	}

@@ -32,7 +32,7 @@ func TestClusters(t *testing.T) {
 	// Columns: endpoint, state, weight, in flight, calls, utilization, latency, health, age, notes.
 	shown := map[string][]string{}
 	for begun := false; !begun; {
-		out, err := exec.CommandContext(t.Context(), process.Program(t), "clusters", "--admin", l.admin).CombinedOutput() //nolint:gosec // the program under test
+		out, err := exec.CommandContext(t.Context(), process.Program(t), "clusters", "--admin", l.admin).CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}

@@ -224,13 +224,14 @@ var published = []struct {
 	{
 		source: "Analysis: a frozen server of n", published: "two choices with replacement send it 1/n²: 25 %, 11 %, 4 % of the calls at 2, 3, 5",
 		judge: func(l *lookup) (string, bool) {
-			text, ok := "S16:", true
+			var shares []string
+			ok := true
 			for _, n := range []int{2, 3, 5} {
 				share := l.of("S16", fmt.Sprint("n=", n), "least_request", badShare) / float64(n)
-				text += fmt.Sprintf(" %.1f %%", share*100)
+				shares = append(shares, fmt.Sprintf("%.1f %%", share*100))
 				ok = ok && math.Abs(share*float64(n*n)-1) < 0.1
 			}
-			return text, ok
+			return "S16: " + strings.Join(shares, ", "), ok
 		},
 	},
 	{

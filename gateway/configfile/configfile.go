@@ -219,6 +219,9 @@ func (f *File) syntaxFault(err error) *Fault {
 			}
 		}
 	}
+	if line <= len(f.lines) && strings.HasPrefix(strings.TrimLeft(f.lines[line-1], " "), "\t") {
+		msg = "a tab; lines are indented with spaces"
+	}
 	return f.fault(line, 1, "YAML: "+msg)
 }
 

@@ -123,7 +123,7 @@ func TestFaults(t *testing.T) {
 		{"comment only", "# nothing\n", "1:1: listeners: must contain at least 1 item(s)|1:1: clusters: map must be at least 1 entries"},
 		{"not a mapping", "- a\n", "1:1: expected fields for transom.config.v1.Config, got sequence"},
 		{"syntax", "listeners: [\n", "1:1: YAML: did not find expected node content"},
-		{"tab", "listeners:\n\t- a\n", "2:1: YAML: found character that cannot start any token"},
+		{"tab", "listeners:\n\t- a\n", "2:1: YAML: a tab; lines are indented with spaces"},
 		{"not UTF-8", "listeners:\n  \xff\n", "2:1: not UTF-8 text"},
 		{"separator", "a: b\u2028c: d\n", "1:5: line separator U+2028; end lines with a line feed"},
 		{"two documents", minimal + "---\nlisteners: {}\n", "3:1: a second YAML document; the configuration is one"},

@@ -192,7 +192,7 @@ func TestAdminToken(t *testing.T) {
 	for address, want := range map[string]string{"0.0.0.0:0": "not a loopback", "10.0.0.1:1": "not a loopback", "nonsense": "host:port", "unix:" + file: "in use"} {
 		cfg := &configv1.Config{
 			Listeners: []*configv1.Listener{{Address: "127.0.0.1:0"}}, Clusters: map[string]*configv1.Cluster{"a": {Target: "static:///127.0.0.1:1"}},
-			Admin: &configv1.Admin{Address: address},
+			UnknownMethods: &configv1.UnknownMethods{Cluster: "a"}, Admin: &configv1.Admin{Address: address},
 		}
 		if _, err := gateway.New(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), want) || !strings.HasPrefix(err.Error(), "admin.address") {
 			t.Errorf("%s: %v", address, err)

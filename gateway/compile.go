@@ -356,6 +356,9 @@ func (b *builder) loadSchema() {
 	var sets []*descriptors.Set
 	before := len(b.faults)
 	b.loaded = map[string]*source{}
+	if len(b.cfg.GetDescriptors()) == 0 && b.cfg.GetUnknownMethods() == nil {
+		b.fault("descriptors", "no descriptors say what can be called: give a file, proto sources, or a cluster to ask, {reflection: {cluster: NAME}}")
+	}
 	for i, d := range b.cfg.GetDescriptors() {
 		path := fmt.Sprintf("descriptors[%d]", i)
 		key, s := b.source(path, d)

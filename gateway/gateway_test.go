@@ -293,6 +293,19 @@ func TestCheckTargets(t *testing.T) {
 	}
 }
 
+// TestNothingToCall has a configuration without descriptors refused: it answered every request with 404.
+func TestNothingToCall(t *testing.T) {
+	cfg := &configv1.Config{Clusters: map[string]*configv1.Cluster{"bank": {Target: "static:///127.0.0.1:1"}}}
+	log := slog.New(slog.DiscardHandler)
+	if err := gateway.Check(t.Context(), cfg, log); err == nil || !strings.HasPrefix(err.Error(), "descriptors: no descriptors say what can be called: give a file, ") {
+		t.Errorf("%v", err)
+	}
+	cfg.UnknownMethods = &configv1.UnknownMethods{Cluster: "bank"}
+	if err := gateway.Check(t.Context(), cfg, log); err != nil {
+		t.Errorf("with unknown_methods: %v", err)
+	}
+}
+
 // TestFaultsAtOnce has faults in parts of the configuration that depend on one another: all are told of, and none that follows
 // only from another.
 func TestFaultsAtOnce(t *testing.T) {

@@ -9,7 +9,10 @@ import (
 
 // TestSnapshotAfterEnd asks for the Snapshot when everything is closed, as SIGUSR1 may: it turned without end.
 func TestSnapshotAfterEnd(t *testing.T) {
-	g, err := New(t.Context(), &configv1.Config{}, slog.New(slog.DiscardHandler))
+	g, err := New(t.Context(), &configv1.Config{
+		Clusters:       map[string]*configv1.Cluster{"a": {Target: "static:///127.0.0.1:1"}},
+		UnknownMethods: &configv1.UnknownMethods{Cluster: "a"},
+	}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

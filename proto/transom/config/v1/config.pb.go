@@ -197,7 +197,7 @@ type Config struct {
 	// The sockets that clients connect to. Required.
 	Listeners []*Listener `protobuf:"bytes,1,rep,name=listeners,proto3" json:"listeners,omitempty"`
 	// Where the schema comes from. Several sources are merged; equal files, and compatible ones, may come more than once.
-	// Default: none; then only unknown_methods are served.
+	// Default: none, which is a fault unless unknown_methods says where to take calls.
 	Descriptors []*DescriptorSource `protobuf:"bytes,2,rep,name=descriptors,proto3" json:"descriptors,omitempty"`
 	// The groups of backends that calls go to, by name. Required.
 	Clusters map[string]*Cluster `protobuf:"bytes,3,rep,name=clusters,proto3" json:"clusters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`

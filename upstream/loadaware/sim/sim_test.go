@@ -149,7 +149,7 @@ func TestPublishedShapes(t *testing.T) {
 	if rr, pr := p99(taxed, "round_robin"), p99(taxed, "prequal"); pr < 1.2*rr {
 		t.Errorf("where a probe costs a millisecond: round robin %.0f, Prequal %.0f ms, want probes to cost", rr, pr)
 	}
-	full := cell(Cell{Nodes: 60, Proxies: 60, Load: 0.85, Service: "normal", Requests: 20000, Warmup: 10 * time.Second, Events: []Event{{Kind: "slow", Count: 30, Factor: 2}}})
+	full := cell(Cell{Nodes: 60, Proxies: 60, Load: 0.85, Service: "normal", Requests: 10000, Warmup: 4 * time.Second, Events: []Event{{Kind: "slow", Count: 30, Factor: 2}}})
 	wrr, pr, c3 := p99(full, "wrr"), p99(full, "prequal"), p99(full, "c3")
 	if wrr < 2*pr || !within(pr, c3, 1.6) {
 		t.Errorf("near capacity: WRR %.0f, Prequal %.0f, C3 %.0f ms, want WRR to fall behind and the others to be near", wrr, pr, c3)

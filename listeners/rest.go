@@ -220,7 +220,7 @@ func (s *restStream) systemParams(b *descriptors.Binding) error {
 func acceptStream(accept string) transcoder.StreamFormat {
 	for part := range strings.SplitSeq(accept, ",") {
 		mt, params, _ := strings.Cut(part, ";")
-		if q := strings.TrimSpace(params); q == "q=0" || strings.HasPrefix(q, "q=0.0") {
+		if quality(params) == 0 {
 			continue
 		}
 		switch strings.ToLower(strings.TrimSpace(mt)) {
@@ -958,7 +958,7 @@ func (s *restStream) finishError(err error, st *status.Status) int {
 	addHeaderOf(h, err)
 	h["Cache-Control"] = noStore
 	if code == http.StatusRequestEntityTooLarge && s.Request.ProtoMajor == 1 {
-		h["Connection"] = []string{"close"}
+		h["Connection"] = connClose
 	}
 	s.writeBody(code, jsonType, *body)
 	return code

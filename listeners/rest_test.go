@@ -120,6 +120,8 @@ func TestRESTAnswers(t *testing.T) {
 		},
 		{name: "95 empty NDJSON", path: "/v1/watch", code: 200, ctype: "application/x-ndjson", body: ""},
 		{name: "95 empty array", path: "/v1/watch", accept: "application/json", code: 200, ctype: "application/json", body: "[]\n"},
+		{name: "SSE, if hardly", path: "/v1/watch", accept: "text/event-stream;q=0.05", code: 200, ctype: "text/event-stream", body: "event: end\ndata: {}\n\n"},
+		{name: "no SSE", path: "/v1/watch", accept: "text/event-stream; charset=utf-8; q=0.0", code: 200, ctype: "application/x-ndjson", body: ""},
 		{name: "95 empty SSE", path: "/v1/watch", accept: "text/event-stream", code: 200, ctype: "text/event-stream", body: "event: end\ndata: {}\n\n"},
 		{
 			name: "NDJSON", path: "/v1/watch?fields=id", answer: answer{messages: []string{`{"id":"a","bool":true}`, `{"bool":true}`}},

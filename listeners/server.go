@@ -475,7 +475,7 @@ func (s *Server) serveHTTP3() error {
 	return s.h3.Serve(s.udp)
 }
 
-// QUICOver is closed when the Server reads no more from its UDP socket, or has none, after Drain or Retire: whoever has the
+// QUICOver is closed when the Server reads no more from its UDP socket, or has none, which is after Drain: whoever has the
 // socket too may do so then.
 func (s *Server) QUICOver() <-chan struct{} { return s.quicOver }
 

@@ -1,9 +1,12 @@
 package listeners
 
 import (
+	"context"
 	"errors"
+	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -20,6 +23,44 @@ type quicConn struct {
 	limit time.Duration
 	open  int
 	timer *time.Timer
+	// doubt is nil for a client whose address is its own.
+	doubt *doubt
+}
+
+// maxDoubts is how many QUIC connections may come from addresses that can be forged before further ones must first show, by a
+// round trip more (Retry, RFC 9000 section 8.1.2), that they get what is sent there.
+const maxDoubts = 500
+
+// doubts counts the connections whose client has not shown that its address is its own, neither by a Retry nor by a request.
+type doubts struct{ n atomic.Int64 }
+
+// begin is Transport.ConnContext.
+func (d *doubts) begin(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
+	if client.AddrVerified {
+		return ctx, nil
+	}
+	d.n.Add(1)
+	one := &doubt{of: d}
+	context.AfterFunc(ctx, one.end)
+	return context.WithValue(ctx, doubtKey{}, one), nil
+}
+
+// many is Transport.VerifySourceAddress.
+func (d *doubts) many(net.Addr) bool { return d.n.Load() >= maxDoubts }
+
+type doubtKey struct{}
+
+// doubt is that of one connection.
+type doubt struct {
+	of   *doubts
+	over atomic.Bool
+}
+
+// end ends it, if it has not ended yet.
+func (d *doubt) end() {
+	if !d.over.Swap(true) {
+		d.of.n.Add(-1)
+	}
 }
 
 // quicLinger is how long a connection is kept after its last request during a drain: a client that has not heard yet that it
@@ -31,6 +72,10 @@ type quicConns struct {
 	mu      sync.Mutex // guards what follows
 	open    map[*quicConn]struct{}
 	leaving bool
+
+	// closing is held while a connection is closed: http3.Server.handleConn runs in a circle from when streams have ended to when
+	// the connection has, in a drain, and hundreds at once leave no time for that.
+	closing sync.Mutex
 }
 
 func (c *quicConns) add(q *quicConn) {
@@ -71,8 +116,11 @@ func (q *quicConn) leave() {
 	}
 }
 
-func newQUICConn(conn *quic.Conn, limit time.Duration) *quicConn {
-	return &quicConn{limit: limit, timer: time.AfterFunc(limit, func() {
+func (c *quicConns) of(conn *quic.Conn, limit time.Duration) *quicConn {
+	d, _ := conn.Context().Value(doubtKey{}).(*doubt)
+	return &quicConn{doubt: d, limit: limit, timer: time.AfterFunc(limit, func() {
+		c.closing.Lock()
+		defer c.closing.Unlock()
 		_ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "idle")
 	})}
 }
@@ -91,6 +139,10 @@ func whileBusy(next http.Handler) http.Handler {
 func (q *quicConn) busy(n int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.doubt != nil {
+		q.doubt.end()
+		q.doubt = nil
+	}
 	if q.open += n; q.open > 0 {
 		q.timer.Stop()
 	} else {

@@ -152,12 +152,14 @@ type Server struct {
 	h1                *http.Server
 	h2                *h2server.Server
 	h3                *http3.Server
-	wt                *wtServer // serves h3; nil without WebTransport
+	quic              *quic.Transport // serves h3
+	wt                *wtServer       // serves h3; nil without WebTransport
 	door              door
 	proxies           func(netip.Addr) bool
 	// conns and quics count open connections of net/http and of QUIC.
 	conns, quics atomic.Int64
 	quicConns    quicConns
+	doubts       doubts
 	// reading counts the connections that have sent no request yet, fresh those and the ones that are at their first.
 	reading, fresh atomic.Int64
 	// started says that Run has begun to accept, accepted is closed when it has ended.
@@ -223,7 +225,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 			},
 			ConnContext: func(ctx context.Context, conn *quic.Conn) context.Context {
 				s.quics.Add(1)
-				q := newQUICConn(conn, cfg.Limits.IdleTimeout)
+				q := s.quicConns.of(conn, cfg.Limits.IdleTimeout)
 				s.quicConns.add(q)
 				context.AfterFunc(ctx, func() {
 					s.quics.Add(-1)
@@ -232,6 +234,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 				return context.WithValue(joined(ctx, s.calls), quicKey{}, q)
 			},
 		}
+		s.quic = &quic.Transport{Conn: s.udp, ConnContext: s.doubts.begin, VerifySourceAddress: s.doubts.many}
 		if cfg.WebTransport {
 			s.wt = newWTServer(s)
 		}
@@ -469,10 +472,15 @@ func (s *Server) serveHTTP3() error {
 		}
 	}
 	s.quicOpen.Store(true)
-	if s.wt != nil {
-		return s.wt.serve(s.udp)
+	ln, err := s.quic.ListenEarly(s.h3.TLSConfig, s.h3.QUICConfig)
+	if err != nil {
+		return err
 	}
-	return s.h3.Serve(s.udp)
+	defer func() { _ = ln.Close() }()
+	if s.wt != nil {
+		return s.wt.serve(ln)
+	}
+	return s.h3.ServeListener(ln)
 }
 
 // QUICOver is closed when the Server reads no more from its UDP socket, or has none, which is after Drain: whoever has the

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
-	"net"
 	"net/http"
 	"strconv"
 	"sync"
@@ -62,11 +61,7 @@ func (*countedRequest) goAway()      {}
 func (*countedRequest) cutOff(error) {}
 
 // serve accepts connections until stop.
-func (s *wtServer) serve(udp net.PacketConn) error {
-	ln, err := quic.ListenEarly(udp, s.wt.H3.TLSConfig, s.wt.H3.QUICConfig)
-	if err != nil {
-		return err
-	}
+func (s *wtServer) serve(ln *quic.EarlyListener) error {
 	s.mu.Lock()
 	s.ln = ln
 	over := s.over

@@ -250,6 +250,11 @@ checkdeploy: deps build ## Test what is in deploy/ (dashboard, alerts, units, ma
 	@go run ./.tools/release -prebuilt bin/transom -out build/release >/dev/null
 	@cd e2e/deploy && go test -mod=mod -count=1 ./...
 
+.PHONY: systemd
+systemd: build ## Run the Debian package's whole life under a real systemd, in namespaces (root, Debian)
+	@go run ./.tools/release -prebuilt bin/transom -out build/release >/dev/null
+	@.tools/systemd build/release/transom_*_amd64.deb
+
 # Results of single runs are kept in .cache/simulate, so that a run that was cut off goes on where it stopped.
 .PHONY: simulate
 simulate: ## Simulate the balancer beside published policies: the headline scenarios, 3 seeds; fails when a criterion does

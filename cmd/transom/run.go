@@ -36,6 +36,8 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan o
 	defer systemd.close()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
+	// Its sockets are bound. Whether clients should come is for /readyz: a start that waited for backends would time out.
+	systemd.say("READY=1", "STATUS=waits for descriptors")
 	over := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() { systemd.watchdog(ctx, func() { g.Addrs() }) })
@@ -61,7 +63,7 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan o
 				return
 			case <-up:
 				up = nil
-				systemd.say("READY=1")
+				systemd.say("STATUS=serves")
 				in.serving()
 				if wanted {
 					replaceIt()

@@ -172,14 +172,19 @@ var published = []struct {
 		why: "at 90 % as published; 70 % are of an allocation there, of the capacity here, which Fig. 6's WRR does not stand either",
 	},
 	{
-		source: "Prequal, Fig. 9: by load alone, hot and cold, by latency alone", published: "p99: 162, 142, a fifth more",
+		source: "Prequal, Fig. 9: by load alone, by hot and cold", published: "p99: 162, 142",
 		judge: func(l *lookup) (string, bool) {
-			// With few slots there are few numbers of calls in flight to tell hot from cold by.
-			c := Cell{Nodes: 50, Proxies: 50, Slots: 32, Load: 0.9, Warmup: 5 * time.Second, Events: []Event{{Kind: "slow", Count: 25, Factor: 2}}}.over(Cell{})
-			load, both, latency := l.in(c, "prequal:0", p99), l.in(c, "prequal", p99), l.in(c, "prequal:1", p99)
-			return fmt.Sprintf("as S3, but 50 servers of 32 slots at 0.9: %s, %s, %s", ms(load), ms(both), ms(latency)),
-				load > 1.02*both && latency > 1.02*both
+			load, both := l.in(manySlots(), "prequal:0", p99), l.in(manySlots(), "prequal", p99)
+			return fmt.Sprintf("as S3, but 50 servers of 32 slots at 0.9: %s, %s", ms(load), ms(both)), load > 1.02*both
 		},
+	},
+	{
+		source: "Prequal, Fig. 9: by latency alone", published: "p99 a fifth above that of hot and cold",
+		judge: func(l *lookup) (string, bool) {
+			latency, both := l.in(manySlots(), "prequal:1", p99), l.in(manySlots(), "prequal", p99)
+			return fmt.Sprintf("there: %s against %s", ms(latency), ms(both)), latency > 1.1*both
+		},
+		why: "servers are slow for good here, so that their latency tells nearly all; in the paper they are so for moments",
 	},
 	{
 		source: "Analysis: black holes, 2 of 20", published: "of the calls fail: round robin 10 %, two choices 1 − 0.9² = 19 %",
@@ -241,6 +246,11 @@ var published = []struct {
 			return "S17: " + text, v["prequal"] > 1.2*v["round_robin"]
 		},
 	},
+}
+
+// manySlots is a cell of servers of many slots: with few there are few numbers of calls in flight to tell hot from cold by.
+func manySlots() Cell {
+	return Cell{Nodes: 50, Proxies: 50, Slots: 32, Load: 0.9, Warmup: 5 * time.Second, Events: []Event{{Kind: "slow", Count: 25, Factor: 2}}}.over(Cell{})
 }
 
 // within says whether a and b differ by a factor of f at most.

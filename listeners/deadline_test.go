@@ -96,6 +96,11 @@ func TestWheelRemovesAnywhere(t *testing.T) {
 func TestWheelOfManyStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var w wheel
+		slots := func() int {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return len(w.slots)
+		}
 		var cancels []func()
 		for i := range 5000 {
 			timeout := 24 * time.Hour
@@ -112,12 +117,12 @@ func TestWheelOfManyStreams(t *testing.T) {
 			})
 			time.Sleep(80 * time.Millisecond)
 		}
-		if n := len(w.slots); n > 2000 {
+		if n := slots(); n > 2000 {
 			t.Errorf("%d slots", n)
 		}
 		time.Sleep(25 * time.Hour)
-		if len(w.slots) != 0 {
-			t.Errorf("left in the wheel: %d", len(w.slots))
+		if n := slots(); n != 0 {
+			t.Errorf("left in the wheel: %d", n)
 		}
 		for _, cancel := range cancels {
 			cancel()

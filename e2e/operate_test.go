@@ -9,7 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 
@@ -114,5 +116,53 @@ clusters: {bank: {target: "static:///%s"}}
 				t.Log(line)
 			}
 		}
+	}
+}
+
+// TestNoAnswer asks a transom that is not there.
+func TestNoAnswer(t *testing.T) {
+	for address, want := range map[string]string{
+		"127.0.0.1:1":    "transom at 127.0.0.1:1: no answer: dial tcp 127.0.0.1:1: connect: connection refused\n",
+		"unix:/no/where": "transom at unix:/no/where: no answer: dial unix /no/where: connect: no such file or directory\n",
+	} {
+		cmd := exec.CommandContext(t.Context(), process.Program(t), "status", "--admin", address)
+		out, err := cmd.CombinedOutput()
+		if err == nil || string(out) != want {
+			t.Errorf("%v: %s, want %s", err, out, want)
+		}
+	}
+}
+
+// TestStopWithBlockedLog stops a transom whose access log nobody reads any more: it ends all the same, in a few seconds.
+func TestStopWithBlockedLog(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err := os.OpenFile(pipe, os.O_RDWR, 0) // open, and never read
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.Write(make([]byte, 64<<10)); err != nil { // what a pipe has room for
+		t.Fatal(err)
+	}
+	p := process.Start(t, 2, "serve", "--config", writeConfig(t, startBank(t, bank.Config{}), "access_log: {file: "+pipe+"}\ndrain: {timeout: 1s}\n"))
+	for range 3 {
+		resp, err := http.Get("http://" + p.Plain + "/v1/rates/EUR/USD")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	begin := time.Now()
+	if err := p.Stop(t); err != nil {
+		t.Errorf("exit: %v", err)
+	}
+	if took := time.Since(begin); took > 20*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+	if !strings.Contains(p.Log(), "the last lines are lost") {
+		t.Error("the log does not say that lines are lost")
 	}
 }

@@ -174,6 +174,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	servers, cfg := g.servers, g.cfg
 	g.mu.Unlock()
 	g.health.Shutdown()
+	began := time.Now()
 	g.log.LogAttrs(detached, slog.LevelInfo, "draining", slog.Duration("limit", drainOf(cfg)), slog.Bool("replaced", g.replaced.Load()))
 	if g.replaced.Load() {
 		g.closeAdmin()
@@ -203,6 +204,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	if cut := errors.Join(errs...); cut != nil {
 		g.log.LogAttrs(detached, slog.LevelWarn, "calls were cut at the end of the drain")
 	}
+	g.log.LogAttrs(detached, slog.LevelInfo, "drained", slog.Duration("took", time.Since(began)))
 	return err
 }
 

@@ -3,7 +3,9 @@ package listeners
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -11,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pires/go-proxyproto"
 
@@ -38,6 +41,8 @@ type boundedListener struct {
 	door *door
 	// trusted are peers that many clients share.
 	trusted func(netip.Addr) bool
+	// failed is told of connections that the system does not give.
+	failed func(error)
 }
 
 // Accept implements net.Listener.
@@ -45,6 +50,7 @@ func (l boundedListener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
+			l.failed(err)
 			return nil, err
 		}
 		peer := c
@@ -237,7 +243,19 @@ func (s *Server) accepting() net.Listener {
 			},
 		}
 	}
-	return boundedListener{l, &s.door, s.proxies}
+	return boundedListener{l, &s.door, s.proxies, s.acceptFailed}
+}
+
+// acceptFailed logs once a minute that connections are not accepted, for want of files, say. net/http tries again, and tells
+// nobody.
+func (s *Server) acceptFailed(err error) {
+	const every = time.Minute
+	now := time.Now()
+	if errors.Is(err, net.ErrClosed) || now.Sub(s.toldAccept) < every {
+		return
+	}
+	s.toldAccept = now
+	s.log.LogAttrs(s.calls, slog.LevelError, "connections are not accepted", slog.String("listener", s.cfg.Name), slog.String("error", err.Error()))
 }
 
 // redirect answers with the same URL on https (308, which keeps method and body), but to authorities' challenges, which come

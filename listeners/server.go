@@ -160,6 +160,8 @@ type Server struct {
 	conns, quics atomic.Int64
 	quicConns    quicConns
 	doubts       doubts
+	// toldAccept is when acceptFailed logged last; it belongs to the goroutine that accepts.
+	toldAccept time.Time
 	// reading counts the connections that have sent no request yet, fresh those and the ones that are at their first.
 	reading, fresh atomic.Int64
 	// started says that Run has begun to accept, accepted is closed when it has ended.

@@ -64,7 +64,11 @@ func (f *adminFlags) call(ctx context.Context, fn func(context.Context, adminv1.
 	}
 	if err := fn(ctx, adminv1.NewAdminClient(conn)); err != nil {
 		if st, ok := status.FromError(err); ok {
-			return fmt.Errorf("transom at %s: %s", f.address, st.Message())
+			text := st.Message()
+			if _, cause, ok := strings.Cut(text, "Error while dialing: "); ok {
+				text = "no answer: " + strings.TrimSuffix(cause, `"`)
+			}
+			return fmt.Errorf("transom at %s: %s", f.address, text)
 		}
 		return err
 	}

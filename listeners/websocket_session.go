@@ -83,7 +83,7 @@ func (f *Front) refuseSession(w http.ResponseWriter, r *http.Request, err error)
 
 // run reads to the end of the socket and closes it.
 func (s *session) run() {
-	err := s.read()
+	err := s.readSafely()
 	fault, _ := errors.AsType[*wsFault](err)
 	switch {
 	case fault != nil:
@@ -102,6 +102,17 @@ func (s *session) run() {
 		s.sendStatus(nil, fault.GRPCStatus())
 	}
 	s.conn.close(fault.close, fault.reason)
+}
+
+// readSafely is read. A panic ends the socket, and not the process.
+func (s *session) readSafely() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			_ = panicked(s.front, p)
+			err = &wsFault{closeStatus + int(codes.Internal), codes.Internal, "internal error"}
+		}
+	}()
+	return s.read()
 }
 
 // read reads frames until the socket ends.

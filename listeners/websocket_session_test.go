@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"sync"
@@ -590,5 +591,32 @@ func TestDrainOfWebSockets(t *testing.T) {
 		}
 		cancel()
 		wg.Wait()
+	}
+}
+
+// brokenView panics when a method is looked up.
+type brokenView struct{ *view }
+
+func (v brokenView) Acquire() listeners.View { return v }
+
+func (brokenView) Method(string) (*descriptors.Method, bool) { panic("secret") }
+
+// TestSessionPanic sees that a panic over a frame ends the socket, and not the process.
+func TestSessionPanic(t *testing.T) {
+	srv := httptest.NewServer(listeners.NewFront(listeners.FrontConfig{}, brokenView{newView(t, echo)}, slog.New(slog.DiscardHandler)))
+	defer srv.Close()
+	s, err := dialSession(t.Context(), srv.URL, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.CloseNow()
+	if err := s.send(&wsv1.Frame{Id: 1, Open: &wsv1.Open{Method: "/rpctest.Echo/Bidi"}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, _, err = s.receive()
+	}
+	if websocket.CloseStatus(err) != 4013 || strings.Contains(err.Error(), "secret") {
+		t.Errorf("the socket ended with %v, want close 4013", err)
 	}
 }

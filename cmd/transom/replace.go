@@ -42,7 +42,7 @@ func inherit() (inheritance, error) {
 		syscall.CloseOnExec(next)
 		in.ready = os.NewFile(uintptr(next), "ready")
 		next++
-	} else if n, err := strconv.Atoi(os.Getenv("LISTEN_FDS")); err == nil && os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
+	} else if n, err := strconv.Atoi(os.Getenv("LISTEN_FDS")); err == nil && n > 0 && os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
 		names = slices.Grow(strings.Split(os.Getenv("LISTEN_FDNAMES"), ":"), n)[:n]
 	}
 	for _, name := range []string{socketsEnv, "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"} {

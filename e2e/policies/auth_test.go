@@ -204,7 +204,7 @@ func TestIssuerDown(t *testing.T) {
 	id.down.Store(true)
 	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
-		call(t, p, map[string]string{"authorization": "Bearer " + id.token(t, nil)}).want(t, "no keys", codes.Unavailable, 503, "")
+		call(t, p, map[string]string{"authorization": "Bearer " + id.token(t, nil)}).want(t, "no keys", codes.Unavailable, 503, "CREDENTIALS_UNKNOWN")
 	})
 }
 

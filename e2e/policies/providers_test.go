@@ -142,7 +142,7 @@ policies:
 	as.down.Store(true)
 	callREST(t, p, map[string]string{"authorization": "Bearer opaque-of-bob"}).want(t, "remembered", codes.OK, 200, "")
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
-		call(t, p, map[string]string{"authorization": "Bearer new"}).want(t, "fails closed", codes.Unavailable, 503, "")
+		call(t, p, map[string]string{"authorization": "Bearer new"}).want(t, "fails closed", codes.Unavailable, 503, "CREDENTIALS_UNKNOWN")
 	})
 }
 
@@ -229,7 +229,11 @@ policies:
 	})
 	a.fail.Store(true)
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
-		call(t, p, map[string]string{"cookie": "session=good"}).want(t, "fails closed", codes.Unavailable, 503, "")
+		o := call(t, p, map[string]string{"cookie": "session=good"})
+		o.want(t, "fails closed", codes.Unavailable, 503, "CREDENTIALS_UNKNOWN")
+		if got := o.header["retry-after"]; !slices.Equal(got, []string{"1"}) {
+			t.Errorf("retry-after %q", got)
+		}
 	})
 }
 

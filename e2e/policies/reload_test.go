@@ -58,7 +58,7 @@ func TestEveryPolicyReloaded(t *testing.T) {
 			text: "consumers: {providers: {opaque: {introspection: {url: \"" + as.URL + "\", client_id: gateway, outbound: {private: true}, %s}}}}\n" +
 				"policies: [{selector: \"*\", auth: {require: [opaque]}}]\n",
 			between: []string{"client_secret: s3cret", "client_secret: s3cret, cache: 1s"},
-			last:    "client_secret: wrong", code: codes.Unavailable, http: 503,
+			last:    "client_secret: wrong", code: codes.Unavailable, http: 503, reason: "CREDENTIALS_UNKNOWN",
 		},
 		{
 			name:    "client certificates",

@@ -5,7 +5,8 @@
 // # What is refused, and how
 // A call without a credential, or with one that is no good, ends with UNAUTHENTICATED, a google.rpc.ErrorInfo of domain
 // "transom" and a challenge in "www-authenticate" for each provider that would do. What the credential was is never said.
-// If a provider cannot tell, because what it must ask does not answer, the call ends with UNAVAILABLE: it fails closed.
+// If a provider cannot tell, because what it must ask does not answer, the call ends with UNAVAILABLE and a reason of its own: it
+// fails closed.
 //
 // # What backends see
 // The credential is taken out of the call's metadata, unless the provider is to leave it in, and the caller's name comes
@@ -31,6 +32,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"transom/rpc"
 )
@@ -66,6 +68,7 @@ const (
 	reasonMissing = "CREDENTIALS_MISSING"
 	reasonInvalid = "CREDENTIALS_INVALID"
 	reasonExpired = "CREDENTIALS_EXPIRED"
+	reasonUnknown = "CREDENTIALS_UNKNOWN"
 )
 
 func invalid(msg string) *refusal { return &refusal{reasonInvalid, msg} }
@@ -251,7 +254,7 @@ func (c *check) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error
 		}
 		call.Info.Fail(rpc.SourceGateway)
 		call.Info.Refuse("auth", "unavailable")
-		return err
+		return unknown(err)
 	}
 	switch {
 	case foreign:
@@ -277,6 +280,19 @@ func (c *check) refuse(call *rpc.Call, r *refusal) error {
 		}
 	}
 	return rpc.WithHeader(unauthenticated(r.reason, r.msg), md)
+}
+
+// unknown tells the client of a credential that cannot be judged now, because what must be asked does not answer, that this is
+// so and that a second is polite. Another err, such as the call's end, is returned as it is.
+func unknown(err error) error {
+	st := rpc.StatusOf(err)
+	if st.Code() != codes.Unavailable {
+		return err
+	}
+	if detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: reasonUnknown, Domain: "transom"}, &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)}); err == nil {
+		st = detailed
+	}
+	return rpc.WithHeader(st.Err(), metadata.MD{"retry-after": {"1"}})
 }
 
 // unauthenticated is a status with an ErrorInfo.

@@ -144,7 +144,7 @@ func listenerConfig(cfg *configv1.Config, l *configv1.Listener) listeners.Config
 	return listeners.Config{
 		Name: l.GetName(), Address: l.GetAddress(), HTTP3: l.GetHttp3(), WebTransport: l.GetWebtransport(), AltSvcPort: int(l.GetAltSvcPort()),
 		Limits: listeners.Limits{
-			HeaderTimeout: lim.GetHeaderTimeout().AsDuration(), IdleTimeout: lim.GetIdleTimeout().AsDuration(),
+			HeaderTimeout: lim.GetHeaderTimeout().AsDuration(), IdleTimeout: lim.GetIdleTimeout().AsDuration(), MaxAge: lim.GetConnectionAge().AsDuration(),
 			MaxHeaderBytes: int(lim.GetHeaderBytes()), MaxHeaderFields: int(lim.GetHeaderCount()), MaxStreams: int(lim.GetStreams()),
 			WriteStall: lim.GetWriteIdleTimeout().AsDuration(), MaxConns: int(lim.GetConnections()), MaxConnsPerIP: int(lim.GetConnectionsPerIp()),
 		},

@@ -97,6 +97,8 @@ type Limits struct {
 	HeaderTimeout time.Duration
 	// IdleTimeout is how long a keep-alive connection may lie idle; default 3 min.
 	IdleTimeout time.Duration
+	// MaxAge is how old an HTTP/2 connection becomes, give or take a tenth, before its client is told to open another; default 1 h.
+	MaxAge time.Duration
 	// MaxHeaderBytes limits a request's header; default 16 KiB.
 	MaxHeaderBytes int
 	// MaxHeaderFields limits the fields in it, each of several values of a name counted; default 100.
@@ -117,6 +119,9 @@ func (l *Limits) setDefaults() {
 	}
 	if l.IdleTimeout == 0 {
 		l.IdleTimeout = 3 * time.Minute
+	}
+	if l.MaxAge == 0 {
+		l.MaxAge = time.Hour
 	}
 	if l.MaxHeaderBytes == 0 {
 		l.MaxHeaderBytes = 16 << 10
@@ -270,7 +275,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 	s.h2 = h2server.New(h2server.Config{
 		Handler:    handler,
 		MaxStreams: cfg.Limits.MaxStreams, MaxHeaderBytes: cfg.Limits.MaxHeaderBytes,
-		HeaderTimeout: cfg.Limits.HeaderTimeout, IdleTimeout: cfg.Limits.IdleTimeout, WriteStall: cfg.Limits.WriteStall,
+		HeaderTimeout: cfg.Limits.HeaderTimeout, IdleTimeout: cfg.Limits.IdleTimeout, MaxAge: cfg.Limits.MaxAge, WriteStall: cfg.Limits.WriteStall,
 		PingAfter: 30 * time.Second, PingTimeout: 15 * time.Second,
 		Log: log,
 	})

@@ -530,6 +530,23 @@ func TestDrain(t *testing.T) {
 	late.want("GOAWAY 2147483647 NO_ERROR")
 }
 
+// TestAge tells the client of an old connection to open another, and serves the request that it has under way to its end.
+func TestAge(t *testing.T) {
+	goOn := make(chan struct{})
+	cfg := config(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-goOn }))
+	cfg.MaxAge = 50 * time.Millisecond
+	_, addr := serve(t, cfg)
+	c := dial(t, addr)
+	c.headers(1, true, get("/")...)
+	c.want("GOAWAY 2147483647 NO_ERROR")
+	c.want("GOAWAY 1 NO_ERROR")
+	close(goOn)
+	c.want("HEADERS 1")
+	if got := c.next(); got != "EOF" {
+		t.Errorf("got %s", got)
+	}
+}
+
 // TestTimeouts are clients that do not get on.
 func TestTimeouts(t *testing.T) {
 	const short = 50 * time.Millisecond

@@ -29,6 +29,7 @@ import (
 	"context"
 	"crypto/tls"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"sync"
@@ -50,6 +51,8 @@ type Config struct {
 	HeaderTimeout time.Duration
 	// IdleTimeout is how long a connection may be without a request.
 	IdleTimeout time.Duration
+	// MaxAge is how old a connection becomes, give or take a tenth, before its client is told to make no further requests on it.
+	MaxAge time.Duration
 	// WriteStall is how long a client may take none of what is ready for it, and how long an answer that has no deadline of
 	// its own may wait for room in the client's windows.
 	WriteStall time.Duration
@@ -105,7 +108,10 @@ func (s *Server) Serve(ctx context.Context, sock Socket) {
 	if draining {
 		c.goAway()
 	}
+	// Those that came together, after a restart, do not go together.
+	age := time.AfterFunc(s.cfg.MaxAge*9/10+rand.N(s.cfg.MaxAge/5+1), c.goAway)
 	c.serve()
+	age.Stop()
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.mu.Unlock()

@@ -28,7 +28,7 @@ const patience = 20 * time.Second
 // config has limits that no test reaches unless it means to.
 func config(h http.Handler) h2server.Config {
 	return h2server.Config{
-		Handler: h, MaxStreams: 100, MaxHeaderBytes: 16 << 10, HeaderTimeout: time.Minute, IdleTimeout: time.Minute,
+		Handler: h, MaxStreams: 100, MaxHeaderBytes: 16 << 10, HeaderTimeout: time.Minute, MaxAge: time.Hour, IdleTimeout: time.Minute,
 		WriteStall: time.Minute, PingAfter: time.Minute, PingTimeout: time.Minute,
 	}
 }

@@ -3901,6 +3901,10 @@ type Limits struct {
 	WriteIdleTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=write_idle_timeout,json=writeIdleTimeout,proto3" json:"write_idle_timeout,omitempty"`
 	// How long a connection without a request is kept, of QUIC too. Default 3m, 1s … 24h.
 	IdleTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
+	// How old an HTTP/2 connection becomes before its client is told to open another (GOAWAY), so that clients spread over
+	// transoms that have come since; its open calls go on. Each connection's age is up to a tenth more or less. Default 1h, 1s …
+	// 168h.
+	ConnectionAge *durationpb.Duration `protobuf:"bytes,5,opt,name=connection_age,json=connectionAge,proto3" json:"connection_age,omitempty"`
 	// A request's header, in bytes. Default 16KiB, 1KiB … 1MiB.
 	HeaderBytes uint32 `protobuf:"varint,6,opt,name=header_bytes,json=headerBytes,proto3" json:"header_bytes,omitempty"`
 	// A request's header fields. Default 100, 10 … 10000.
@@ -3983,6 +3987,13 @@ func (x *Limits) GetWriteIdleTimeout() *durationpb.Duration {
 func (x *Limits) GetIdleTimeout() *durationpb.Duration {
 	if x != nil {
 		return x.IdleTimeout
+	}
+	return nil
+}
+
+func (x *Limits) GetConnectionAge() *durationpb.Duration {
+	if x != nil {
+		return x.ConnectionAge
 	}
 	return nil
 }
@@ -5172,13 +5183,15 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06claims\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x06claims\"\xae\x01\n" +
 	"\bMetadata\x12O\n" +
 	"\x0frequest_headers\x18\x01 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0erequestHeaders\x12Q\n" +
-	"\x10response_headers\x18\x02 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0fresponseHeaders\"\x86\b\n" +
+	"\x10response_headers\x18\x02 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0fresponseHeaders\"\xda\b\n" +
 	"\x06Limits\x12T\n" +
 	"\x0eheader_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\xd8\x042\x05\x10\x80\xc2\xd7/R\rheaderTimeout\x12Y\n" +
 	"\x11body_idle_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\x0fbodyIdleTimeout\x12[\n" +
 	"\x12write_idle_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\x10writeIdleTimeout\x12N\n" +
 	"\fidle_timeout\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xa3\x052\x02\b\x01R\vidleTimeout\x122\n" +
+	"\"\x04\b\x80\xa3\x052\x02\b\x01R\vidleTimeout\x12R\n" +
+	"\x0econnection_age\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xf5$2\x02\b\x01R\rconnectionAge\x122\n" +
 	"\fheader_bytes\x18\x06 \x01(\rB\x0f\xbaH\f\xd8\x01\x01*\a\x18\x80\x80@(\x80\bR\vheaderBytes\x120\n" +
 	"\fheader_count\x18\a \x01(\rB\r\xbaH\n" +
 	"\xd8\x01\x01*\x05\x18\x90N(\n" +
@@ -5420,20 +5433,21 @@ var file_transom_config_v1_config_proto_depIdxs = []int32{
 	74,  // 97: transom.config.v1.Limits.body_idle_timeout:type_name -> google.protobuf.Duration
 	74,  // 98: transom.config.v1.Limits.write_idle_timeout:type_name -> google.protobuf.Duration
 	74,  // 99: transom.config.v1.Limits.idle_timeout:type_name -> google.protobuf.Duration
-	74,  // 100: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
-	74,  // 101: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
-	74,  // 102: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
-	74,  // 103: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
-	74,  // 104: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
-	9,   // 105: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
-	74,  // 106: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
-	32,  // 107: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
-	40,  // 108: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
-	109, // [109:109] is the sub-list for method output_type
-	109, // [109:109] is the sub-list for method input_type
-	109, // [109:109] is the sub-list for extension type_name
-	109, // [109:109] is the sub-list for extension extendee
-	0,   // [0:109] is the sub-list for field type_name
+	74,  // 100: transom.config.v1.Limits.connection_age:type_name -> google.protobuf.Duration
+	74,  // 101: transom.config.v1.Limits.websocket_idle_timeout:type_name -> google.protobuf.Duration
+	74,  // 102: transom.config.v1.Limits.websocket_ping_interval:type_name -> google.protobuf.Duration
+	74,  // 103: transom.config.v1.Limits.websocket_pong_timeout:type_name -> google.protobuf.Duration
+	74,  // 104: transom.config.v1.Drain.delay:type_name -> google.protobuf.Duration
+	74,  // 105: transom.config.v1.Drain.timeout:type_name -> google.protobuf.Duration
+	9,   // 106: transom.config.v1.Config.ClustersEntry.value:type_name -> transom.config.v1.Cluster
+	74,  // 107: transom.config.v1.Cluster.Concurrency.queue_timeout:type_name -> google.protobuf.Duration
+	32,  // 108: transom.config.v1.Consumers.ProvidersEntry.value:type_name -> transom.config.v1.Provider
+	40,  // 109: transom.config.v1.Consumers.KnownEntry.value:type_name -> transom.config.v1.Consumer
+	110, // [110:110] is the sub-list for method output_type
+	110, // [110:110] is the sub-list for method input_type
+	110, // [110:110] is the sub-list for extension type_name
+	110, // [110:110] is the sub-list for extension extendee
+	0,   // [0:110] is the sub-list for field type_name
 }
 
 func init() { file_transom_config_v1_config_proto_init() }

@@ -52,7 +52,7 @@ func (m *Metrics) Push(ctx context.Context, cfg PushConfig) (*Push, error) {
 		cfg.Interval = time.Minute
 	}
 	exporter := &pushExporter{Exporter: to, complaints: complaints{
-		log: cfg.Log, endpoint: cfg.Endpoint, bad: "metrics were not pushed", good: "metrics are pushed again",
+		log: cfg.Log, endpoint: cfg.Endpoint, signal: "metrics",
 	}}
 	reader := metric.NewPeriodicReader(exporter, metric.WithInterval(cfg.Interval),
 		metric.WithProducer(bridge.NewMetricProducer(bridge.WithGatherer(m.registry))))
@@ -99,8 +99,7 @@ func (e *pushExporter) Export(ctx context.Context, rm *metricdata.ResourceMetric
 type complaints struct {
 	log      *slog.Logger
 	endpoint string
-	// bad and good are the messages.
-	bad, good string
+	signal   string // "metrics" or "traces"
 	// failed counts what failed since the last that went well, and told is when that was logged.
 	failed int
 	told   time.Time
@@ -110,7 +109,7 @@ type complaints struct {
 func (c *complaints) tell(ctx context.Context, err error) {
 	if err == nil {
 		if c.failed > 0 {
-			c.log.LogAttrs(ctx, slog.LevelInfo, c.good, slog.String("endpoint", c.endpoint), slog.Int("failed", c.failed))
+			c.log.LogAttrs(ctx, slog.LevelInfo, "what is observed is pushed again", slog.String("signal", c.signal), slog.String("endpoint", c.endpoint), slog.Int("failed", c.failed))
 		}
 		c.failed, c.told = 0, time.Time{}
 		return
@@ -118,7 +117,7 @@ func (c *complaints) tell(ctx context.Context, err error) {
 	c.failed++
 	if now := time.Now(); now.Sub(c.told) >= complainEvery {
 		c.told = now
-		c.log.LogAttrs(ctx, slog.LevelWarn, c.bad, slog.String("endpoint", c.endpoint), slog.Int("failed", c.failed), slog.String("error", err.Error()))
+		c.log.LogAttrs(ctx, slog.LevelWarn, "what is observed was not pushed", slog.String("signal", c.signal), slog.String("endpoint", c.endpoint), slog.Int("failed", c.failed), slog.String("error", err.Error()))
 	}
 }
 

@@ -52,7 +52,7 @@ func NewTraces(ctx context.Context, cfg TracesConfig) (*Traces, error) {
 		return nil, fmt.Errorf("traces: %w", err)
 	}
 	exporter := &spanExporter{SpanExporter: to, complaints: complaints{
-		log: cfg.Log, endpoint: cfg.Endpoint, bad: "spans were not sent", good: "spans are sent again",
+		log: cfg.Log, endpoint: cfg.Endpoint, signal: "traces",
 	}}
 	if cfg.ServiceName == "" {
 		cfg.ServiceName = "transom"

@@ -448,7 +448,7 @@ func TestTracesDown(t *testing.T) {
 		t.Errorf("of the last spans, which were not taken, Close says %v", err)
 	}
 	if lines := strings.Split(strings.TrimSpace(out.String()), "\n"); len(lines) != 2 || !strings.Contains(lines[0], "level=WARN") || !strings.Contains(lines[0], "507") ||
-		!strings.Contains(lines[1], "sent again") || !strings.Contains(lines[1], "failed=3") {
+		!strings.Contains(lines[1], "pushed again") || !strings.Contains(lines[1], "failed=3") {
 		t.Errorf("logged:\n%s", out.String())
 	}
 }

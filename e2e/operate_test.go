@@ -166,3 +166,25 @@ func TestStopWithBlockedLog(t *testing.T) {
 		t.Error("the log does not say that lines are lost")
 	}
 }
+
+// TestLogLevel turns the log of a running transom up.
+func TestLogLevel(t *testing.T) {
+	p := process.Start(t, 2, "serve", "--config", writeConfig(t, startBank(t, bank.Config{}), ""))
+	for _, tc := range []struct {
+		args []string
+		want string
+		ok   bool
+	}{
+		{nil, "info\n", true},
+		{[]string{"debug"}, "debug\n", true},
+		{nil, "debug\n", true},
+		{[]string{"loud"}, `"loud"`, false},
+		{[]string{"info", "warn"}, `unexpected argument "warn"`, false},
+	} {
+		cmd := exec.CommandContext(t.Context(), process.Program(t), append([]string{"log-level", "--admin", p.Admin}, tc.args...)...)
+		out, err := cmd.CombinedOutput()
+		if (err == nil) != tc.ok || !strings.Contains(string(out), tc.want) {
+			t.Errorf("log-level %q: %v, %s", tc.args, err, out)
+		}
+	}
+}

@@ -227,6 +227,25 @@ func reloadCommand() *cobra.Command {
 		}, writeStatus)
 }
 
+func logLevelCommand() *cobra.Command {
+	var req adminv1.SetLogLevelRequest
+	cmd := adminCommand("log-level [LEVEL]", "Show or set how much a running transom logs: debug, info, warn or error",
+		func(ctx context.Context, c adminv1.AdminClient) (*adminv1.SetLogLevelResponse, error) {
+			return c.SetLogLevel(ctx, &req)
+		}, func(w io.Writer, r *adminv1.SetLogLevelResponse) error {
+			_, err := fmt.Fprintln(w, r.GetLevel())
+			return err
+		})
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil
+		}
+		req.Level = args[0]
+		return noArgs(cmd, args[1:])
+	}
+	return cmd
+}
+
 func drainCommand() *cobra.Command {
 	return adminCommand("drain", "Make a running transom finish its calls and end",
 		func(ctx context.Context, c adminv1.AdminClient) (*adminv1.DrainResponse, error) {

@@ -50,7 +50,7 @@ func command() *cobra.Command {
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), explainCommand(), demoCommand(), versionCommand(),
-		statusCommand(), clustersCommand(), usageCommand(), purgeCommand(), reloadCommand(), drainCommand(), healthcheckCommand())
+		statusCommand(), clustersCommand(), usageCommand(), purgeCommand(), reloadCommand(), logLevelCommand(), drainCommand(), healthcheckCommand())
 	return root
 }
 

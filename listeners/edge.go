@@ -1,11 +1,13 @@
 package listeners
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -153,12 +155,38 @@ func (e *Edge) trusts(a netip.Addr) bool {
 	return slices.ContainsFunc(e.proxies, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// admit completes a call with what the Edge knows of it: the peer and the request id.
+// admit completes a call with what the Edge knows of it: the peer, what backends are told of it, and the request id.
 func (e *Edge) admit(x *exchange, r *http.Request) {
 	x.call.Peer = e.peer(r)
+	e.forwarded(&x.call, r)
 	if e != nil && e.requestID != "" {
 		e.identify(x)
 	}
+}
+
+// forwarded tells the backend in x-forwarded-for, -host and -proto who called, by what name and over what. What the request
+// says itself is kept only if it comes from a trusted proxy, whose own address is then appended; others could say anything.
+func (e *Edge) forwarded(call *rpc.Call, r *http.Request) {
+	client, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil { // it has no address, such as that of a Unix socket
+		client = "unknown" // RFC 7239 section 6.2
+	}
+	host, proto := r.Host, "http"
+	if r.TLS != nil {
+		proto = "https"
+	}
+	if e != nil && len(e.proxies) > 0 {
+		if addr, err := netip.ParseAddr(client); err == nil && e.trusts(addr) {
+			if before := r.Header["X-Forwarded-For"]; len(before) > 0 {
+				client = strings.Join(before, ", ") + ", " + client
+			}
+			host, proto = cmp.Or(r.Header.Get("X-Forwarded-Host"), host), cmp.Or(r.Header.Get("X-Forwarded-Proto"), proto)
+		}
+	}
+	told := [...]string{rpc.MetadataText(client), rpc.MetadataText(host), rpc.MetadataText(proto)}
+	call.SetHeader("x-forwarded-for", told[:1:1]...)
+	call.SetHeader("x-forwarded-host", told[1:2:2]...)
+	call.SetHeader("x-forwarded-proto", told[2:3:3]...)
 }
 
 // identify gives the call its request id: the client's if it is fit to be logged, else a new one. The backend gets it as

@@ -440,11 +440,23 @@ policies:
 - {selector: "*", allow: 'peer.address == %q'}
 `, tc.trusted, tc.client))
 		everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
-			header := map[string]string{}
+			header := map[string]string{"x-forwarded-host": "shop.example", "x-forwarded-proto": "https"}
 			if tc.xff != "" {
 				header["x-forwarded-for"] = tc.xff
 			}
-			call(t, p, header).want(t, fmt.Sprint(tc), codes.OK, 200, "")
+			o := call(t, p, header)
+			o.want(t, fmt.Sprint(tc), codes.OK, 200, "")
+			// What the backend is told is what the proxy in front says, with that proxy's address, or else what transom sees.
+			told := map[string]string{"x-forwarded-for": "127.0.0.1", "x-forwarded-host": p.addr, "x-forwarded-proto": "http"}
+			if strings.HasPrefix(tc.trusted, "127.0.0.1") {
+				told = header
+				told["x-forwarded-for"] = strings.TrimPrefix(tc.xff+", 127.0.0.1", ", ")
+			}
+			for name, want := range told {
+				if got := o.seen[name]; !slices.Equal(got, []string{want}) {
+					t.Errorf("%v: the backend sees %s %q, want %q", tc, name, got, want)
+				}
+			}
 		})
 	}
 }

@@ -142,6 +142,6 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 func (s *Source) runFiles(ctx context.Context, d *delivery, onChange func(*Set, error)) error {
-	Watch(ctx, func() []string { return s.paths }, func() { s.try(ctx, d, onChange) })
+	Watch(ctx, Settle, func() []string { return s.paths }, func() { s.try(ctx, d, onChange) })
 	return nil
 }

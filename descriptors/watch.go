@@ -13,19 +13,21 @@ import (
 
 // Times of Watch.
 const (
-	settle    = 100 * time.Millisecond // no event for so long: a writer is done
-	maxSettle = 2 * time.Second        // but a directory that never rests is read this often
-	pollEvery = 30 * time.Second       // file systems may lack events
+	// Settle is for descriptors and configuration: no event for so long, and a writer is done.
+	Settle = 100 * time.Millisecond
+
+	maxSettles = 20               // of a directory that never rests
+	pollEvery  = 30 * time.Second // file systems may lack events
 )
 
 // Watch calls read once, and again whenever one of paths may have changed, until ctx ends. paths is asked anew before each
 // call; a directory stands for all that is below it. read is called from the caller's goroutine; it must find out by itself
 // whether there is anything new.
 //
-// It is called 100 ms after the last change in a file's directory, which notices files written in place, renamed over, and
-// symbolic links swapped at the file or above it as Kubernetes does with a ConfigMap; and every 30 s, since there are
-// file systems without events.
-func Watch(ctx context.Context, paths func() []string, read func()) {
+// It is called settle after the last change in a file's directory, or 20 times settle after the first if they do not end.
+// Changes are files written in place, renamed over, and symbolic links swapped at the file or above it, as Kubernetes does
+// with a ConfigMap. It is called every 30 s, too, since there are file systems without events.
+func Watch(ctx context.Context, settle time.Duration, paths func() []string, read func()) {
 	// Without a watcher (the system has too many) its channels stay nil and polling remains.
 	var events chan fsnotify.Event
 	var faults chan error
@@ -47,7 +49,7 @@ func Watch(ctx context.Context, paths func() []string, read func()) {
 		case <-time.After(pollEvery):
 			continue
 		}
-		for limit := time.After(maxSettle); ; {
+		for limit := time.After(maxSettles * settle); ; {
 			select {
 			case <-ctx.Done():
 				return

@@ -126,7 +126,7 @@ func (g *Gateway) watch(ctx context.Context) {
 		defer g.mu.Unlock()
 		return g.watched()
 	}
-	descriptors.Watch(ctx, paths, func() {
+	descriptors.Watch(ctx, descriptors.Settle, paths, func() {
 		g.mu.Lock()
 		same := digestOf(g.watched()) == g.digest
 		g.mu.Unlock()

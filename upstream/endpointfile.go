@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/grpc/experimental/balancer/weight"
@@ -173,9 +174,12 @@ func (b fileBuilder) Build(t resolver.Target, cc resolver.ClientConn, _ resolver
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &fileResolver{path: path, cc: cc, log: b.log.With("file", path), drains: b.drains, cancel: cancel}
 	r.load()
-	r.wg.Go(func() { descriptors.Watch(ctx, func() []string { return []string{path} }, r.load) })
+	r.wg.Go(func() { descriptors.Watch(ctx, fileSettle, func() []string { return []string{path} }, r.load) })
 	return r, nil
 }
+
+// fileSettle is for how long a file must rest before it is read: a server that has just left the list may be gone soon.
+const fileSettle = 20 * time.Millisecond
 
 // fileResolver follows one endpoint file.
 type fileResolver struct {

@@ -127,7 +127,7 @@ checkgenerate: imports tidy ## Check that the .proto files are clean, that the g
 # Needs the modules of the tests of dependencies, which nothing else does: where they cannot be had there is no telling.
 .PHONY: tidy
 tidy:
-	@mkdir -p build && { timeout 60 go mod tidy -diff >build/tidy.diff 2>build/tidy.log || \
+	@mkdir -p build && { timeout 300 go mod tidy -diff >build/tidy.diff 2>build/tidy.log || \
 	  { [ ! -s build/tidy.diff ] && echo "go.mod is not checked: $$(tail -n 1 build/tidy.log)"; } || \
 	  { cat build/tidy.diff; echo "go.mod is not what the code imports: go mod tidy" >&2; exit 1; }; }
 

@@ -52,13 +52,14 @@ func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
 // loadReportKey is the trailer in which backends report their load (ORCA, gRFC A51).
 const loadReportKey = "endpoint-load-metrics-bin"
 
-// writeMetadata sets md, which it may change, as headers, each name behind prefix. loadReport keeps ORCA load reports, which only native gRPC
-// clients may see.
+// writeMetadata sets md as headers, each name behind prefix. It takes md over: nobody may use the map afterwards. loadReport keeps
+// ORCA load reports, which only native gRPC clients may see.
 func writeMetadata(h http.Header, prefix string, md metadata.MD, loadReport bool) {
 	if !loadReport {
 		delete(md, loadReportKey)
 	}
 	transcoder.AddHeader(h, md, prefix)
+	rpc.FreeMetadata(md)
 }
 
 // writeGRPCStatus sets grpc-status, grpc-message and grpc-status-details-bin, as trailers or as headers. A nil st is OK.

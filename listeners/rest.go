@@ -45,6 +45,7 @@ type restStream struct {
 	raw       rpc.Message
 	header    metadata.MD
 	trailer   metadata.MD
+	answered  bool       // header is what SendHeader took
 	committed bool       // status and header are written
 	ending    bool       // finish writes the rest
 	sent      int        // messages sent
@@ -614,13 +615,10 @@ func (s *restStream) recvChunk(ctx context.Context) (rpc.Message, error) {
 
 // SendHeader implements rpc.Stream. The HTTP status is held back until the first message, since a call may still fail.
 func (s *restStream) SendHeader(md metadata.MD) error {
-	if s.header != nil || s.sent > 0 {
+	if s.answered || s.sent > 0 {
 		return rpc.ErrHeaderSent
 	}
-	if md == nil {
-		md = metadata.MD{}
-	}
-	s.header = md
+	s.answered, s.header = true, md
 	return nil
 }
 
@@ -728,6 +726,7 @@ func (s *restStream) commit(code int, contentType []string, last bool) {
 	s.settle(last)
 	h := s.w.Header()
 	writeMetadata(h, "", s.header, false)
+	s.header = nil
 	h["Content-Type"] = contentType
 	if s.down == downloadStream && s.format != transcoder.StreamArray {
 		h["Cache-Control"] = []string{"no-cache"}
@@ -769,7 +768,7 @@ func (s *restStream) Flush() error {
 			return nil
 		}
 	default:
-		if s.sent == 0 && s.header == nil {
+		if s.sent == 0 && !s.answered {
 			return nil
 		}
 		if s.out == nil {
@@ -924,6 +923,7 @@ func (s *restStream) unchanged() bool {
 				s.committed = true
 				s.settle(true)
 				writeMetadata(h, "", s.header, false)
+				s.header = nil
 				s.w.WriteHeader(http.StatusNotModified)
 				return true
 			}
@@ -937,6 +937,7 @@ func (s *restStream) writeBody(code int, contentType []string, body []byte) {
 	h := s.w.Header()
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
 	writeMetadata(h, "Grpc-Trailer-", s.trailer, false)
+	s.trailer = nil
 	s.commit(code, contentType, true)
 	s.info.BytesOut += int64(len(body))
 	if s.Request.Method != http.MethodHead {
@@ -975,6 +976,7 @@ func (s *restStream) lateError(err error, st *status.Status) {
 	}
 	h := s.w.Header()
 	writeMetadata(h, http.TrailerPrefix, s.trailer, false)
+	s.trailer = nil
 	writeGRPCStatus(h, true, st)
 	_ = s.writeOut(s.Request.Context())
 	if s.down == downloadHTTPBody || s.format == transcoder.StreamArray {

@@ -1,5 +1,35 @@
 package rpc
 
+import (
+	"sync"
+
+	"google.golang.org/grpc/metadata"
+)
+
+// spare are empty maps of metadata that was written.
+var spare sync.Pool // of metadata.MD
+
+// maxSpare is the number of keys above which a map is left to the collector. A map of Go with up to 8 is one piece.
+const maxSpare = 8
+
+// NewMetadata returns an empty map for the metadata of one response: a new one, or one that was given back. A Stream to
+// which it is handed takes it over.
+func NewMetadata() metadata.MD {
+	if md, ok := spare.Get().(metadata.MD); ok {
+		return md
+	}
+	return metadata.MD{}
+}
+
+// FreeMetadata empties md, of whatever origin, so that NewMetadata may return it: nobody may use it afterwards. A Stream does
+// so with what it took over and has written. The slices and strings in it are left alone. nil does nothing.
+func FreeMetadata(md metadata.MD) {
+	if md != nil && len(md) <= maxSpare {
+		clear(md)
+		spare.Put(md)
+	}
+}
+
 // MetadataText is s as a text value of metadata: bytes outside 0x20 to 0x7E, which metadata cannot carry, are
 // percent-encoded, and "%" too.
 func MetadataText(s string) string {

@@ -257,3 +257,22 @@ func TestHeaderOf(t *testing.T) {
 		t.Errorf("%v of none", got)
 	}
 }
+
+// What was given back comes out empty, whatever was in it, and what it held is as it was.
+func TestFreeMetadata(t *testing.T) {
+	rpc.FreeMetadata(nil)
+	for n := range 20 {
+		md := rpc.NewMetadata()
+		if md == nil || len(md) != 0 {
+			t.Fatalf("NewMetadata() = %v, want an empty map", md)
+		}
+		for i := range n {
+			md[string(rune('a'+i))] = []string{"v"}
+		}
+		values := md["a"]
+		rpc.FreeMetadata(md)
+		if n > 0 && values[0] != "v" {
+			t.Fatalf("the values of what was given back are %q, want them alone", values)
+		}
+	}
+}

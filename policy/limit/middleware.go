@@ -247,7 +247,7 @@ func (g *gate) announce(s rpc.Stream, all []verdict) *announced {
 func (a *announced) SendHeader(md metadata.MD) error {
 	a.told = true
 	if md == nil {
-		md = metadata.MD{}
+		md = rpc.NewMetadata()
 	}
 	a.put(md)
 	return a.Stream.SendHeader(md)

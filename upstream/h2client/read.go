@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
+	"transom/rpc"
 	"transom/rpc/grpcwire"
 	"transom/rpc/h2wire"
 )
@@ -574,7 +575,7 @@ func (h *head) metadata(f hpack.HeaderField) {
 		}
 	}
 	if h.md == nil {
-		h.md = metadata.MD{}
+		h.md = rpc.NewMetadata()
 	}
 	if !strings.HasSuffix(f.Name, "-bin") {
 		h.md[f.Name] = append(h.md[f.Name], f.Value)

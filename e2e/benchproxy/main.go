@@ -121,6 +121,12 @@ func start(name string, args ...string) (*proc, error) {
 	return &proc{name, cmd, strings.TrimSpace(line)}, nil
 }
 
+// end kills the process and waits for its end.
+func (p *proc) end() {
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait()
+}
+
 // cpu is the user and system time that the process has used.
 func (p *proc) cpu() (time.Duration, error) {
 	// schedstat of the process is that of its main thread only, so the threads are added up.

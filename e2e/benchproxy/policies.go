@@ -26,6 +26,10 @@ import (
 // the cache against the null proxy. Each comparison has two processes of its own, since what one has served before decides
 // how often it collects garbage; all run at once, and each round goes over all comparisons.
 
+// lifetime is the number of rounds after which all processes are started anew: where a process has its memory costs it up to
+// a twentieth more or less for as long as it lives, which no number of rounds would tell from what its policies cost.
+const lifetime = 5
+
 const apiKey = "4f9a1c0b7d2e68351122334455667788"
 
 // contest is one comparison: what a transom with policies spends on a call of load, as a factor of what one without does, or
@@ -137,37 +141,14 @@ func drivePolicies(rounds int, scale float64, only, binary string) (bool, error)
 		return false, err
 	}
 	list = slices.DeleteFunc(list, func(c *contest) bool { return !strings.Contains(c.name, only) })
-	for _, c := range list {
-		for i := range c.procs {
-			if i == 1 && c.than == "null" {
-				c.procs[i], err = start("null", self, "null", backend.addr)
-			} else {
-				c.procs[i], err = startWithPolicies(binary, dir, set, backend.addr, []string{c.policies, ""}[i])
+	for done := 0; done < rounds; done += lifetime {
+		if err := live(list, min(lifetime, rounds-done), scale, func(c *contest, which int) (*proc, error) {
+			if which == 1 && c.than == "null" {
+				return start("null", self, "null", backend.addr)
 			}
-			if err != nil {
-				return false, fmt.Errorf("%s: %w", c.name, err)
-			}
-			defer c.procs[i].cmd.Process.Kill()
-		}
-	}
-	for r := -1; r < rounds; r++ { // the first warms up
-		for _, c := range list {
-			n := max(1, int(float64(c.requests)*scale))
-			var us [2]float64
-			for i := range 2 {
-				which := (i + r + 1) % 2
-				spent, err := spend(c.procs[which], c.load, n)
-				if err != nil {
-					return false, fmt.Errorf("%s, %s: %w", c.name, c.procs[which].name, err)
-				}
-				us[which] = float64(spent) / float64(n) / 1e3
-			}
-			if r < 0 {
-				continue
-			}
-			for i := range 2 {
-				c.spent[i] = append(c.spent[i], us[i])
-			}
+			return startWithPolicies(binary, dir, set, backend.addr, []string{c.policies, ""}[which])
+		}); err != nil {
+			return false, err
 		}
 	}
 	good := true
@@ -184,6 +165,37 @@ func drivePolicies(rounds int, scale float64, only, binary string) (bool, error)
 		fmt.Printf("%-24s %10.1f %10.1f   %.3f (%.2f) %s, %.3f, %.3f, of %s\n", c.name, us[1], us[0], least, c.bound, verdict, quiet, median, c.than)
 	}
 	return good, nil
+}
+
+// live starts the processes of all contests, lets them warm up for a round, makes further rounds of which it keeps what was
+// spent, and ends them.
+func live(list []*contest, rounds int, scale float64, start func(c *contest, which int) (*proc, error)) error {
+	for _, c := range list {
+		for which := range c.procs {
+			p, err := start(c, which)
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			defer p.end()
+			c.procs[which] = p
+		}
+	}
+	for r := range rounds + 1 {
+		for _, c := range list {
+			n := max(1, int(float64(c.requests)*scale))
+			for i := range 2 {
+				which := (i + r) % 2
+				spent, err := spend(c.procs[which], c.load, n)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", c.name, c.procs[which].name, err)
+				}
+				if r > 0 {
+					c.spent[which] = append(c.spent[which], float64(spent)/float64(n)/1e3)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // startWithPolicies runs the real binary with a configuration of which policies is a part.

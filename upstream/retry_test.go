@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -173,6 +174,53 @@ func TestUnseenIsRetried(t *testing.T) {
 		if _, _, err := exchange(t, c, unary, nil, "m"); err == nil {
 			break
 		}
+	}
+}
+
+// What a client sends between two attempts reaches the second, even if it is more than is kept.
+func TestSentBetweenAttempts(t *testing.T) {
+	failed := make(chan struct{})
+	addr := newBackend(t, func(method string, s stream) error {
+		if md, _ := metadata.FromIncomingContext(s.Context()); len(md["grpc-previous-rpc-attempts"]) > 0 {
+			return echo(method, s)
+		}
+		if _, err := s.recv(); err != nil {
+			return err
+		}
+		defer close(failed)
+		s.SetTrailer(metadata.Pairs("grpc-retry-pushback-ms", "100"))
+		return status.Error(codes.Aborted, "try again")
+	})
+	c := newCluster(t, upstream.Config{Target: "static:///" + addr, ServiceConfig: retryAborted, RetryBytes: 1000})
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	call := rpctest.Start(ctx, c.Invoke, bidi, nil)
+	sent := []string{"first", strings.Repeat("a", 600), strings.Repeat("b", 600)}
+	_ = call.Send([]byte(sent[0]))
+	<-failed
+	for e := c.Endpoints(); (len(e) != 1 || e[0].Streams > 0) && ctx.Err() == nil; e = c.Endpoints() {
+		runtime.Gosched() // until the first attempt has ended for the cluster, too
+	}
+	for _, m := range sent[1:] {
+		_ = call.Send([]byte(m))
+	}
+	_ = call.CloseSend()
+	var got []string
+	for {
+		b, err := call.Recv()
+		if err != nil {
+			break
+		}
+		got = append(got, strings.TrimPrefix(string(b), "re:"))
+	}
+	switch err := call.Wait(); status.Code(err) {
+	case codes.OK:
+		if !slices.Equal(got, sent) {
+			t.Errorf("the second attempt got %d messages, want all %d", len(got), len(sent))
+		}
+	case codes.Aborted: // they came before it was decided to make another attempt, and were too many
+	default:
+		t.Errorf("%v, having answered %d messages", err, len(got))
 	}
 }
 

@@ -88,7 +88,7 @@ func (c *Cluster) attempts(o *outbox, call *rpc.Call, p *retryPolicy) error {
 		if gone := (clientError{}); errors.As(context.Cause(o.ctx), &gone) {
 			return c.ended(o.ctx, call)
 		}
-		if us == nil || !answered && o.replayable() {
+		if us == nil && !o.started || !answered && o.hold() {
 			wait, ok := c.again(o.ctx, call, p, at.n, outcomeOf(err, answered, trailer))
 			if ok && pause(o.ctx, wait) {
 				call.Info.Endpoint = ""
@@ -127,9 +127,10 @@ type outbox struct {
 
 	committed atomic.Bool // an attempt is answered: nothing needs to be kept
 	started   bool        // forward runs or ran
+	held      bool        // mu is locked, by hold
 	wg        sync.WaitGroup
 
-	// mu is held while a message is sent, and guards what follows.
+	// mu is held while a message is sent and between attempts, and guards what follows.
 	mu     sync.Mutex
 	us     backendStream // the present attempt
 	keep   bool
@@ -138,7 +139,7 @@ type outbox struct {
 	closed bool // the client has half-closed
 }
 
-// attach makes us the present attempt and sends it what the client has sent so far.
+// attach makes us the present attempt and sends it what the client has sent so far. It ends a hold.
 func (o *outbox) attach(us backendStream, clientStreams bool) {
 	if !clientStreams {
 		// An error of Send is told again by Recv, with the call's status.
@@ -146,14 +147,13 @@ func (o *outbox) attach(us backendStream, clientStreams bool) {
 		_ = us.CloseSend()
 		return
 	}
-	o.mu.Lock()
 	o.us = us
 	if !o.started {
 		o.started = true
-		o.mu.Unlock()
 		o.wg.Go(o.forward)
 		return
 	}
+	o.held = false
 	o.wg.Go(func() { // not here: the backend may have to be received from before it takes all
 		defer o.mu.Unlock()
 		for i := range o.kept {
@@ -212,16 +212,25 @@ func (o *outbox) drop() {
 	o.keep, o.kept = false, nil
 }
 
-// replayable reports whether another attempt could be sent all that the client has sent.
-func (o *outbox) replayable() bool {
+// hold reports whether another attempt could be sent all that the client has sent. If so no more is taken from a client that
+// streams until attach, or end: with no attempt to send it to, it could become more than is kept, and be lost.
+func (o *outbox) hold() bool {
+	if !o.started || o.held {
+		return o.keep
+	}
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.keep
+	if o.held = o.keep; !o.held {
+		o.mu.Unlock()
+	}
+	return o.held
 }
 
 // end ends the client's side and waits until nothing of o uses its stream.
 func (o *outbox) end() {
 	o.cancel(errEnded)
+	if o.held {
+		o.mu.Unlock()
+	}
 	o.wg.Wait()
 	o.drop()
 	o.only.Release()

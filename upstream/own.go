@@ -298,7 +298,7 @@ func (b *ownBackend) Stream(ctx context.Context, m *descriptors.Method, header m
 		}
 		hs, err := conn.NewStream(ctx, m.FullPath, attemptMetadata(header, at, &p))
 		if err == nil {
-			return &ownStream{s: hs, pick: p, b: b, limits: lim, endpoint: conn.name}, nil
+			return &ownStream{s: hs, pick: p, b: b, limits: lim, endpoint: conn.name, one: !m.ServerStreams}, nil
 		}
 		p.End(err, false, nil)
 		if n < again && lbhost.Unprocessed(err) && ctx.Err() == nil {
@@ -314,6 +314,8 @@ type ownStream struct {
 	b        *ownBackend
 	limits   callLimits
 	endpoint string
+	one      bool // the method has one answer
+	received bool // a message
 	// refused is why a message was not sent, after which the stream is closed.
 	refused atomic.Pointer[fault]
 }
@@ -337,13 +339,30 @@ func (s *ownStream) Endpoint() string            { return s.endpoint }
 
 func (s *ownStream) Recv(m *rpc.Message) error {
 	msg, err := s.s.Recv()
+	switch {
+	case !s.one:
+	case err == nil && s.received:
+		msg.Free()
+		s.s.Close()
+		return s.end(errAnswers("more than one message"))
+	case err == io.EOF && !s.received:
+		return s.end(errAnswers("no message"))
+	}
 	if err == nil {
+		s.received = true
 		if *m, err = s.b.message(msg, s.s.Encoding(), s.limits); err == nil {
 			return nil
 		}
 		s.s.Close()
 	}
 	return s.end(err)
+}
+
+// errAnswers is the end of a stream whose method has one answer.
+func errAnswers(what string) error {
+	return &h2client.Error{
+		Code: codes.Internal, Origin: h2client.OriginProtocol, Message: "the server answered a method of one answer with " + what,
+	}
 }
 
 // end ends the stream with err, which may be io.EOF.

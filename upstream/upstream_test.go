@@ -237,6 +237,33 @@ func exchange(t testing.TB, c *upstream.Cluster, m *descriptors.Method, header m
 	return replies, call, err
 }
 
+// A method of one answer is answered once, or the backend is at fault: two would be taken for one by who joins them.
+func TestAnswersOfOneAnswer(t *testing.T) {
+	for n, want := range []codes.Code{codes.Internal, codes.OK, codes.Internal} {
+		addr := newBackend(t, func(_ string, s stream) error {
+			if _, err := s.recv(); err != nil {
+				return err
+			}
+			for range n {
+				if err := s.send("answer"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		c := newCluster(t, upstream.Config{Target: "static:///" + addr})
+		for _, m := range []*descriptors.Method{unary, client} {
+			replies, call, err := exchange(t, c, m, nil, "m")
+			if status.Code(err) != want || len(replies) > 1 {
+				t.Errorf("%s answered with %d messages: %d replies and %v, want %v", m.FullPath, n, len(replies), err, want)
+			}
+			if want != codes.OK && call.Info().ErrorSource != rpc.SourceUpstream {
+				t.Errorf("%s answered with %d messages: the source of the error is %v", m.FullPath, n, call.Info().ErrorSource)
+			}
+		}
+	}
+}
+
 func TestKinds(t *testing.T) {
 	addr := newBackend(t, echo)
 	for _, lb := range []string{"", "round_robin", `[{"pick_first": {}}]`} {

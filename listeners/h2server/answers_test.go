@@ -715,3 +715,29 @@ func TestTableSizes(t *testing.T) {
 		}
 	}
 }
+
+// A handler may leave a goroutine behind that waits for the request's body: it ends with the handler.
+func TestReadEndsWithHandler(t *testing.T) {
+	returns, read := make(chan struct{}), make(chan error, 1)
+	_, addr := serve(t, config(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		go func() {
+			_, err := r.Body.Read(make([]byte, 1))
+			read <- err
+		}()
+		<-returns
+	})))
+	c := dial(t, addr)
+	c.headers(1, false, post("/", "expect: 100-continue")...)
+	for c.next() != "HEADERS 1 :status=100" { // which says that the body is being read
+		continue
+	}
+	close(returns)
+	select {
+	case err := <-read:
+		if !errors.Is(err, http.ErrBodyReadAfterClose) {
+			t.Errorf("the read ended with %v", err)
+		}
+	case <-time.After(patience):
+		t.Error("the read goes on")
+	}
+}

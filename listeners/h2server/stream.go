@@ -211,9 +211,10 @@ func (s *stream) pay(n int) {
 	}
 }
 
-// closeBody drops what has not been read, and what is still to come. c.mu is held.
+// closeBody drops what has not been read, and what is still to come, and ends a read. c.mu is held.
 func (s *stream) closeBody() {
 	s.bodyClosed = true
+	wake(s.readable)
 	if s.in != nil {
 		s.c.pay(len(*s.in) - s.read)
 		putBuf(s.in)
@@ -302,7 +303,6 @@ func (b *body) Close() error {
 	c := b.s.c
 	c.mu.Lock()
 	b.s.closeBody()
-	wake(b.s.readable)
 	c.flush(false)
 	return nil
 }

@@ -43,7 +43,9 @@ type guard struct {
 	watch          alarm
 	watching, late bool
 	stalled        bool // the body made no progress for too long
-	slow           slowWrite
+	// failure is why the body could not be read; it belongs to the goroutine that reads.
+	failure error
+	slow    slowWrite
 }
 
 // slowWrite ends a write that takes too long.
@@ -205,6 +207,14 @@ type guardedBody struct {
 }
 
 func (b guardedBody) Read(p []byte) (int, error) {
+	n, err := b.read(p)
+	if err != nil && err != io.EOF {
+		b.g.failure = err
+	}
+	return n, err
+}
+
+func (b guardedBody) read(p []byte) (int, error) {
 	if b.g.enter(&b.g.read) {
 		b.g.leave(&b.g.read)
 		return 0, rpc.CauseOf(b.g.read.ctx)

@@ -2,6 +2,7 @@ package listeners_test
 
 import (
 	"bufio"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -89,6 +90,11 @@ func fields(n int) string {
 // the handler, and whether the connection is closed. In every case that must happen soon.
 func TestMalformedHTTP1(t *testing.T) {
 	big := strings.Repeat("x", 9<<10)
+	var coded strings.Builder
+	zw := gzip.NewWriter(&coded)
+	_, _ = io.WriteString(zw, echoBody)
+	_ = zw.Close()
+	gzipped := coded.String()
 	const open, closed = false, true
 	addr, count := rawServer(t)
 	var all sync.WaitGroup // most of the time is spent waiting
@@ -204,6 +210,12 @@ func TestMalformedHTTP1(t *testing.T) {
 		{"header never ends", "POST /rpctest/unary HTTP/1.1\r\nHost: h\r\nX: ", "", 0, closed},
 		{"nowhere, body never ends", "POST /nowhere HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\n\"A", "404", 0, closed},
 		{"wrong type, body never ends", "POST /rpctest/unary HTTP/1.1\r\nHost: h\r\nContent-Encoding: x\r\nContent-Length: 6\r\n\r\n\"A", "415", 0, closed},
+		{"body never ends", unaryHead + "Grpc-Timeout: 50m\r\nContent-Length: 6\r\n\r\n\"A", "504", 0, closed},
+		{"gzip never begins", unaryHead + "Grpc-Timeout: 50m\r\nContent-Encoding: gzip\r\nContent-Length: 30\r\n\r\n", "504", 0, closed},
+		{"gzip never ends", unaryHead + "Grpc-Timeout: 50m\r\nContent-Encoding: gzip\r\nContent-Length: 30\r\n\r\n" + gzipped[:len(gzipped)-4], "504", 0, closed},
+		{"gzip cut off", unaryHead + "Content-Encoding: gzip\r\nContent-Length: 12\r\n\r\n" + gzipped[:12], "400", 0, open},
+		{"gzip in bad chunks", chunked + "Content-Encoding: gzip\r\n\r\n2\r\n\x1f\x8b\r\nz\r\n" + hidden, "400", 0, closed},
+		{"stream of gzip never ends", "POST /rpctest/bidi HTTP/1.1\r\nHost: h\r\nGrpc-Timeout: 50m\r\nContent-Encoding: gzip\r\nContent-Length: 30\r\n\r\n\x1f\x8b", "504", 0, closed},
 		{"Connect refused, body never ends", "POST /rpctest.Echo/Unary HTTP/1.1\r\nHost: h\r\nContent-Type: application/proto\r\nContent-Encoding: x\r\nContent-Length: 6\r\n\r\n\"A", "501", 0, closed},
 		{"gRPC-Web refused, body never ends", "POST /rpctest.Echo/Bidi HTTP/1.1\r\nHost: h\r\nContent-Type: application/grpc-web\r\nGrpc-Encoding: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n\x00", "200", 0, closed},
 	} {

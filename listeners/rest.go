@@ -321,7 +321,7 @@ func (s *restStream) openBody(ctx context.Context) (io.Reader, error) {
 	if err := s.guard.noteRead(ctx, s.w); err != nil {
 		return nil, err
 	}
-	return s.bodyReader()
+	return s.bodyReader(ctx)
 }
 
 // largeBody is from how many bytes on a body becomes the message while it is read, where that can be.
@@ -456,8 +456,17 @@ func (s *restStream) tooLarge() error {
 		"request body is larger than the limit of "+strconv.Itoa(s.route.MaxMessageBytes)+" bytes")
 }
 
+// recvError says what a failed body read means. Why the body itself could not be read goes before what was made of that by who
+// decodes it.
+func (s *restStream) recvError(ctx context.Context, err error) error {
+	if why := s.guard.failure; why != nil {
+		err = why
+	}
+	return s.exchange.recvError(ctx, err)
+}
+
 // bodyReader is the request body with its content coding undone.
-func (s *restStream) bodyReader() (io.Reader, error) {
+func (s *restStream) bodyReader(ctx context.Context) (io.Reader, error) {
 	c := codingOf(s.Request.Header.Get("Content-Encoding"))
 	body := s.guard.body(s.Request.Body)
 	if c == nil {
@@ -466,8 +475,7 @@ func (s *restStream) bodyReader() (io.Reader, error) {
 	coded := &countedReader{r: body}
 	r, err := c.reader(coded)
 	if err != nil {
-		s.info.Fail(rpc.SourceClient)
-		return nil, status.Errorf(codes.InvalidArgument, "request body is not valid %s: %v", c.name, err)
+		return nil, s.recvError(ctx, status.Errorf(codes.InvalidArgument, "request body is not valid %s: %v", c.name, err))
 	}
 	return &codedBody{r: r, coding: c, coded: coded}, nil
 }
@@ -526,7 +534,7 @@ func (s *restStream) recvJSON(ctx context.Context) (rpc.Message, error) {
 		return rpc.Message{}, err
 	}
 	if s.in.r == nil {
-		body, err := s.bodyReader()
+		body, err := s.bodyReader(ctx)
 		if err != nil {
 			return rpc.Message{}, err
 		}
@@ -566,15 +574,14 @@ func (s *restStream) recvChunk(ctx context.Context) (rpc.Message, error) {
 	}
 	if s.in.r == nil {
 		s.guard.watchRead()
-		body, err := s.bodyReader()
+		body, err := s.bodyReader(ctx)
 		if err != nil {
 			return rpc.Message{}, err
 		}
 		s.fileType = s.Request.Header.Get("Content-Type")
 		if s.route.Plan.Forms() {
 			if body, s.fileType, err = transcoder.FormFile(s.fileType, body); err != nil {
-				s.info.Fail(rpc.SourceClient)
-				return rpc.Message{}, err
+				return rpc.Message{}, s.recvError(ctx, err)
 			}
 		}
 		s.in.r = body

@@ -5,12 +5,16 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
+	"testing/iotest"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -280,4 +284,41 @@ func joinData(dst, src *dynamicpb.Message) {
 	joined := append(dst.Get(file).Message().Get(data).Bytes(), src.Get(file).Message().Get(data).Bytes()...)
 	proto.Merge(dst, src)
 	dst.Mutable(file).Message().Set(data, protoreflect.ValueOfBytes(joined))
+}
+
+// A client that leaves while it sends is at no fault, whatever is made of its body on the way.
+func TestClientLeavesWithinBody(t *testing.T) {
+	gone := iotest.ErrReader(&net.OpError{Op: "read", Err: syscall.ECONNRESET})
+	for _, tc := range []struct{ path, ctype, coding, begin string }{
+		{"/v1/uploads/a", "a/b", "", "data"},
+		{"/v1/streams/a", "multipart/form-data; boundary=b", "", "--b\r\nContent-"},
+		{"/v1/streams/a", "multipart/form-data; boundary=b", "", "--b\r\nContent-Disposition: form-data; name=file\r\n\r\ndata"},
+		{"/v1/uploads/a", "a/b", "gzip", ""},
+		{"/v1/streams/a", "a/b", "gzip", "\x1f\x8b\x08\x00\x00\x00\x00\x00\x04\xff"},
+		{"/v1/uploads/a", "a/b", "br", "\x0b"},
+		{"/v1/streams/a", "a/b", "zstd", "\x28\xb5\x2f\xfd"},
+		{"/v1/raws", "a/b", "gzip", "\x1f\x8b"},
+	} {
+		var got error
+		v := itemsView(t, func(ctx context.Context, call *rpc.Call) error {
+			for {
+				m, err := call.Stream.Recv(ctx)
+				if err != nil {
+					got = err
+					return err
+				}
+				m.Release()
+			}
+		})
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, tc.path, io.MultiReader(strings.NewReader(tc.begin), gone))
+		r.Header.Set("Content-Type", tc.ctype)
+		if tc.coding != "" {
+			r.Header.Set("Content-Encoding", tc.coding)
+		}
+		w := httptest.NewRecorder()
+		listeners.NewFront(listeners.FrontConfig{}, v, slog.New(slog.DiscardHandler)).ServeHTTP(w, r)
+		if !errors.Is(got, rpc.ErrClientGone) || w.Code != 499 {
+			t.Errorf("%s, %s %s after %q: %v and HTTP status %d, want 499", tc.path, tc.ctype, tc.coding, tc.begin, got, w.Code)
+		}
+	}
 }

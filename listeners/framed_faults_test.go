@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
@@ -255,5 +256,55 @@ func TestConnectUnary(t *testing.T) {
 				t.Errorf("%s: %q, want %q", k, resp.Header.Get(k), v)
 			}
 		})
+	}
+}
+
+// exchanges counts those that have begun and not ended, and has the last one's status.
+type exchanges struct {
+	open int
+	code codes.Code
+}
+
+func (e *exchanges) Begin(ctx context.Context, _ *listeners.Exchange) context.Context {
+	e.open++
+	return ctx
+}
+
+func (e *exchanges) End(x *listeners.Exchange) {
+	e.open--
+	e.code = x.Status.Code()
+}
+
+// A panic within a call is answered, observed and logged as an error inside the gateway, by any protocol.
+func TestPanic(t *testing.T) {
+	var seen exchanges
+	var log bytes.Buffer
+	front := listeners.NewFront(listeners.FrontConfig{Observer: &seen}, newView(t, func(context.Context, *rpc.Call) error {
+		panic("secret")
+	}), slog.New(slog.NewTextHandler(&log, nil)))
+	for _, tt := range []struct {
+		path, ctype, body string
+		code              int
+	}{
+		{"/rpctest/unary", "application/json", `""`, 500},
+		{"/rpctest/bidi", "application/json", `""`, 500},
+		{"/rpctest.Echo/Unary", "application/json", `""`, 500},
+		{"/rpctest.Echo/Bidi", "application/connect+proto", enveloped(0, ""), 200},
+		{"/rpctest.Echo/Unary", "application/grpc", enveloped(0, ""), 200},
+		{"/rpctest.Echo/Unary", "application/grpc-web", enveloped(0, ""), 200},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, tt.path, strings.NewReader(tt.body))
+		r.ProtoMajor = 2
+		r.Header.Set("Content-Type", tt.ctype)
+		w := httptest.NewRecorder()
+		log.Reset()
+		seen.code = codes.OK
+		front.ServeHTTP(w, r)
+		if w.Code != tt.code || seen.open != 0 || seen.code != codes.Internal || strings.Contains(w.Body.String()+w.Header().Get("Grpc-Message"), "secret") {
+			t.Errorf("%s %s: HTTP status %d, %v, %d exchanges have not ended, %v %q", tt.ctype, tt.path, w.Code, seen.code, seen.open, w.Header(), w.Body)
+		}
+		if !strings.Contains(log.String(), "secret") || !strings.Contains(log.String(), "framed_faults_test.go") {
+			t.Errorf("%s %s: the log has neither the panic nor where it was: %s", tt.ctype, tt.path, &log)
+		}
 	}
 }

@@ -3,8 +3,10 @@ package listeners
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -197,8 +199,14 @@ func (x *exchange) begin(f *Front, w http.ResponseWriter, r *http.Request, p rpc
 	}
 }
 
-// run bounds the call by its timeout and runs its chain. clientTimeout is negative if the client gave none.
-func (x *exchange) run(route *Route, clientTimeout time.Duration) error {
+// run bounds the call by its timeout and runs its chain. clientTimeout is negative if the client gave none. A panic ends the call
+// as an error does, so that it is answered, counted and logged.
+func (x *exchange) run(route *Route, clientTimeout time.Duration) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = panicked(x.front, p)
+		}
+	}()
 	ctx := x.Request.Context()
 	x.call.Info = &x.info
 	x.Call = &x.call
@@ -221,6 +229,12 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) error {
 	}
 	defer x.guard.disarm() // before cancel, whose only meaning is that the call is over
 	return route.Handler(ctx, &x.call)
+}
+
+// panicked logs a panic and makes it an error.
+func panicked(f *Front, p any) error {
+	f.log.LogAttrs(context.Background(), slog.LevelError, "panic while serving a call", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+	return fmt.Errorf("panic: %v", p)
 }
 
 // fullDuplex lets the answer begin before the request body has ended.

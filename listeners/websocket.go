@@ -3,11 +3,8 @@ package listeners
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
-	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -163,7 +160,7 @@ func (c *wsCall) runDisarmed(route *Route, timeout time.Duration) error {
 		defer c.disarm()
 		return route.Handler(ctx, call)
 	}
-	return c.runSafely(&own, timeout)
+	return c.run(&own, timeout)
 }
 
 // disarm lets the end of a context release nothing any more.
@@ -188,12 +185,6 @@ func (c *wsCall) unlessOver(f func()) func() {
 			f()
 		}
 	}
-}
-
-// panicked logs a panic of a call's own goroutine and makes it an error.
-func panicked(f *Front, p any) error {
-	f.log.LogAttrs(context.Background(), slog.LevelError, "panic while serving a call", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-	return fmt.Errorf("panic: %v", p)
 }
 
 // goAway implements member: the one call may finish.

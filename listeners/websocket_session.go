@@ -220,7 +220,7 @@ func (s *session) open(id uint32, o *transcoder.Open, v View) *sessionCall {
 		return nil
 	}
 	s.work.Go(func() {
-		c.finish(c.runSafely(c.route, o.Timeout))
+		c.finish(c.run(c.route, o.Timeout))
 	})
 	return c
 }
@@ -437,16 +437,6 @@ func (x *exchange) find(o *transcoder.Open, v View, requests *wsRequests, text b
 	}
 	requests.plan = route.Plan
 	return route, nil
-}
-
-// runSafely runs the call. A panic ends it, and not the process.
-func (x *exchange) runSafely(route *Route, timeout time.Duration) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = panicked(x.front, p)
-		}
-	}()
-	return x.run(route, timeout)
 }
 
 // Recv implements rpc.Stream.

@@ -264,7 +264,7 @@ func (t *wtSession) serve(str *webtransport.Stream) {
 				defer c.disarm()
 				return c.route.Handler(ctx, call)
 			}
-			err = c.runSafely(&own, f.Open.Timeout)
+			err = c.run(&own, f.Open.Timeout)
 		} else {
 			c.info.Fail(rpc.SourceClient)
 		}

@@ -3,8 +3,10 @@ package upstream
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,7 +33,7 @@ func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
 		ctx, cancel = context.WithTimeout(ctx, p.timeout)
 		defer cancel()
 	}
-	o := outbox{src: call.Stream, keep: p.retry.codes != 0 || !c.backend.Repeats(), limit: c.retryBytes}
+	o := outbox{src: call.Stream, info: call.Info, keep: p.retry.codes != 0 || !c.backend.Repeats(), limit: c.retryBytes}
 	if !call.Method.ClientStreams {
 		req, err := rpc.RecvOne(ctx, call.Stream)
 		if err != nil {
@@ -43,8 +45,8 @@ func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
 	start := time.Now()
 	c.budget.Call(sinceEpoch(start))
 	o.ctx, o.cancel = context.WithCancelCause(ctx)
+	defer o.end()
 	err := c.attempts(&o, call, &p.retry)
-	o.end()
 	call.Info.Upstream = time.Since(start)
 	if err == nil {
 		c.policies.throttles.success()
@@ -122,6 +124,7 @@ type outbox struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	src    rpc.Stream
+	info   *rpc.Info
 	limit  int         // of the bytes kept
 	only   rpc.Message // the one request, if the client sends one only
 
@@ -167,8 +170,15 @@ func (o *outbox) attach(us backendStream, clientStreams bool) {
 	})
 }
 
-// forward carries the client's messages until either side ends. A failing client cancels the call.
+// forward carries the client's messages until either side ends. A failing client cancels the call, and so does a panic over what it
+// sends: here it would end the process.
 func (o *outbox) forward() {
+	defer func() {
+		if p := recover(); p != nil {
+			o.info.Fail(rpc.SourceGateway)
+			o.cancel(clientError{fmt.Errorf("panic: %v\n%s", p, debug.Stack())})
+		}
+	}()
 	for {
 		m, err := o.src.Recv(o.ctx)
 		if err == io.EOF {

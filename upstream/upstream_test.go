@@ -264,6 +264,29 @@ func TestAnswersOfOneAnswer(t *testing.T) {
 	}
 }
 
+// panicking is a client's stream over whose messages something panics.
+type panicking struct{ rpc.Stream }
+
+func (panicking) Recv(context.Context) (rpc.Message, error) { panic("secret") }
+
+// A panic over what a client sends ends the call, and not the process.
+func TestPanicOverRequest(t *testing.T) {
+	c := newCluster(t, upstream.Config{Target: "static:///" + newBackend(t, echo)})
+	for _, m := range []*descriptors.Method{client, bidi} {
+		call := rpctest.Start(t.Context(), func(ctx context.Context, call *rpc.Call) error {
+			call.Stream = panicking{call.Stream}
+			return c.Invoke(ctx, call)
+		}, m, nil)
+		err := call.Wait()
+		if st := rpc.StatusOf(err); st.Code() != codes.Internal || strings.Contains(st.Message(), "secret") || call.Info().ErrorSource != rpc.SourceGateway {
+			t.Errorf("%s: %v, of %v", m.FullPath, st, call.Info().ErrorSource)
+		}
+		if !strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "panicking.Recv") {
+			t.Errorf("%s: the log is not told what happened: %v", m.FullPath, err)
+		}
+	}
+}
+
 func TestKinds(t *testing.T) {
 	addr := newBackend(t, echo)
 	for _, lb := range []string{"", "round_robin", `[{"pick_first": {}}]`} {

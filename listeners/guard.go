@@ -265,10 +265,13 @@ func (g *guard) put(w http.ResponseWriter, b []byte) error {
 }
 
 func (g *guard) beginWrite() {
+	if g.slow.g == nil {
+		g.slow.g, g.slow.owner = g, &g.slow
+	}
+	g.slow.began = time.Now() // which due, called for an earlier write, looks at as soon as this one is busy
 	if g.enter(&g.write) {
 		_ = g.rc.SetWriteDeadline(time.Now().Add(writeGrace))
 	}
-	g.slow.g, g.slow.owner, g.slow.began = g, &g.slow, time.Now()
 	g.front.deadlines.add(&g.slow.alarm, g.slow.began, g.front.cfg.IdleWrite)
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,7 +26,10 @@ import (
 	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"transom/descriptors"
 	"transom/rpc"
@@ -285,6 +289,48 @@ func TestPanicOverRequest(t *testing.T) {
 			t.Errorf("%s: the log is not told what happened: %v", m.FullPath, err)
 		}
 	}
+}
+
+// A call over Conn counts as in flight until it ends, also if its caller gives it up by its context, as asking for descriptors
+// does, or never gets to send its message.
+func TestConnCallsEnd(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	reflection.Register(srv)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(ln) })
+	t.Cleanup(func() { srv.Stop(); wg.Wait() })
+	c := newCluster(t, upstream.Config{Target: "static:///" + ln.Addr().String()})
+	idle := func(what string) {
+		t.Helper()
+		for late := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+			e := c.Endpoints()
+			if len(e) == 1 && e[0].InFlight == 0 && e[0].Streams == 0 {
+				return
+			}
+			if time.Now().After(late) {
+				t.Fatalf("%s: %d calls and %d streams are in flight", what, e[0].InFlight, e[0].Streams)
+			}
+		}
+	}
+	if _, err := descriptors.ReflectionSource(c.Conn(), 0).Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	idle("after reflection")
+	err = c.Conn().Invoke(t.Context(), "/t.T/Get", wrapperspb.String("\xff"), &emptypb.Empty{})
+	if status.Code(err) != codes.Internal {
+		t.Fatal(err)
+	}
+	idle("after a message that cannot be encoded")
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := c.Conn().NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/t.T/Get"); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	idle("after a stream that was never used")
 }
 
 func TestKinds(t *testing.T) {

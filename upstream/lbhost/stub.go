@@ -2,8 +2,11 @@ package lbhost
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
@@ -106,7 +109,9 @@ func (s stub) NewStream(ctx context.Context, desc *grpc.StreamDesc, method strin
 			}
 			return nil, status.Convert(err).Err()
 		}
-		return &clientStream{ctx: ctx, s: hs, pick: p, options: o, desc: desc}, nil
+		cs := &clientStream{ctx: ctx, s: hs, pick: p, options: o, desc: desc}
+		cs.unwatch = context.AfterFunc(ctx, cs.givenUp)
+		return cs, nil
 	}
 }
 
@@ -115,8 +120,13 @@ type clientStream struct {
 	options
 	ctx  context.Context // the call's
 	s    *h2client.Stream
-	pick Pick
 	desc *grpc.StreamDesc
+	// pick is ended once: by whoever finds that the call has ended, or by the end of ctx, which unwatch stops looking for.
+	pick    Pick
+	once    sync.Once
+	unwatch func() bool
+	// answered says that a message has come.
+	answered atomic.Bool
 	// sent says that the client has half-closed, end how the call ended; ended that it has.
 	sent  bool
 	ended bool
@@ -143,7 +153,9 @@ func (c *clientStream) SendMsg(m any) error {
 	data, err := c.codec.Marshal(m)
 	if err != nil {
 		c.s.Close()
-		return status.Error(codes.Internal, "cannot encode the message: "+err.Error())
+		text := "cannot encode the message: " + err.Error()
+		c.endPick(&h2client.Error{Code: codes.Internal, Message: text, Origin: h2client.OriginRequest}, c.answered.Load(), nil)
+		return status.Error(codes.Internal, text)
 	}
 	c.sent = c.sent || !c.desc.ClientStreams
 	err = c.s.Send(h2client.Message{Data: data}, c.sent)
@@ -164,6 +176,7 @@ func (c *clientStream) RecvMsg(m any) error {
 		return c.finish(err)
 	}
 	defer func() { msg.Free() }()
+	c.answered.Store(true)
 	if msg.Compressed {
 		if msg.Data, err = Decompress(msg.Data, c.s.Encoding(), maxStubMessage); err != nil {
 			return c.finish(err)
@@ -198,7 +211,7 @@ func (c *clientStream) finish(err error) error {
 		err = status.Convert(err).Err()
 		c.end = err
 	}
-	c.pick.End(err, answered, trailer)
+	c.endPick(err, answered, trailer)
 	for _, md := range c.header {
 		*md = header
 	}
@@ -212,6 +225,21 @@ func (c *clientStream) finish(err error) error {
 		f(err)
 	}
 	return c.end
+}
+
+// endPick tells the policy how the call ended, if it has not been told.
+func (c *clientStream) endPick(err error, answered bool, trailer metadata.MD) {
+	c.unwatch()
+	c.once.Do(func() { c.pick.End(err, answered, trailer) })
+}
+
+// givenUp ends the call for the policy with its context: its caller need not receive to its end.
+func (c *clientStream) givenUp() {
+	e := &h2client.Error{Code: codes.Canceled, Message: "the call's context has ended", Origin: h2client.OriginContext, Cause: c.ctx.Err()}
+	if errors.Is(e.Cause, context.DeadlineExceeded) {
+		e.Code = codes.DeadlineExceeded
+	}
+	c.once.Do(func() { c.pick.End(e, c.answered.Load(), nil) })
 }
 
 // End tells the policy how an attempt ended: err of the connection's, nil for OK, answered if response headers came, and the

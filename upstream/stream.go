@@ -24,6 +24,15 @@ type clientError struct{ error }
 
 func (e clientError) Unwrap() error { return e.error }
 
+// caught is deferred by what uses the client's stream, and takes a panic for its failing: on a goroutine of its own it would end
+// the process, and on the call's the backend's stream would not be received to its end.
+func caught(info *rpc.Info, cancel context.CancelCauseFunc) {
+	if p := recover(); p != nil {
+		info.Fail(rpc.SourceGateway)
+		cancel(clientError{fmt.Errorf("panic: %v\n%s", p, debug.Stack())})
+	}
+}
+
 // stream makes a call of any kind but unary. Replies are carried by the caller's goroutine, requests by one other,
 // which is not needed if the client sends one message only. Whichever side ends first cancels the other.
 func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
@@ -106,7 +115,7 @@ func (c *Cluster) attempts(o *outbox, call *rpc.Call, p *retryPolicy) error {
 // backward carries a backend's header and messages to the client until the backend's stream fails, with io.EOF at its
 // good end. A failing client cancels the call.
 func backward(o *outbox, client rpc.Stream, us backendStream, header metadata.MD) error {
-	r := replies{ctx: o.ctx, cancel: o.cancel, s: client}
+	r := replies{ctx: o.ctx, cancel: o.cancel, info: o.info, s: client}
 	defer r.end()
 	r.header(stripResponse(header))
 	for {
@@ -170,15 +179,9 @@ func (o *outbox) attach(us backendStream, clientStreams bool) {
 	})
 }
 
-// forward carries the client's messages until either side ends. A failing client cancels the call, and so does a panic over what it
-// sends: here it would end the process.
+// forward carries the client's messages until either side ends. A failing client cancels the call.
 func (o *outbox) forward() {
-	defer func() {
-		if p := recover(); p != nil {
-			o.info.Fail(rpc.SourceGateway)
-			o.cancel(clientError{fmt.Errorf("panic: %v\n%s", p, debug.Stack())})
-		}
-	}()
+	defer caught(o.info, o.cancel)
 	for {
 		m, err := o.src.Recv(o.ctx)
 		if err == io.EOF {
@@ -252,6 +255,7 @@ func (o *outbox) end() {
 type replies struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
+	info   *rpc.Info
 	next   rpc.Message // what is received into; here, so that it is allocated once
 	wg     sync.WaitGroup
 
@@ -266,6 +270,7 @@ type replies struct {
 func (r *replies) header(md metadata.MD) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer caught(r.info, r.cancel)
 	r.sent(r.s.SendHeader(md))
 }
 
@@ -274,6 +279,7 @@ func (r *replies) header(md metadata.MD) {
 func (r *replies) send() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer caught(r.info, r.cancel)
 	r.sent(r.s.Send(r.ctx, r.next))
 }
 
@@ -293,6 +299,7 @@ func (r *replies) flush() {
 	runtime.Gosched() // the receiver goes first: it may find more
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	defer caught(r.info, r.cancel)
 	r.due = false
 	if r.ended {
 		return // the end of the call flushes

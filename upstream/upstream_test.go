@@ -268,25 +268,56 @@ func TestAnswersOfOneAnswer(t *testing.T) {
 	}
 }
 
-// panicking is a client's stream over whose messages something panics.
-type panicking struct{ rpc.Stream }
+// panicking is a client's stream one of whose methods panics.
+type panicking struct {
+	rpc.Stream
+	in string
+}
 
-func (panicking) Recv(context.Context) (rpc.Message, error) { panic("secret") }
+func (p panicking) do(what string) {
+	if what == p.in {
+		panic("secret")
+	}
+}
 
-// A panic over what a client sends ends the call, and not the process.
-func TestPanicOverRequest(t *testing.T) {
+func (p panicking) Recv(ctx context.Context) (rpc.Message, error) {
+	p.do("Recv")
+	return p.Stream.Recv(ctx)
+}
+
+func (p panicking) SendHeader(md metadata.MD) error {
+	p.do("SendHeader")
+	return p.Stream.SendHeader(md)
+}
+
+func (p panicking) Send(ctx context.Context, m rpc.Message) error {
+	p.do("Send")
+	return p.Stream.Send(ctx, m)
+}
+
+func (p panicking) Flush() error {
+	p.do("Flush")
+	return p.Stream.Flush()
+}
+
+// A panic over what a client sends or is sent ends the call, for the balancer too, and not the process.
+func TestPanicOverMessages(t *testing.T) {
 	c := newCluster(t, upstream.Config{Target: "static:///" + newBackend(t, echo)})
-	for _, m := range []*descriptors.Method{client, bidi} {
+	for _, in := range []string{"Recv", "SendHeader", "Send", "Flush"} {
 		call := rpctest.Start(t.Context(), func(ctx context.Context, call *rpc.Call) error {
-			call.Stream = panicking{call.Stream}
+			call.Stream = panicking{call.Stream, in}
 			return c.Invoke(ctx, call)
-		}, m, nil)
+		}, bidi, nil)
+		_ = call.Send([]byte("m")) // and no half-close: the call does not end by itself
 		err := call.Wait()
 		if st := rpc.StatusOf(err); st.Code() != codes.Internal || strings.Contains(st.Message(), "secret") || call.Info().ErrorSource != rpc.SourceGateway {
-			t.Errorf("%s: %v, of %v", m.FullPath, st, call.Info().ErrorSource)
+			t.Errorf("%s: %v, of %v", in, st, call.Info().ErrorSource)
 		}
-		if !strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "panicking.Recv") {
-			t.Errorf("%s: the log is not told what happened: %v", m.FullPath, err)
+		if !strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "panicking."+in) {
+			t.Errorf("%s: the log is not told what happened: %v", in, err)
+		}
+		if e := c.Endpoints(); len(e) != 1 || e[0].Streams != 0 {
+			t.Errorf("%s: %d streams are in flight", in, e[0].Streams)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -281,6 +282,7 @@ func (c *Conn) fail(err error, code h2wire.ErrCode) {
 	lost := &Error{Code: codes.Unavailable, Message: "the connection was lost", Origin: OriginConn, Cause: err}
 	unsent := *lost
 	unsent.Unprocessed = true
+	c.wakeBlocked()
 	for id, s := range c.streams {
 		if id >= c.handed {
 			s.finish(&unsent)
@@ -291,7 +293,6 @@ func (c *Conn) fail(err error, code h2wire.ErrCode) {
 	for s := c.first; s != nil; s = s.next {
 		wake(s.sendable)
 	}
-	c.wakeBlocked()
 	c.wakeReceivers()
 }
 
@@ -563,6 +564,10 @@ func (c *Conn) send(ctx context.Context, s *Stream, m Message, last bool) error 
 // remove takes a stream that has ended, for either side, off the connection. c.mu is held.
 func (c *Conn) remove(s *Stream) {
 	delete(c.streams, s.id)
+	if s.blocked { // by a window that the server may never open
+		s.blocked = false
+		c.blocked = slices.DeleteFunc(c.blocked, func(b *Stream) bool { return b == s })
+	}
 	c.grown -= s.window - c.startWindow
 	if s.in != nil {
 		s.in.Free()

@@ -8,8 +8,10 @@ import (
 	"io"
 	"math"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -794,6 +796,32 @@ func TestSendWindows(t *testing.T) {
 			reply.Message.Free()
 		})
 	}
+}
+
+// TestShutWindow has streams end that wait for the connection's window, which the server never opens: nothing of them is kept.
+func TestShutWindow(t *testing.T) {
+	c := scripted(t, h2client.Config{}, []http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 1 << 20}}, (*peer).drain)
+	const streams = 50
+	var freed atomic.Int32
+	for range streams {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Millisecond)
+		s, err := c.NewStream(ctx, "/a.B/C", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		runtime.AddCleanup(s, func(*atomic.Int32) { freed.Add(1) }, &freed)
+		if err := s.Send(msg(pattern(100_000, 1)), false); err != io.EOF {
+			t.Fatal(err)
+		}
+		s.Close()
+		cancel()
+	}
+	for late := time.Now().Add(10 * time.Second); freed.Load() < streams-1; runtime.GC() { // the last may be in a register
+		if time.Now().After(late) {
+			t.Fatalf("of %d streams that have ended %d are kept", streams, streams-freed.Load())
+		}
+	}
+	runtime.KeepAlive(c)
 }
 
 // TestEarlyAnswer sees that an answer counts although the request is stuck, and that the server is told to forget the rest.

@@ -143,7 +143,7 @@ func (c *Conn) recycle(s *Stream) {
 	}
 	queue := s.queue[:cap(s.queue)]
 	clear(queue)
-	*s = Stream{c: c, unary: true, receivable: s.receivable, sendable: s.sendable, queue: queue[:0], blocked: s.blocked, waking: s.waking}
+	*s = Stream{c: c, unary: true, receivable: s.receivable, sendable: s.sendable, queue: queue[:0], waking: s.waking}
 	c.free = append(c.free, s)
 }
 

@@ -741,3 +741,19 @@ func TestReadEndsWithHandler(t *testing.T) {
 		t.Error("the read goes on")
 	}
 }
+
+// A client may end any number of streams by a reset that it has begun to get the answers of: to watch something until it has
+// happened is what they are for, and calls beside them must go on.
+func TestResetsOfAnswers(t *testing.T) {
+	_, addr := serve(t, config(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	})))
+	c := dial(t, addr)
+	for id := uint32(1); id < 2*600; id += 2 {
+		c.headers(id, true, get("/")...)
+		c.want(fmt.Sprintf("HEADERS %d", id))
+		_ = c.fr.WriteRSTStream(id, http2.ErrCodeCancel)
+	}
+	c.wantPing()
+}

@@ -33,8 +33,8 @@ const (
 	// has sent meanwhile make its TCP drop our last words.
 	lingerTime  = time.Second
 	lingerBytes = 256 << 10
-	// leastRequests is from how many requests on a connection ends of which half or more were reset, or were faulty: to open
-	// a stream and to reset it costs a client nothing and us a call (CVE-2023-44487, CVE-2025-8671).
+	// leastRequests is from how many requests on a connection ends of which half or more were reset unanswered, or were faulty: to
+	// open a stream and to reset it costs a client nothing and us a call (CVE-2023-44487, CVE-2025-8671).
 	leastRequests = 500
 )
 
@@ -707,7 +707,7 @@ func (c *conn) stream(id uint32) (*stream, error) {
 // ignored reports whether a stream is one that the client opened after our last GOAWAY. c.mu is held.
 func (c *conn) ignored(id uint32) bool { return c.final && id > c.lastID }
 
-// faulty counts a request that ended in a reset, or that the client should not have made. c.mu is held.
+// faulty counts a request that the client reset before there was an answer, or that the client should not have made. c.mu is held.
 func (c *conn) faulty() error {
 	if c.bad++; c.requests >= leastRequests && 2*c.bad >= c.requests {
 		return &connError{h2wire.CodeEnhanceCalm, "too many requests that come to nothing"}
@@ -983,6 +983,9 @@ func (r *reader) reset(id uint32, p []byte) error {
 		return r.idle(1)
 	}
 	c.drop(s, errReset)
+	if s.committed { // it has come to something, and many a stream has no other end
+		return nil
+	}
 	return c.faulty()
 }
 

@@ -16,7 +16,7 @@
 // # Clients that are up to no good
 // Handlers count until they return, whatever the client has reset, and no more than MaxStreams run for a connection;
 // requests beyond wait, at no cost but their header's. Frames that bring nothing forward are counted against those that
-// do, and so are requests that end in a reset, or should not have been sent: too many end the connection with
+// do, and so are requests that are reset before their answer begins, or should not have been sent: too many end the connection with
 // ENHANCE_YOUR_CALM. What is gathered for a client that does not read is bounded, and the connection given up after
 // WriteStall.
 //

@@ -123,9 +123,8 @@ func (m *Mirrors) Middleware(cfg Mirror) rpc.Middleware {
 				c.start()
 			}
 			call.Stream = &tap{call.Stream, c}
-			err := next(ctx, call)
-			c.end()
-			return err
+			defer c.end()
+			return next(ctx, call)
 		}
 	}
 }
@@ -190,7 +189,9 @@ func (c *mirroring) add(m rpc.Message) {
 	}
 	if c.bytes += m.Len(); c.bytes > maxAhead && len(c.queue) > 0 {
 		c.over, c.queue = true, nil
-		c.cancel()
+		if c.cancel != nil { // else the client sends more than the one request that is waited for
+			c.cancel()
+		}
 		return
 	}
 	c.queue = append(c.queue, rpc.NewMessage(slices.Clone(m.Bytes())))

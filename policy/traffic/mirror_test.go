@@ -114,6 +114,28 @@ func TestMirrorUnary(t *testing.T) {
 	}
 }
 
+// TestMirrorTooManyRequests has a client send large messages to a method that takes one: it is told so, and nothing is left of the copy.
+func TestMirrorTooManyRequests(t *testing.T) {
+	m := NewMirrors()
+	defer m.Close()
+	h := rpc.Chain(primary, m.Middleware(mirror(1, time.Minute, primary)))
+	large := func() rpc.Message { return rpc.NewMessage(make([]byte, maxAhead)) }
+	if _, err := rpc.Local(t.Context(), h, method(), metadata.MD{}, large(), large()); status.Code(err) != codes.Unimplemented {
+		t.Error(err)
+	}
+	if got := m.Counts(); !slices.Equal(got, []MirrorCounts{{"shadow", 0, 0, 0, 0}}) {
+		t.Errorf("counts %v", got)
+	}
+	crash := func(context.Context, *rpc.Call) error { panic("oh") }
+	func() {
+		defer func() { _ = recover() }()
+		_, _ = rpc.Local(t.Context(), rpc.Chain(crash, m.Middleware(mirror(1, time.Minute, primary))), method(), metadata.MD{}, message("hello"))
+	}()
+	if got := m.Counts(); !slices.Equal(got, []MirrorCounts{{"shadow", 0, 0, 0, 0}}) {
+		t.Errorf("counts after a panic %v", got)
+	}
+}
+
 // TestMirrorIsBounded has a cluster that never answers: calls don't notice, one copy is under way, and it ends in time.
 func TestMirrorIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

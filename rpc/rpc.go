@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -210,6 +211,9 @@ type Info struct {
 	Policy string
 	// Notes are what policies decided, for the access log: "cache": "hit". Nil until the first Note.
 	Notes map[string]string
+
+	// noting is held to change Notes and Policy.
+	noting sync.Mutex
 }
 
 // Fail records whose fault the call's error is, unless it was recorded before. It may be called by both sides of a stream at
@@ -218,16 +222,26 @@ func (i *Info) Fail(s Source) {
 	atomic.CompareAndSwapUint32((*uint32)(&i.ErrorSource), uint32(SourceNone), uint32(s))
 }
 
-// Refuse records that a policy refuses the call, and why, in a word: not in words of the client's. The first counts.
+// Refuse records that a policy refuses the call, and why, in a word: not in words of the client's. The first counts. As Fail, it
+// may be called by both sides of a stream at once, and so may Note.
 func (i *Info) Refuse(policy, reason string) {
+	i.noting.Lock()
+	defer i.noting.Unlock()
 	if i.Policy == "" {
 		i.Policy = policy
 	}
-	i.Note(policy, reason)
+	i.note(policy, reason)
 }
 
 // Note records a policy's decision for the access log.
 func (i *Info) Note(key, value string) {
+	i.noting.Lock()
+	defer i.noting.Unlock()
+	i.note(key, value)
+}
+
+// note does the work of Note. noting is held.
+func (i *Info) note(key, value string) {
 	if i.Notes == nil {
 		i.Notes = map[string]string{}
 	}

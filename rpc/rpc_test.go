@@ -207,7 +207,7 @@ func TestInfo(t *testing.T) {
 	i.Fail(rpc.SourceUpstream)
 	i.Note("cache", "hit")
 	if i.ErrorSource != rpc.SourceClient || i.ErrorSource.String() != "client" || i.Notes["cache"] != "hit" {
-		t.Errorf("%+v", i)
+		t.Errorf("%+v", &i)
 	}
 	var c rpc.Call
 	c.SetHeader("k", "a", "b")
@@ -274,5 +274,23 @@ func TestFreeMetadata(t *testing.T) {
 		if n > 0 && values[0] != "v" {
 			t.Fatalf("the values of what was given back are %q, want them alone", values)
 		}
+	}
+}
+
+// A policy that looks at what a client streams may note something while another, that looks at the answers, does.
+func TestNotesOfBothSides(t *testing.T) {
+	var info rpc.Info
+	var wg sync.WaitGroup
+	for _, side := range []string{"limit", "redact"} {
+		wg.Go(func() {
+			for range 1000 {
+				info.Note(side+"_note", side)
+				info.Refuse(side, "reason")
+			}
+		})
+	}
+	wg.Wait()
+	if len(info.Notes) != 4 || info.Notes["limit"] != "reason" || info.Policy != "limit" && info.Policy != "redact" {
+		t.Errorf("notes %v, policy %q", info.Notes, info.Policy)
 	}
 }

@@ -135,7 +135,7 @@ tidy:
 fuzz: ## Fuzz every target of PKG for FUZZTIME each
 	@for pkg in $$(go list $(PKG)); do \
 	  for target in $$(go test -list '^Fuzz' "$$pkg" | grep '^Fuzz' || true); do \
-	    echo "== $$pkg $$target"; go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) "$$pkg"; \
+	    echo "== $$pkg $$target"; go test -run='^$$' -fuzz="^$$target\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=5x "$$pkg"; \
 	  done; \
 	done
 

@@ -1,0 +1,189 @@
+package listeners_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"transom/listeners"
+	"transom/upstream"
+)
+
+// echoMetadata answers each message with its own, in a header and a trailer that have the call's x-id under names of its own, so that
+// what is of another call shows. With x-fail it ends with an error at once, or after its answers.
+func echoMetadata(_ any, s grpc.ServerStream) error {
+	md, _ := metadata.FromIncomingContext(s.Context())
+	if len(md["x-id"]) != 1 { // a health check
+		return status.Error(codes.Unimplemented, "no id")
+	}
+	id, fail := md["x-id"][0], strings.Join(md["x-fail"], "")
+	tagged := func(kind string) metadata.MD {
+		return metadata.Pairs(kind+"-"+id, id, kind+"-all", id, kind+"-all", id)
+	}
+	s.SetTrailer(tagged("t"))
+	if fail == "first" {
+		return status.Error(codes.Aborted, id)
+	}
+	if err := s.SetHeader(tagged("h")); err != nil {
+		return err
+	}
+	for {
+		m := &wrapperspb.BytesValue{}
+		if err := s.RecvMsg(m); err == io.EOF {
+			break
+		} else if err != nil {
+			return err
+		}
+		if err := s.SendMsg(m); err != nil {
+			return err
+		}
+	}
+	if fail == "last" {
+		return status.Error(codes.Aborted, id)
+	}
+	return nil
+}
+
+// Metadata is in maps that are used again: many calls at once, of all protocols, by real connections to a backend, each get their own.
+func TestMetadataOfManyCalls(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	backend := grpc.NewServer(grpc.UnknownServiceHandler(echoMetadata))
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = backend.Serve(ln) })
+	cluster, err := upstream.New(upstream.Config{Name: "c", Target: "static:///" + ln.Addr().String()}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := listeners.NewFront(listeners.FrontConfig{}, newView(t, cluster.Invoke), slog.New(slog.DiscardHandler))
+	srv, err := listeners.Listen(t.Context(), listeners.Config{Address: "127.0.0.1:0"}, front, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	serving.Go(func() { _ = srv.Run() })
+	cc, err := grpc.NewClient(srv.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport := &http.Transport{}
+	t.Cleanup(func() {
+		_ = cc.Close()
+		transport.CloseIdleConnections()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Second)
+		defer cancel()
+		_ = srv.Drain(ctx)
+		_ = cluster.Close(ctx)
+		backend.Stop()
+		serving.Wait()
+	})
+
+	// mine checks that what begins with prefix, in any case, is of the call id alone, and some of it there if want.
+	mine := func(got map[string][]string, prefix, id string, want bool) error {
+		n := 0
+		for name, values := range got {
+			if name = strings.ToLower(name); !strings.HasPrefix(name, prefix) {
+				continue
+			}
+			n++
+			if rest := name[len(prefix):]; rest == id && slices.Equal(values, []string{id}) || rest == "all" && slices.Equal(values, []string{id, id}) {
+				continue
+			}
+			return fmt.Errorf("%s: %q, of the call %s", name, values, id)
+		}
+		if want && n != 2 {
+			return fmt.Errorf("%d names begin with %s, want 2: %v", n, prefix, got)
+		}
+		return nil
+	}
+	overGRPC := func(id, fail string, stream bool) error {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-id", id, "x-fail", fail)
+		method := "/rpctest.Echo/Unary"
+		if stream {
+			method = "/rpctest.Echo/Bidi"
+		}
+		cs, err := cc.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
+		if err != nil {
+			return err
+		}
+		_ = cs.SendMsg(wrapperspb.Bytes([]byte(id)))
+		_ = cs.CloseSend()
+		for m := (&wrapperspb.BytesValue{}); err == nil; {
+			err = cs.RecvMsg(m)
+		}
+		if fail == "" && err != io.EOF || fail != "" && status.Code(err) != codes.Aborted {
+			return err
+		}
+		header, _ := cs.Header()
+		if err := mine(header, "h-", id, fail == ""); err != nil {
+			return err
+		}
+		return mine(cs.Trailer(), "t-", id, true)
+	}
+	overHTTP := func(id, fail, path, ctype string, body []byte, trailer string) error {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+srv.Addr().String()+path, bytes.NewReader(body))
+		if err != nil {
+			return err
+		}
+		r.Header = http.Header{"Content-Type": {ctype}, "X-Id": {id}, "X-Fail": {fail}, "Grpc-Metadata-X-Id": {id}, "Grpc-Metadata-X-Fail": {fail}}
+		w, err := transport.RoundTrip(r)
+		if err != nil {
+			return err
+		}
+		defer w.Body.Close()
+		if _, err := io.Copy(io.Discard, w.Body); err != nil {
+			return err
+		}
+		if err := mine(w.Header, "h-", id, fail == ""); err != nil {
+			return err
+		}
+		if trailer == "" {
+			return nil // it is in the body
+		}
+		return mine(w.Header, trailer, id, true)
+	}
+
+	var calls sync.WaitGroup
+	for worker := range 16 {
+		calls.Go(func() {
+			for n := range 40 {
+				id := fmt.Sprintf("id-%d-%d", worker, n)
+				fail := [...]string{"", "", "first", "last"}[n%4]
+				var err error
+				switch (worker + n/4) % 5 {
+				case 0:
+					err = overGRPC(id, fail, false)
+				case 1:
+					err = overGRPC(id, fail, true)
+				case 2:
+					err = overHTTP(id, fail, "/rpctest/unary", "application/json", []byte(`"AQ=="`), "grpc-trailer-t-")
+				case 3:
+					err = overHTTP(id, fail, "/rpctest.Echo/Unary", "application/proto", nil, "trailer-t-")
+				case 4:
+					err = overHTTP(id, fail, "/rpctest.Echo/Unary", "application/grpc-web", []byte(enveloped(0, "")), "")
+				}
+				if err != nil {
+					t.Errorf("call %s, fail %q: %v", id, fail, err)
+				}
+			}
+		})
+	}
+	calls.Wait()
+}

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"io"
-	"maps"
 	"net/http"
 	"net/textproto"
 	"strings"
@@ -244,17 +243,13 @@ func (s *grpcWebSocket) SetTrailer(md metadata.MD) { s.trailer = md }
 
 // ended implements socketCall: status and trailers are a frame; the close code is 1000 whatever they say. A call that ends
 // with nothing sent has them where the headers would be.
-func (s *grpcWebSocket) ended(_ error, st *status.Status) (int, string) {
+func (s *grpcWebSocket) ended(err error, st *status.Status) (int, string) {
 	var details []byte
 	if p := st.Proto(); len(p.GetDetails()) > 0 {
 		details, _ = proto.Marshal(p)
 	}
 	_ = s.writeHeader(context.Background())
-	trailer := s.trailer
-	if _, ok := trailer[loadReport]; ok {
-		trailer = maps.Clone(trailer)
-		delete(trailer, loadReport)
-	}
+	trailer := visible(withHeaderOf(err, s.trailer))
 	block := transcoder.AppendTrailerBlock(make([]byte, transcoder.FrameHeaderLen), st.Code(), st.Message(), details, trailer)
 	transcoder.PutFrameHeader(block, 0x80)
 	_ = s.write(context.Background(), opBinary, block)

@@ -537,6 +537,16 @@ func visible(md metadata.MD) metadata.MD {
 	return md
 }
 
+// withHeaderOf is a call's trailer with the metadata that a refusal comes with, which has no other place in a frame of the end.
+func withHeaderOf(err error, trailer metadata.MD) metadata.MD {
+	md := rpc.HeaderOf(err)
+	if md == nil {
+		return trailer
+	}
+	maps.Copy(md, trailer)
+	return md
+}
+
 // loadReport is ORCA's.
 const loadReport = "endpoint-load-metrics-bin"
 
@@ -620,12 +630,7 @@ func (c *sessionCall) finish(err error) {
 	c.cut(nil)
 	st := rpc.StatusOf(err)
 	b := getBuffer()
-	trailer := c.trailer
-	if md := rpc.HeaderOf(err); md != nil {
-		maps.Copy(md, trailer)
-		trailer = md
-	}
-	*b = c.view.Plans().AppendStatusFrame(*b, c.s.text, c.id, c.header, st, trailer)
+	*b = c.view.Plans().AppendStatusFrame(*b, c.s.text, c.id, c.header, st, withHeaderOf(err, c.trailer))
 	c.s.sendEnd(nil, c.route != nil && c.route.Uncompressed, *b)
 	putBuffer(b)
 	c.drop()

@@ -487,8 +487,9 @@ func (c *wtCall) SetTrailer(md metadata.MD) { c.trailer = visible(md) }
 // finish sends the status and ends the stream.
 func (c *wtCall) finish(err error) {
 	st := rpc.StatusOf(err)
+	trailer := withHeaderOf(err, c.trailer)
 	_ = c.add(func(dst []byte) ([]byte, error) {
-		return c.plans.AppendStatusFrame(dst, c.text, c.id, c.header, st, c.trailer), nil
+		return c.plans.AppendStatusFrame(dst, c.text, c.id, c.header, st, trailer), nil
 	})
 	if c.write() == nil {
 		_ = c.str.Close()

@@ -59,7 +59,7 @@ func (b *builder) openConsumers() {
 // checkProvider makes faults of what would have a provider find no credentials ever, and refuse every call.
 func (b *builder) checkProvider(path string, p *configv1.Provider) {
 	if k := p.GetApiKey(); k != nil {
-		if h := apiKeyHeader(k); transcoder.Reserved(h) || transcoder.Identity(h) {
+		if h := apiKeyHeader(k); transcoder.Reserved(h) || transcoder.Identity(h) || transcoder.Forwarded(h) {
 			b.fault(path+".api_key.header", "a header %s never becomes metadata, so that no call would have a key", h)
 		}
 	}

@@ -164,8 +164,18 @@ func (e *Edge) admit(x *exchange, r *http.Request) {
 	}
 }
 
+// behindProxy reports whether the socket's peer, an address without a port, is a trusted proxy.
+func (e *Edge) behindProxy(peer string) bool {
+	if e == nil || len(e.proxies) == 0 {
+		return false
+	}
+	addr, err := netip.ParseAddr(peer)
+	return err == nil && e.trusts(addr)
+}
+
 // forwarded tells the backend in x-forwarded-for, -host and -proto who called, by what name and over what. What the request
-// says itself is kept only if it comes from a trusted proxy, whose own address is then appended; others could say anything.
+// says itself is kept only if it comes from a trusted proxy, whose own address is then appended; others could say anything,
+// so that nothing goes on of what they say in these names and the like (forwarded, x-real-ip).
 func (e *Edge) forwarded(call *rpc.Call, r *http.Request) {
 	client, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil { // it has no address, such as that of a Unix socket
@@ -175,13 +185,13 @@ func (e *Edge) forwarded(call *rpc.Call, r *http.Request) {
 	if r.TLS != nil {
 		proto = "https"
 	}
-	if e != nil && len(e.proxies) > 0 {
-		if addr, err := netip.ParseAddr(client); err == nil && e.trusts(addr) {
-			if before := r.Header["X-Forwarded-For"]; len(before) > 0 {
-				client = strings.Join(before, ", ") + ", " + client
-			}
-			host, proto = cmp.Or(r.Header.Get("X-Forwarded-Host"), host), cmp.Or(r.Header.Get("X-Forwarded-Proto"), proto)
+	if e.behindProxy(client) {
+		if before := r.Header["X-Forwarded-For"]; len(before) > 0 {
+			client = strings.Join(before, ", ") + ", " + client
 		}
+		host, proto = cmp.Or(r.Header.Get("X-Forwarded-Host"), host), cmp.Or(r.Header.Get("X-Forwarded-Proto"), proto)
+	} else {
+		transcoder.DropForwarded(call.Header)
 	}
 	told := [...]string{rpc.MetadataText(client), rpc.MetadataText(host), rpc.MetadataText(proto)}
 	call.SetHeader("x-forwarded-for", told[:1:1]...)

@@ -27,7 +27,10 @@ func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
 		switch {
 		case e.forwards(name):
 		case len(name) > len(metadataPrefix) && name[:len(metadataPrefix)] == metadataPrefix:
-			name = name[len(metadataPrefix):]
+			// A proxy in front that sets the name itself may know nothing of the prefix.
+			if name = name[len(metadataPrefix):]; transcoder.Forwarded(transcoder.Lower(name)) {
+				continue
+			}
 		default:
 			continue
 		}

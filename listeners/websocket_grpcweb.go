@@ -93,6 +93,7 @@ func (s *grpcWebSocket) readHeader(ctx context.Context, call *rpc.Call) error {
 		s.info.Fail(rpc.SourceClient)
 		return err
 	}
+	transcoder.DropForwarded(call.Header) // no proxy looks into frames
 	call.Header = mergeMetadata(s.plain, call.Header)
 	s.view.Edge().admit(&s.exchange, s.Request) // again: the header is another one now
 	if t := h.Get("Grpc-Timeout"); t != "" {

@@ -323,6 +323,7 @@ func (p *Plans) parseOpen(f *ClientFrame, b []byte, text bool) error {
 		if err != nil {
 			return fmt.Errorf("open: %w", err)
 		}
+		DropForwarded(md) // no proxy looks into frames
 		out.Metadata = md
 	}
 	f.Open = out

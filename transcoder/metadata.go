@@ -1,6 +1,7 @@
 package transcoder
 
 import (
+	"bytes"
 	"encoding/base64"
 	"maps"
 	"slices"
@@ -65,6 +66,41 @@ func Identity(lower string) bool {
 		}
 	}
 	return true
+}
+
+// Forwarded reports whether a name, in lower case, is one in which proxies tell backends of the client, or is an alias of one:
+// "_" and "." are "-" to CGI and many frameworks. Clients may say nothing in them.
+func Forwarded(lower string) bool {
+	if len(lower) < len("x-real-ip") || strings.IndexByte("xftc", lower[0]) < 0 {
+		return false
+	}
+	var buf [32]byte
+	n := copy(buf[:], lower)
+	for i := range n {
+		if buf[i] == '_' || buf[i] == '.' {
+			buf[i] = '-'
+		}
+	}
+	plain := buf[:n]
+	for _, p := range [...]string{"x-forwarded", "x-envoy-", "x-original-forwarded-"} {
+		if bytes.HasPrefix(plain, []byte(p)) {
+			return true
+		}
+	}
+	switch string(plain) {
+	case "forwarded", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "cf-connecting-ip", "cf-connecting-ipv6", "fastly-client-ip":
+		return true
+	}
+	return false
+}
+
+// DropForwarded takes out of md what no proxy has said (Forwarded).
+func DropForwarded(md metadata.MD) {
+	for key := range md {
+		if Forwarded(key) {
+			delete(md, key)
+		}
+	}
 }
 
 func fateOf(lower string) fate {
@@ -161,13 +197,13 @@ func RequestMetadata(h map[string][]string) (metadata.MD, error) {
 // RequestField is what a header field of an HTTP request, in any case, is as metadata, whose values may be the field's own
 // slice: the name is lowered; values of "-bin" names are split at commas and decoded from base64, padded or not. The key is
 // empty if it is none: reserved names, those that connection, the values of the Connection field, name, and those in which
-// the gateway itself tells backends who calls (Identity). A name or value that gRPC cannot carry (ASCII 0x20 to 0x7E) is
+// the gateway itself tells backends who calls (Identity), and aliases of those in which proxies do (Forwarded). A name or value that gRPC cannot carry (ASCII 0x20 to 0x7E) is
 // InvalidArgument naming the field, except in the fields that browsers add unasked, which are none.
 // Source: gRPC over HTTP/2, "Custom-Metadata"; RFC 9110 section 7.6.1.
 func RequestField(name string, values, connection []string) (string, []string, error) {
 	key := Lower(name)
 	f := fateOf(key)
-	if f == drop || Identity(key) || len(connection) > 0 && named(connection, key) {
+	if f == drop || Identity(key) || len(connection) > 0 && named(connection, key) || Forwarded(key) && strings.ContainsAny(key, "_.") {
 		return "", nil, nil
 	}
 	if !validKey(key) {

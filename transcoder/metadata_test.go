@@ -13,6 +13,20 @@ import (
 	"transom/transcoder"
 )
 
+func TestForwarded(t *testing.T) {
+	for name, want := range map[string]bool{
+		"forwarded": true, "x-forwarded-for": true, "x_forwarded_for": true, "x.forwarded-host": true, "x-forwarded-for-bin": true, "x-forwarded-client-cert": true,
+		"x-real-ip": true, "x-real_ip": true, "true-client-ip": true, "cf-connecting-ip": true, "x-envoy-external-address": true, "x-original-forwarded-for": true,
+		"x-client-ip": true, "x-cluster-client-ip": true, "fastly-client-ip": true,
+		"": false, "x": false, "x-request-id": false, "forwarder": false, "x-real-ip-2": false, "x-transom-consumer": false, "traceparent": false, "content-language": false,
+		"x-real-ip" + strings.Repeat("-", 40): false,
+	} {
+		if got := transcoder.Forwarded(name); got != want {
+			t.Errorf("%s: %v, want %v", name, got, want)
+		}
+	}
+}
+
 func TestRequestMetadata(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -38,6 +52,9 @@ func TestRequestMetadata(t *testing.T) {
 		{name: "identity", in: http.Header{
 			"X-Transom-Consumer": {"x"}, "X_transom_consumer": {"x"}, "X.transom.plan": {"x"}, "X-Transom_groups": {"x"}, "X-Transomx": {"1"}, "X-T": {"1"},
 		}, want: metadata.MD{"x-transomx": {"1"}, "x-t": {"1"}}},
+		{name: "forwarded", in: http.Header{
+			"X-Forwarded-For": {"a"}, "X_forwarded_for": {"b"}, "X-Real-Ip": {"c"}, "X_real_ip": {"d"}, "X-Real.ip": {"e"}, "Forwarded": {"f"}, "X-Really": {"g"}, "X_really": {"h"},
+		}, want: metadata.MD{"x-forwarded-for": {"a"}, "x-real-ip": {"c"}, "forwarded": {"f"}, "x-really": {"g"}, "x_really": {"h"}}},
 		{name: "authorization", in: http.Header{"Authorization": {"Bearer x"}}, want: metadata.MD{"authorization": {"Bearer x"}}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -255,6 +255,7 @@ func TestMisconfigured(t *testing.T) {
 		{"API key in grpc-timeout", "consumers:\n  providers:\n    keys: {api_key: {header: grpc-timeout}}\n", `3:30: a header grpc-timeout never becomes metadata`},
 		{"API key in content-type", "consumers:\n  providers:\n    keys: {api_key: {header: content-type}}\n", `3:30: a header content-type never becomes metadata`},
 		{"API key in x-transom-consumer", "consumers:\n  providers:\n    keys: {api_key: {header: x-transom-consumer}}\n", `3:30: a header x-transom-consumer never becomes metadata`},
+		{"API key in x-forwarded-for", "consumers:\n  providers:\n    keys: {api_key: {header: x-forwarded-for}}\n", `3:30: a header x-forwarded-for never becomes metadata`},
 		{"API key in sec-websocket-protocol", "consumers:\n  providers:\n    keys: {api_key: {header: sec-websocket-protocol}}\n", `3:30: a header sec-websocket-protocol never becomes metadata`},
 		{"certificates that no listener asks for", "consumers:\n  providers:\n    certs: {client_certificate: {}}\n", `3:33: no listener asks clients for certificates`},
 		{"certificates that the listener does not ask for", "consumers:\n  providers:\n    certs: {client_certificate: {}}\nlisteners: [{address: \"127.0.0.1:0\", tls: {certificate: a, key: b, client_ca: c, client_auth: none}}]\n", `3:33: no listener asks clients for certificates`},

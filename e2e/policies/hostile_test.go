@@ -3,6 +3,7 @@ package policies_test
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,4 +75,49 @@ func TestRefusedByEveryWay(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestForwardedByEveryWay: what is said of the client in the names that proxies use is said by a proxy that is trusted, or it does
+// not reach the backend, in no spelling; and in a frame, which no proxy looks into, not even then.
+func TestForwardedByEveryWay(t *testing.T) {
+	const config = `
+security: {trusted_proxies: [%s]}
+metadata: {request_headers: [x-real-ip, forwarded, x-client-ip, true-client-ip, x-forwarded-port, x-forwarded-client-cert, x-envoy-external-address, x-mine]}
+`
+	o := openTo(t, fmt.Sprintf(config, "192.0.2.1"))
+	names := []string{
+		"x-real-ip", "forwarded", "x-client-ip", "true-client-ip", "x-forwarded-port", "x-forwarded-client-cert", "x-envoy-external-address",
+		"X-Real-IP", "x_real_ip", "x.real.ip", "x_forwarded_for", "x-forwarded_for", "x.forwarded.for", "x_forwarded_host", "x-original-forwarded-for",
+	}
+	for _, trusted := range []bool{false, true} {
+		if trusted {
+			o.reload(t, o.with(fmt.Sprintf(config, "127.0.0.1")))
+		}
+		o.everyWay(t, func(t *testing.T, way string, call func(*testing.T, ask) *reply) {
+			header := http.Header{"x-forwarded-for": {"6.6.6.6"}, "x-forwarded-host": {"6.6.6.6"}, "x-forwarded-for-bin": {"Ni42LjYuNg"}, "x-mine": {"mine"}}
+			for _, name := range names {
+				header[name] = []string{"6.6.6.6"}
+				header["grpc-metadata-"+name] = []string{"6.6.6.7"}
+			}
+			r := call(t, metadataAsk(header))
+			want := map[string]string{"x-forwarded-for": "127.0.0.1"}
+			if trusted && !strings.Contains(way, "frame") && !strings.Contains(way, "block") {
+				want = map[string]string{"x-forwarded-for": "6.6.6.6, 127.0.0.1", "x-forwarded-host": "6.6.6.6", "x-real-ip": "6.6.6.6", "forwarded": "6.6.6.6", "x-client-ip": "6.6.6.6"}
+			}
+			seen := r.seen()
+			for name, value := range want {
+				if got := strings.Join(slices.Compact(seen[name]), "; "); got != value {
+					t.Errorf("trusted %v: the backend sees %s %q, want %q", trusted, name, got, value)
+				}
+			}
+			for name, values := range seen {
+				if s := fmt.Sprint(values); strings.Contains(s, "6.6.6.7") || len(want) == 1 && strings.Contains(s, "6.6.6.6") || strings.ContainsAny(name, "_.") {
+					t.Errorf("trusted %v: the backend sees %s %s", trusted, name, s)
+				}
+			}
+			if r.code != codes.OK || strings.Join(seen["x-mine"], "") != "mine" {
+				t.Errorf("trusted %v: %v %s, and of others %q", trusted, r.code, r.reason, seen["x-mine"])
+			}
+		})
+	}
 }

@@ -2413,8 +2413,9 @@ type Security struct {
 	// Refuse calls of methods for which no policy sets auth. grpc.health.v1 stays open.
 	DefaultDeny bool `protobuf:"varint,1,opt,name=default_deny,json=defaultDeny,proto3" json:"default_deny,omitempty"`
 	// The addresses and networks of proxies in front whose X-Forwarded-For says who the client is, and whose X-Forwarded-Host
-	// and X-Forwarded-Proto go on to backends. Default: none, so that the socket's peer is the client, and backends are told
-	// what transom sees, whatever the request says.
+	// and X-Forwarded-Proto go on to backends, as do Forwarded, X-Real-Ip and others of that kind, which such a proxy must set or
+	// take out itself. Default: none, so that the socket's peer is the client, and backends are told what transom sees, whatever
+	// the request says.
 	TrustedProxies []string `protobuf:"bytes,2,rep,name=trusted_proxies,json=trustedProxies,proto3" json:"trusted_proxies,omitempty"`
 	// Origins, "https://app.example", whose pages may send requests with cookies. Default: none but the listener's own.
 	TrustedOrigins []string `protobuf:"bytes,3,rep,name=trusted_origins,json=trustedOrigins,proto3" json:"trusted_origins,omitempty"`

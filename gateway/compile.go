@@ -464,6 +464,7 @@ func (b *builder) snapshot() *Snapshot {
 			if own {
 				target = "the gateway itself"
 			}
+			s.routes[m.ID].Private = slices.Contains(names, "auth") || slices.Contains(names, "access")
 			s.routes[m.ID].Handler, s.chains[m.ID] = handler, append(names, target)
 		}
 	}

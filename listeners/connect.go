@@ -381,6 +381,7 @@ func (s *connectUnary) finish(err error) {
 		if flags != 0 {
 			h["Content-Encoding"] = s.encode.coding.value
 		}
+		s.keepPrivate(s.route)
 		s.info.BytesOut += int64(m.Len())
 		s.w.WriteHeader(code)
 		for _, part := range m.Buffers() {

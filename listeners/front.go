@@ -264,6 +264,31 @@ func (x *exchange) settle(last bool) {
 	}
 }
 
+// keepPrivate tells caches on the way to the client not to give others the answer to a GET that depends on who calls. RFC 9111
+// section 3.5 has them think so of requests with authorization; of API keys, cookies and certificates they know nothing. As there,
+// public, s-maxage and must-revalidate in the answer's own cache-control say otherwise. route is nil if no method was found.
+func (x *exchange) keepPrivate(route *Route) {
+	if route == nil || !route.Private || x.Request.Method != http.MethodGet && x.Request.Method != http.MethodHead {
+		return
+	}
+	h := x.w.Header()
+	said := h["Cache-Control"]
+	if len(said) == 0 {
+		h["Cache-Control"] = private
+		return
+	}
+	for _, v := range said {
+		for d := range strings.SplitSeq(v, ",") {
+			name, _, _ := strings.Cut(strings.TrimSpace(d), "=")
+			switch strings.ToLower(name) {
+			case "private", "no-store", "no-cache", "public", "s-maxage", "must-revalidate":
+				return
+			}
+		}
+	}
+	h["Cache-Control"] = append(slices.Clip(said), "private")
+}
+
 // end records how the exchange ended and tells the observer.
 func (x *exchange) end(err error, st *status.Status, httpStatus int) {
 	x.Err, x.Status, x.HTTPStatus = err, st, httpStatus
@@ -315,6 +340,7 @@ var (
 	grpcJSONType = []string{"application/grpc+json"}
 	jsonType     = []string{"application/json"}
 	noStore      = []string{"no-store"}
+	private      = []string{"private"}
 	connClose    = []string{"close"}
 	statusOK     = []string{"0"}
 	nosniff      = []string{"nosniff"}

@@ -738,6 +738,7 @@ func (s *restStream) commit(code int, contentType []string, last bool) {
 	if s.down == downloadStream && s.format != transcoder.StreamArray {
 		h["Cache-Control"] = []string{"no-cache"}
 	}
+	s.keepPrivate(s.route)
 	h["X-Content-Type-Options"] = nosniff
 	s.w.WriteHeader(code)
 }
@@ -931,6 +932,7 @@ func (s *restStream) unchanged() bool {
 				s.settle(true)
 				writeMetadata(h, "", s.header, false)
 				s.header = nil
+				s.keepPrivate(s.route)
 				s.w.WriteHeader(http.StatusNotModified)
 				return true
 			}

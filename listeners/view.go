@@ -46,6 +46,8 @@ type Route struct {
 	Edge *Edge
 	// Uncompressed has answers sent as they are, whatever the client accepts: their length must not tell what is in them.
 	Uncompressed bool
+	// Private has caches between here and the client keep answers for nobody else: they depend on who calls.
+	Private bool
 	// MaxMessageBytes limits one request message (of a REST request: its decoded body); positive.
 	MaxMessageBytes int
 }

@@ -386,3 +386,64 @@ func TestCacheNotEncodedAgain(t *testing.T) {
 		t.Errorf("encoding took %v s, and %v s after another answer", once, other)
 	}
 }
+
+// TestPrivateAnswers: what a caller gets because of who it is, caches on the way keep for nobody else, unless the backend or the
+// policy says that they may.
+func TestPrivateAnswers(t *testing.T) {
+	const config = `
+consumers:
+  providers: {keys: {api_key: {}}}
+  known: {shop: {api_keys: [%q]}}
+policies:
+- {selector: bank.v1.Rates.*, cache: {ttl: 1h}}
+- {selector: [bank.v1.Diagnostics.*, bank.v1.Accounts.*], %s}
+`
+	p := start(t, fmt.Sprintf(config, sha("k"), `auth: {require: [keys], anonymous: true}`))
+	const rates, connect = "/v1/rates/EUR/USD", "/bank.v1.Diagnostics/Metadata?connect=v1&encoding=json&message=%7B%7D"
+	watch := "/v1/customers/1/accounts/1/transactions:watch?count=1"
+	for _, tc := range []struct {
+		policy string
+		paths  map[string]string
+	}{
+		{`auth: {require: [keys], anonymous: true}`, map[string]string{metadataPath: "private", connect: "private", rates: "", watch: "no-cache"}},
+		{`auth: {require: [keys], anonymous: true}, cache: {ttl: 1h, shared: true}`, map[string]string{metadataPath: "private", connect: "private"}},
+		{`access: {deny_ips: [192.0.2.1]}`, map[string]string{metadataPath: "private", connect: "private"}},
+		{`timeout: 5s`, map[string]string{metadataPath: "", connect: ""}},
+		{`auth: {anonymous: true, require: [keys]}, response_metadata: {set: {cache-control: "max-age=60"}}`, map[string]string{metadataPath: "max-age=60; private", connect: "max-age=60; private"}},
+		{`auth: {anonymous: true, require: [keys]}, response_metadata: {set: {cache-control: "Public, max-age=60"}}`, map[string]string{metadataPath: "Public, max-age=60", connect: "Public, max-age=60"}},
+		{`auth: {anonymous: true, require: [keys]}, response_metadata: {set: {cache-control: "max-age=60, s-maxage=5"}}`, map[string]string{metadataPath: "max-age=60, s-maxage=5"}},
+		{`auth: {anonymous: true, require: [keys]}, response_metadata: {set: {cache-control: no-store}}`, map[string]string{metadataPath: "no-store", connect: "no-store"}},
+	} {
+		text := config
+		if strings.Contains(tc.policy, "cache: ") {
+			text = strings.Replace(config, "[bank.v1.Diagnostics.*, bank.v1.Accounts.*]", "bank.v1.Diagnostics.Metadata", 1)
+		}
+		p.reload(t, fmt.Sprintf(text, sha("k"), tc.policy))
+		for path, want := range tc.paths {
+			for _, header := range []map[string]string{{"x-api-key": "k"}, nil, {"if-none-match": "*"}} {
+				code, h, body := p.get(t, path, header)
+				if got := strings.Join(h["Cache-Control"], "; "); got != want || code != 200 && code != 304 {
+					t.Errorf("%s: %s with %v: %d, cache-control %q, want %q (%s)", tc.policy, path, header, code, got, want, body)
+				}
+			}
+		}
+	}
+	// Answers to others than GET and HEAD are no cache's.
+	p.reload(t, fmt.Sprintf(config, sha("k"), `auth: {require: [keys]}`))
+	if o := p.post(t, metadataPath, "{}", map[string]string{"x-api-key": "k"}); o.code != codes.OK || o.header["cache-control"] != nil {
+		t.Errorf("POST: %v, cache-control %q", o.code, o.header["cache-control"])
+	}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodHead, p.url("http")+metadataPath, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("X-Api-Key", "k")
+	resp, err := p.http.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if got := resp.Header.Get("Cache-Control"); resp.StatusCode != 200 || got != "private" {
+		t.Errorf("HEAD: %d, cache-control %q", resp.StatusCode, got)
+	}
+}

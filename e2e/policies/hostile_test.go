@@ -77,6 +77,49 @@ func TestRefusedByEveryWay(t *testing.T) {
 	})
 }
 
+// TestSecondCredential: of a call with several credentials the first provider's counts, and the backend gets none of the others, which
+// nobody has looked at; forward leaves in only the one that was.
+func TestSecondCredential(t *testing.T) {
+	id := startOIDC(t)
+	o := openTo(t, "")
+	token := "Bearer " + id.token(t, nil)
+	for _, tc := range []struct {
+		require string
+		forward [2]bool // of keys and main
+		header  http.Header
+		seen    map[string]string
+	}{
+		{"keys, main", [2]bool{}, http.Header{"x-api-key": {"k"}, "authorization": {"Bearer forged"}}, map[string]string{"x-transom-consumer": "shop"}},
+		{"keys, main", [2]bool{true, true}, http.Header{"x-api-key": {"k"}, "authorization": {"Bearer forged"}}, map[string]string{"x-transom-consumer": "shop", "x-api-key": "k"}},
+		{"keys, main", [2]bool{}, http.Header{"authorization": {token}}, map[string]string{"x-transom-consumer": "main:alice"}},
+		{"main, keys", [2]bool{}, http.Header{"x-api-key": {"nonsense"}, "authorization": {token}}, map[string]string{"x-transom-consumer": "main:alice"}},
+		{"main, keys", [2]bool{false, true}, http.Header{"x-api-key": {"nonsense"}, "authorization": {token}}, map[string]string{"x-transom-consumer": "main:alice", "authorization": token}},
+		{"keys", [2]bool{}, http.Header{"x-api-key": {"k"}, "authorization": {"Bearer of the backend's own"}}, map[string]string{"x-transom-consumer": "shop", "authorization": "Bearer of the backend's own"}},
+		{"keys, main", [2]bool{}, http.Header{"x-api-key": {"k"}, "authorization": {"Digest own"}}, map[string]string{"x-transom-consumer": "shop", "authorization": "Digest own"}},
+	} {
+		o.reload(t, o.with(fmt.Sprintf(`
+consumers:
+  providers:
+    keys: {forward: %v, api_key: {}}
+    main: {forward: %v, jwt: {issuer: %q, audiences: [bank], outbound: {private: true}}}
+  known: {shop: {api_keys: [%q]}}
+policies: [{selector: "*", auth: {require: [%s]}}]
+`, tc.forward[0], tc.forward[1], id.URL, sha("k"), tc.require)))
+		o.everyWay(t, func(t *testing.T, _ string, call func(*testing.T, ask) *reply) {
+			r := call(t, metadataAsk(tc.header))
+			if r.code != codes.OK {
+				t.Fatalf("%s with %v: %v %s", tc.require, tc.header, r.code, r.reason)
+			}
+			seen := r.seen()
+			for _, name := range []string{"x-transom-consumer", "x-api-key", "authorization"} {
+				if got := strings.Join(seen[name], "; "); got != tc.seen[name] {
+					t.Errorf("%s with %.60v: the backend sees %s %q, want %q", tc.require, tc.header, name, got, tc.seen[name])
+				}
+			}
+		})
+	}
+}
+
 // TestForwardedByEveryWay: what is said of the client in the names that proxies use is said by a proxy that is trusted, or it does
 // not reach the backend, in no spelling; and in a frame, which no proxy looks into, not even then.
 func TestForwardedByEveryWay(t *testing.T) {

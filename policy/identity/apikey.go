@@ -73,7 +73,7 @@ func (p *APIKeys) identify(_ context.Context, call *rpc.Call) (*caller, error) {
 	return nil, invalid("the API key is not valid")
 }
 
-func (p *APIKeys) strip(call *rpc.Call) { delete(call.Header, p.header) }
+func (p *APIKeys) place() place { return place{header: p.header} }
 
 // challenge names the header, since there is no registered scheme for API keys.
 func (p *APIKeys) challenge(string) string {

@@ -47,7 +47,7 @@ func NewBasic(name string, known []*Consumer) (*Basic, error) {
 	return p, err
 }
 
-func (p *Basic) strip(call *rpc.Call)    { stripAuthorization(call) }
+func (p *Basic) place() place            { return place{header: "authorization", scheme: "basic"} }
 func (p *Basic) challenge(string) string { return `Basic realm="transom", charset="UTF-8"` }
 
 func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {

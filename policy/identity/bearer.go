@@ -33,13 +33,19 @@ func authorization(call *rpc.Call, scheme string) (string, error) {
 		return "", invalid("the call has more than one authorization header")
 	}
 	v := values[0]
-	if len(v) <= len(scheme) || v[len(scheme)] != ' ' || !strings.EqualFold(v[:len(scheme)], scheme) {
+	if !isOf(scheme, v) {
 		return "", errNone
 	}
 	return strings.TrimLeft(v[len(scheme):], " "), nil
 }
 
-func stripAuthorization(call *rpc.Call) { delete(call.Header, "authorization") }
+// isOf reports whether a value of authorization is of the scheme.
+func isOf(scheme, v string) bool {
+	return len(v) > len(scheme) && v[len(scheme)] == ' ' && strings.EqualFold(v[:len(scheme)], scheme)
+}
+
+// bearer is where tokens are.
+func bearer() place { return place{header: "authorization", scheme: "bearer"} }
 
 // bearerChallenge is of RFC 6750 section 3.
 func bearerChallenge(code string) string {

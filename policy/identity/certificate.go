@@ -19,7 +19,7 @@ type ClientCertificates struct {
 // NewClientCertificates makes the provider of that name.
 func NewClientCertificates(name string) *ClientCertificates { return &ClientCertificates{name: name} }
 
-func (p *ClientCertificates) strip(*rpc.Call)         {}
+func (p *ClientCertificates) place() place            { return place{} }
 func (p *ClientCertificates) challenge(string) string { return "" } // HTTP has none
 
 func (p *ClientCertificates) identify(_ context.Context, call *rpc.Call) (*caller, error) {

@@ -9,8 +9,8 @@
 // fails closed.
 //
 // # What backends see
-// The credential is taken out of the call's metadata, unless the provider is to leave it in, and the caller's name comes
-// in as "x-transom-consumer", with "x-transom-provider", "-plan", "-scopes" (split by spaces) and "-groups" (split by
+// The credential is taken out of the call's metadata, unless the provider is to leave it in, as are those that further providers
+// would have looked for, which nobody has checked. The caller's name comes in as "x-transom-consumer", with "x-transom-provider", "-plan", "-scopes" (split by spaces) and "-groups" (split by
 // commas) where there are any. Bytes outside 0x20 to 0x7E and "%" are percent-encoded in them. Listeners drop every name
 // like these from what clients send.
 //
@@ -42,11 +42,29 @@ type Provider interface {
 	// identify looks for the provider's credential in the call. It returns errNone if there is none, errForeign if there is
 	// one that another provider might know, a *refusal if it is no good, and any other error if it cannot be judged.
 	identify(ctx context.Context, call *rpc.Call) (*caller, error)
-	// strip takes the credential out of the call's metadata.
-	strip(call *rpc.Call)
+	// place is where the provider looks for its credential.
+	place() place
 	// challenge is the value of www-authenticate for a call without a good credential; code is the error code of RFC 6750
 	// section 3.1, or "" if there was no credential. "" if there is no challenge to make.
 	challenge(code string) string
+}
+
+// place is where in a call's metadata a credential is; the zero value is none.
+type place struct {
+	// header is the metadata name.
+	header string
+	// scheme, in lower case, begins the values of authorization that are such a credential; empty for all values of header.
+	scheme string
+	// all says that the provider looks at everything, and takes out itself what is to go.
+	all bool
+}
+
+// strip takes the credential out of the call's metadata.
+func (p place) strip(call *rpc.Call) {
+	values := call.Header[p.header]
+	if p.scheme == "" || slices.ContainsFunc(values, func(v string) bool { return isOf(p.scheme, v) }) {
+		delete(call.Header, p.header)
+	}
 }
 
 var (
@@ -115,7 +133,7 @@ type Consumer struct {
 // Entry is a provider as a Directory has it.
 type Entry struct {
 	Provider Provider
-	// Forward leaves the credential in the call.
+	// Forward leaves the credential in the call that it admits.
 	Forward bool
 }
 
@@ -234,9 +252,7 @@ func (c *check) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error
 		who, err := e.Provider.identify(ctx, call)
 		switch err {
 		case nil:
-			if !e.Forward {
-				e.Provider.strip(call)
-			}
+			c.strip(call, e)
 			return c.admit(ctx, call, who, next)
 		case errNone:
 			continue
@@ -263,6 +279,20 @@ func (c *check) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error
 		return next(ctx, call)
 	}
 	return c.refuse(call, &refusal{reasonMissing, "the call needs a credential"})
+}
+
+// strip takes the credentials out of a call that e admits: its own unless it is to go on, and those that others would have looked
+// for. Nobody has checked these, which the backend could not tell.
+func (c *check) strip(call *rpc.Call, e *Entry) {
+	own := e.Provider.place()
+	if own.all {
+		return
+	}
+	for i := range c.entries {
+		if p := c.entries[i].Provider.place(); p.header != "" && (p != own || !e.Forward) {
+			p.strip(call)
+		}
+	}
 }
 
 // refuse ends the call with UNAUTHENTICATED.

@@ -92,7 +92,7 @@ func (p *Introspection) Close() {
 	p.client.close()
 }
 
-func (p *Introspection) strip(call *rpc.Call)         { stripAuthorization(call) }
+func (p *Introspection) place() place                 { return bearer() }
 func (p *Introspection) challenge(code string) string { return bearerChallenge(code) }
 
 func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, error) {

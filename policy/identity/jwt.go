@@ -103,7 +103,7 @@ func asymmetric(a string) bool {
 // Close ends what the provider does by itself.
 func (p *JWT) Close() { p.keys.close() }
 
-func (p *JWT) strip(call *rpc.Call)         { stripAuthorization(call) }
+func (p *JWT) place() place                 { return bearer() }
 func (p *JWT) challenge(code string) string { return bearerChallenge(code) }
 
 func (p *JWT) identify(ctx context.Context, call *rpc.Call) (*caller, error) {

@@ -138,12 +138,20 @@ func Locate(err error, file *configfile.File) error {
 	return faults
 }
 
+// redisPatience is how long a configuration waits for a Redis that is new to it, before it is in force without.
+const redisPatience = time.Second
+
 // compile makes a plan of cfg, without effect on what is in force but that clusters begin to connect.
 func (g *Gateway) compile(ctx context.Context, cfg *configv1.Config, anew rereads) (*plan, error) {
 	b := &builder{ctx: ctx, cfg: cfg, log: g.log, metrics: g.metrics, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, issuing: g.issuers, anew: anew, dry: g.offline, overload: &g.overload, mirrors: g.mirrors}
 	s, err := b.build()
 	if err != nil {
 		return nil, err
+	}
+	if b.redis != nil && !b.dry { // else the first calls would be counted here alone, or refused
+		wait, cancel := context.WithTimeout(ctx, redisPatience)
+		b.redis.Await(wait)
+		cancel()
 	}
 	p := &plan{cfg: cfg, snapshot: s, sources: b.loaded, missing: b.missing, builder: b}
 	if old := g.current.p.Load(); old != nil {

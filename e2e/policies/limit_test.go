@@ -329,6 +329,23 @@ func TestSharedLimitByField(t *testing.T) {
 	}
 }
 
+// TestSharedFromTheStart: the first call after a start, and after a reload that brings another Redis, is counted in Redis.
+func TestSharedFromTheStart(t *testing.T) {
+	config := func(redis string, limit int) string {
+		return fmt.Sprintf("\nredis: {addresses: [%q], timeout: 10s, instances: 4}\npolicies: [{selector: \"*\", limits: [{name: shared, rate: %d/h, everybody: true}]}]\n", redis, limit)
+	}
+	redis := startRedis(t).addr
+	p := start(t, config(redis, 100))
+	for _, limit := range []int{100, 200} {
+		if limit > 100 {
+			p.reload(t, config(startRedis(t).addr, limit))
+		}
+		if got, want := callREST(t, p, nil).header["ratelimit"], fmt.Sprintf(`"shared";r=%d;t=`, limit-1); len(got) != 1 || !strings.HasPrefix(got[0], want) {
+			t.Errorf("ratelimit %q, want %s…", got, want)
+		}
+	}
+}
+
 // TestLimitByFieldOption has the limit be one of the method's option, where a field that is not there is a fault too.
 func TestLimitByFieldOption(t *testing.T) {
 	option := func(field string) string {

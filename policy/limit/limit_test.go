@@ -602,6 +602,35 @@ func TestRedisQuota(t *testing.T) {
 	}
 }
 
+// TestAwait: after it nothing is decided without a Redis that can be reached, and a Redis that cannot be, or says nothing, is not waited
+// for but as long as ctx lives.
+func TestAwait(t *testing.T) {
+	addr := startRedis(t, 0)
+	up := NewRedis(RedisConfig{Addresses: []string{addr}, Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
+	defer up.Close()
+	awaitRedis(t, up) // the server listens
+	r := NewRedis(RedisConfig{Addresses: []string{addr}, Prefix: "t:", Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
+	defer r.Close()
+	r.Await(t.Context())
+	l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 3, Period: time.Hour}, Redis: r})
+	if v, err := l.take(t.Context(), newCall("a", "192.0.2.1"), request{}, 1); err != nil || v.remaining != 2 || r.Failed() != 0 {
+		t.Errorf("the first decision: %v, %d left, %d decisions without Redis", err, v.remaining, r.Failed())
+	}
+	nobody := NewRedis(RedisConfig{Addresses: []string{"127.0.0.1:1"}, Timeout: time.Second}, slog.New(slog.DiscardHandler))
+	defer nobody.Close()
+	nobody.Await(t.Context())
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	quiet := NewRedis(RedisConfig{Addresses: []string{silent.Addr().String()}, Timeout: time.Second}, slog.New(slog.DiscardHandler))
+	defer quiet.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	quiet.Await(ctx)
+}
+
 // TestRedisDown has no Redis: each process allows its share, or nothing.
 func TestRedisDown(t *testing.T) {
 	for _, closed := range []bool{false, true} {

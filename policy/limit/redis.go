@@ -88,6 +88,8 @@ type Redis struct {
 	// downUntil is when to ask again, in µs of clock; 0 while all is well.
 	downUntil atomic.Int64
 	clock     clock
+	// tried is closed when the first attempt to connect has ended.
+	tried chan struct{}
 	// failed counts the decisions that were not Redis's.
 	failed atomic.Int64
 	stop   context.CancelFunc
@@ -97,7 +99,7 @@ type Redis struct {
 // NewRedis connects, in the background, and again until it succeeds.
 func NewRedis(cfg RedisConfig, log *slog.Logger) *Redis {
 	ctx, stop := context.WithCancel(context.Background())
-	r := &Redis{cfg: cfg, log: log, rate: rueidis.NewLuaScript(rateScript), quota: rueidis.NewLuaScript(quotaScript), stop: stop, clock: newClock()}
+	r := &Redis{cfg: cfg, log: log, rate: rueidis.NewLuaScript(rateScript), quota: rueidis.NewLuaScript(quotaScript), stop: stop, clock: newClock(), tried: make(chan struct{})}
 	r.done.Go(func() { r.connect(ctx) })
 	return r
 }
@@ -113,18 +115,29 @@ func (c RedisConfig) ClientOption() rueidis.ClientOption {
 
 // connect makes the client. Once made it reconnects by itself.
 func (r *Redis) connect(ctx context.Context) {
+	tried := sync.OnceFunc(func() { close(r.tried) })
 	for {
 		client, err := rueidis.NewClient(r.cfg.ClientOption())
 		if err == nil {
 			r.client.Store(&client)
+			tried()
 			return
 		}
+		tried()
 		r.log.LogAttrs(ctx, slog.LevelWarn, "Redis cannot be reached", slog.String("error", err.Error()))
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(pause):
 		}
+	}
+}
+
+// Await waits until Redis is connected, or has been tried in vain, or ctx ends: what is decided before is decided without Redis.
+func (r *Redis) Await(ctx context.Context) {
+	select {
+	case <-r.tried:
+	case <-ctx.Done():
 	}
 }
 

@@ -249,12 +249,34 @@ func (e *Edge) setHeader(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// checkForgery refuses a request with cookies and effects that a page of another origin made a browser send (cross-site
-// request forgery), by what browsers say of it: Sec-Fetch-Site, and Origin. A request without cookies carries nothing of
-// the user's. GET is let through: it is for methods without effects. credentials reports whether the listener's CORS lets
-// pages of that origin send cookies.
-func (e *Edge) checkForgery(r *http.Request, credentials func(origin string) bool) error {
-	if len(r.Header["Cookie"]) == 0 {
+// ambience is what browsers add to a request by themselves, whatever page makes them send it.
+type ambience struct {
+	cookies bool
+	// password is what the user showed the browser, or told the page: authorization of a scheme that browsers know themselves.
+	password    bool
+	certificate bool
+}
+
+// ambient looks for it.
+func ambient(r *http.Request) ambience {
+	a := ambience{cookies: len(r.Header["Cookie"]) > 0, certificate: r.TLS != nil && len(r.TLS.PeerCertificates) > 0}
+	for _, v := range r.Header["Authorization"] {
+		scheme, _, _ := strings.Cut(v, " ")
+		switch strings.ToLower(scheme) {
+		case "basic", "digest", "negotiate", "ntlm":
+			a.password = true
+		}
+	}
+	return a
+}
+
+// checkForgery refuses a request with effects, and with what the user has of cookies, passwords and certificates, that a page of
+// another origin made a browser send (cross-site request forgery), by what browsers say of it: Sec-Fetch-Site, and Origin. A
+// request without any of these carries nothing of the user's. GET is let through: it is for methods without effects. What the
+// listener's CORS allows goes.
+func (e *Edge) checkForgery(r *http.Request, f *Front) error {
+	what := ambient(r)
+	if what == (ambience{}) {
 		return nil
 	}
 	var csrf http.CrossOriginProtection
@@ -262,8 +284,8 @@ func (e *Edge) checkForgery(r *http.Request, credentials func(origin string) boo
 		return nil
 	}
 	origin := strings.ToLower(r.Header.Get("Origin"))
-	if e != nil && slices.Contains(e.origins, origin) || origin != "" && credentials(origin) {
+	if e != nil && slices.Contains(e.origins, origin) || f.credentialsFrom(origin, what) {
 		return nil
 	}
-	return transcoder.HTTPError(http.StatusForbidden, codes.PermissionDenied, fmt.Sprintf("pages of origin %q may not send requests with cookies here", origin))
+	return transcoder.HTTPError(http.StatusForbidden, codes.PermissionDenied, fmt.Sprintf("pages of origin %q may not send requests with cookies, passwords or certificates here", origin))
 }

@@ -117,8 +117,8 @@ func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	defer v.Release()
 	e := v.Edge()
 	e.setHeader(w, r)
-	if r.Header["Cookie"] != nil {
-		if err := e.checkForgery(r, f.credentialsFrom); err != nil {
+	if r.Header["Origin"] != nil || r.Header["Sec-Fetch-Site"] != nil { // a browser
+		if err := e.checkForgery(r, f); err != nil {
 			f.refuse(w, r, v, err)
 			return
 		}
@@ -157,9 +157,21 @@ func (f *Front) refuse(w http.ResponseWriter, r *http.Request, v View, err error
 	x.refuseUpgrade(v, err)
 }
 
-// credentialsFrom reports whether the CORS settings let pages of an origin, in lower case, send cookies.
-func (f *Front) credentialsFrom(origin string) bool {
-	return f.cfg.CORS != nil && f.cfg.CORS.credentials && slices.ContainsFunc(f.cfg.Origins, func(p string) bool { return matchOrigin(p, origin) })
+// credentialsFrom reports whether the CORS settings let pages of an origin, in lower case, send what the user has.
+func (f *Front) credentialsFrom(origin string, what ambience) bool {
+	if f.cfg.CORS == nil || origin == "" {
+		return false
+	}
+	// A password may be the page's own, and then need not be allowed by allow_credentials.
+	if !f.cfg.CORS.credentials && what != (ambience{password: true}) {
+		return false
+	}
+	return f.names(origin)
+}
+
+// names reports whether an origin, in lower case, is one of those that are named, and not only let in by "*".
+func (f *Front) names(origin string) bool {
+	return slices.ContainsFunc(f.cfg.Origins, func(p string) bool { return p != "*" && matchOrigin(p, origin) })
 }
 
 // serveHealth answers a load balancer in front.

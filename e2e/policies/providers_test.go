@@ -2,6 +2,9 @@ package policies_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -9,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -458,6 +462,91 @@ policies:
 				}
 			}
 		})
+	}
+}
+
+// TestForgery: what browsers add by themselves, be it cookies, a password that the user gave the browser or a client certificate, no
+// page of another origin gets to use.
+func TestForgery(t *testing.T) {
+	ca := newAuthority(t)
+	ca.issue(t, &x509.Certificate{DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, "edge")
+	ca.issue(t, &x509.Certificate{Subject: pkix.Name{CommonName: "ann"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, "ann")
+	pair, err := tls.LoadX509KeyPair(filepath.Join(ca.dir, "ann.crt"), filepath.Join(ca.dir, "ann.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.cert)
+	known := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "localhost", Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}}
+	defer known.CloseIdleConnections()
+	for _, cors := range []string{"", `, cors: {allow_origins: ["*"]}`, `, cors: {allow_origins: ["https://app.example"]}`, `, cors: {allow_origins: ["https://app.example"], allow_credentials: true}`} {
+		p := start(t, fmt.Sprintf(`
+listeners:
+- {address: "127.0.0.1:0"%s}
+- {name: secure, address: "127.0.0.1:0", tls: {certificate: %q, key: %q, client_ca: %q, client_auth: request}%s}
+`, cors, ca.dir+"/edge.crt", ca.dir+"/edge.key", ca.dir+"/ca.crt", cors))
+		named, credentials := strings.Contains(cors, "app.example"), strings.Contains(cors, "credentials")
+		for _, tc := range []struct {
+			what   string
+			header map[string]string
+			cert   bool
+			app    bool // whether pages of app.example may, evil.example's never
+			others bool // whether anybody's may
+		}{
+			{"cookie", map[string]string{"cookie": "s=1"}, false, credentials, false},
+			{"password", map[string]string{"authorization": "Basic YTpi"}, false, named, false},
+			{"login of Windows", map[string]string{"authorization": "negotiate YTpi"}, false, named, false},
+			{"certificate", nil, true, credentials, false},
+			{"password and cookie", map[string]string{"authorization": "Basic YTpi", "cookie": "s=1"}, false, credentials, false},
+			{"token", map[string]string{"authorization": "Bearer t"}, false, true, true},
+			{"scheme of the page's own", map[string]string{"authorization": "Token t"}, false, true, true},
+			{"nothing", nil, false, true, true},
+		} {
+			c, base := p.http, "http://"+p.addr
+			if tc.cert {
+				c, base = &http.Client{Transport: known}, "https://"+p.Addrs()[1].String()
+			}
+			for origin, may := range map[string]bool{"": true, "https://app.example": tc.app, "https://evil.example": tc.others, "null": tc.others} {
+				for verb, may := range map[string]bool{http.MethodPost: may, http.MethodGet: true} {
+					r, err := http.NewRequestWithContext(t.Context(), verb, base+metadataPath, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for k, v := range tc.header {
+						r.Header.Set(k, v)
+					}
+					if origin != "" {
+						r.Header.Set("Origin", origin)
+						r.Header.Set("Sec-Fetch-Site", "cross-site")
+					}
+					resp, err := c.Do(r)
+					if err != nil {
+						t.Fatal(err)
+					}
+					resp.Body.Close()
+					if want := map[bool]int{true: 200, false: 403}[may]; resp.StatusCode != want {
+						t.Errorf("%s with a %s from %q, cors %q: %d, want %d", verb, tc.what, origin, cors, resp.StatusCode, want)
+					}
+				}
+			}
+		}
+		// A WebSocket's request always has the cookies.
+		o := callWebSocket(t, p, map[string]string{"cookie": "s=1", "authorization": "Basic YTpi", "origin": "https://app.example"})
+		switch {
+		case cors == "":
+			o.want(t, "WebSocket", codes.PermissionDenied, 403, "")
+		case named:
+			if o.want(t, "WebSocket", codes.OK, 200, ""); !slices.Equal(o.seen["cookie"], []string{"s=1"}) || len(o.seen["authorization"]) != 1 {
+				t.Errorf("WebSocket of a page that is named, cors %q: the backend sees %v", cors, o.seen)
+			}
+		default:
+			if o.want(t, "WebSocket", codes.OK, 200, ""); o.seen["cookie"] != nil || o.seen["authorization"] != nil {
+				t.Errorf("WebSocket of anybody's page: the backend sees %v", o.seen)
+			}
+			if o = callWebSocket(t, p, map[string]string{"authorization": "Bearer t", "origin": "https://app.example"}); len(o.seen["authorization"]) != 1 {
+				t.Errorf("WebSocket of anybody's page: of its own token the backend sees %v", o.seen)
+			}
+		}
 	}
 }
 

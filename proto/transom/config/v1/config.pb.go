@@ -728,7 +728,8 @@ func (x *KeyPair) GetKey() string {
 // Cors says which web pages may call from another origin.
 type Cors struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Origins as browsers send them, "https://app.example", "https://*.example" or "*" for all. Required.
+	// Origins as browsers send them, "https://app.example", "https://*.example" or "*" for all. Of a WebSocket that a page opens
+	// which only "*" lets in, cookies and passwords are dropped. Required.
 	AllowOrigins []string `protobuf:"bytes,1,rep,name=allow_origins,json=allowOrigins,proto3" json:"allow_origins,omitempty"`
 	// Let pages send cookies and other credentials. Not together with the origin "*".
 	AllowCredentials bool `protobuf:"varint,2,opt,name=allow_credentials,json=allowCredentials,proto3" json:"allow_credentials,omitempty"`
@@ -2405,9 +2406,9 @@ func (x *Access) GetDenyIps() []string {
 	return nil
 }
 
-// Security is what holds for every request, whatever its method. Requests with cookies that a page of another origin makes a
-// browser send are refused in any case, but for GET and HEAD, unless cors with allow_credentials or trusted_origins has the
-// origin.
+// Security is what holds for every request, whatever its method. Requests with cookies, passwords (HTTP basic) or client
+// certificates that a page of another origin makes a browser send are refused in any case, but for GET and HEAD, unless cors with
+// allow_credentials or trusted_origins has the origin; for passwords cors that names the origin will do.
 type Security struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Refuse calls of methods for which no policy sets auth. grpc.health.v1 stays open.
@@ -2417,7 +2418,7 @@ type Security struct {
 	// take out itself. Default: none, so that the socket's peer is the client, and backends are told what transom sees, whatever
 	// the request says.
 	TrustedProxies []string `protobuf:"bytes,2,rep,name=trusted_proxies,json=trustedProxies,proto3" json:"trusted_proxies,omitempty"`
-	// Origins, "https://app.example", whose pages may send requests with cookies. Default: none but the listener's own.
+	// Origins, "https://app.example", whose pages may send requests with cookies, passwords and certificates. Default: none but the listener's own.
 	TrustedOrigins []string `protobuf:"bytes,3,rep,name=trusted_origins,json=trustedOrigins,proto3" json:"trusted_origins,omitempty"`
 	// Headers of every response, such as content-security-policy. "x-content-type-options: nosniff" is there anyway.
 	// Default: none.

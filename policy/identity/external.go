@@ -33,12 +33,12 @@ type ExternalConfig struct {
 type External struct {
 	cfg  ExternalConfig
 	auth authv3.AuthorizationClient
-	log  *slog.Logger
+	asked
 }
 
 // NewExternal makes the provider over a connection that belongs to the caller.
 func NewExternal(cfg ExternalConfig, conn grpc.ClientConnInterface, log *slog.Logger) *External {
-	return &External{cfg, authv3.NewAuthorizationClient(conn), log}
+	return &External{cfg, authv3.NewAuthorizationClient(conn), asked{log: log, provider: cfg.Name}}
 }
 
 func (p *External) place() place            { return place{all: true} }
@@ -50,14 +50,19 @@ type denial struct{ error }
 func (d *denial) Unwrap() error { return d.error }
 
 func (p *External) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
-	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
+	wait, cancel := context.WithTimeout(ctx, p.cfg.Timeout)
 	defer cancel()
-	resp, err := p.auth.Check(ctx, p.question(call))
+	resp, err := p.auth.Check(wait, p.question(call))
 	if err != nil {
-		p.log.LogAttrs(ctx, slog.LevelWarn, "external authorization failed", slog.String("provider", p.cfg.Name), slog.String("error", err.Error()))
-		return nil, status.Error(codes.Unavailable, "the authorization server does not answer")
+		if cause := rpc.CauseOf(ctx); cause != nil { // the call's own end
+			return nil, cause
+		}
+		p.failed(ctx, err)
+		return nil, errNoAnswer
 	}
-	if codes.Code(resp.GetStatus().GetCode()) != codes.OK {
+	p.answered(ctx)
+	// A denial is one, whatever the status beside it.
+	if codes.Code(resp.GetStatus().GetCode()) != codes.OK || resp.GetDeniedResponse() != nil {
 		return nil, &denial{denialOf(resp)}
 	}
 	ok := resp.GetOkResponse()
@@ -100,9 +105,18 @@ func (p *External) question(call *rpc.Call) *authv3.CheckRequest {
 	}}
 }
 
-// settable reports whether the server may set or remove metadata of that name.
+// settable reports whether the server may set or remove metadata of that name, in lower case: it must be one, and no other's to say.
 func settable(name string) bool {
-	if strings.HasSuffix(name, "-bin") || strings.HasPrefix(name, ":") || strings.HasPrefix(name, "grpc-") || strings.HasPrefix(name, "x-transom-") {
+	odd := func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < '0' || c > '9') && !strings.ContainsRune("-_.", c)
+	}
+	plain := strings.Map(func(c rune) rune { // as many frameworks read it
+		if c == '_' || c == '.' {
+			return '-'
+		}
+		return c
+	}, name)
+	if strings.ContainsFunc(name, odd) || strings.HasSuffix(name, "-bin") || strings.HasPrefix(name, "grpc-") || strings.HasPrefix(plain, "x-transom-") {
 		return false
 	}
 	switch name {

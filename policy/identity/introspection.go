@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4/json"
@@ -42,9 +43,9 @@ type IntrospectionConfig struct {
 type Introspection struct {
 	cfg    IntrospectionConfig
 	client *client
-	log    *slog.Logger
-	cache  credentialCache
-	slots  chan struct{}
+	asked
+	cache credentialCache
+	slots chan struct{}
 
 	ctx  context.Context //nolint:containedctx // ends the provider's own goroutines
 	stop context.CancelFunc
@@ -80,7 +81,7 @@ func NewIntrospection(cfg IntrospectionConfig, log *slog.Logger) (*Introspection
 	if cfg.GroupClaims == nil {
 		cfg.GroupClaims = []string{"groups", "roles", "realm_access.roles"}
 	}
-	p := &Introspection{cfg: cfg, client: c, log: log, slots: make(chan struct{}, maxFlights), flights: map[[sha256.Size]byte]*flight{}}
+	p := &Introspection{cfg: cfg, client: c, asked: asked{log: log, provider: cfg.Name}, slots: make(chan struct{}, maxFlights), flights: map[[sha256.Size]byte]*flight{}}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	return p, nil
 }
@@ -121,6 +122,25 @@ func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, 
 
 var errNoAnswer = status.Error(codes.Unavailable, "the authorization server does not answer")
 
+// asked is a server that is asked for each call. Its silence is logged once, and its return.
+type asked struct {
+	log      *slog.Logger
+	provider string
+	down     atomic.Bool
+}
+
+func (a *asked) failed(ctx context.Context, err error) {
+	if !a.down.Swap(true) {
+		a.log.LogAttrs(ctx, slog.LevelWarn, "an authorization server does not answer, its calls are refused", slog.String("provider", a.provider), slog.String("error", err.Error()))
+	}
+}
+
+func (a *asked) answered(ctx context.Context) {
+	if a.down.Load() && a.down.Swap(false) {
+		a.log.LogAttrs(ctx, slog.LevelInfo, "an authorization server answers again", slog.String("provider", a.provider))
+	}
+}
+
 // ask puts the question, or joins the one under way.
 func (p *Introspection) ask(hash [sha256.Size]byte, token string) *flight {
 	p.mu.Lock()
@@ -157,10 +177,11 @@ func (p *Introspection) introspect(hash [sha256.Size]byte, token string) (*calle
 	claims, err := p.post(token)
 	if err != nil {
 		if p.ctx.Err() == nil {
-			p.log.LogAttrs(p.ctx, slog.LevelWarn, "token introspection failed", slog.String("provider", p.cfg.Name), slog.String("error", err.Error()))
+			p.failed(p.ctx, err)
 		}
 		return nil, errNoAnswer
 	}
+	p.answered(p.ctx)
 	now := time.Now()
 	who, err := p.judge(claims, now)
 	if err != nil {

@@ -67,7 +67,7 @@ func (s *grpcWebSocket) open(v View) (*Route, time.Duration, error) {
 
 // readHeader reads the header block and runs the call with what it says.
 func (s *grpcWebSocket) readHeader(ctx context.Context, call *rpc.Call) error {
-	m, err := s.next(ctx)
+	m, err := s.first(ctx)
 	if err != nil {
 		return err
 	}
@@ -109,6 +109,20 @@ func (s *grpcWebSocket) readHeader(ctx context.Context, call *rpc.Call) error {
 		}()
 	}
 	return s.handler(ctx, call)
+}
+
+// first is the client's first message. Before it no policy has seen the call, nor counted it, so that it has as long as the body of a
+// request has to go on.
+func (s *grpcWebSocket) first(ctx context.Context) (wsMessage, error) {
+	patience := s.front.cfg.IdleBody
+	wait, cancel := context.WithTimeoutCause(ctx, patience, status.Errorf(codes.DeadlineExceeded, "no block of headers came within %v", patience))
+	defer cancel()
+	m, err := s.next(wait)
+	if s.recvStop != nil { // the end of wait is none of the call
+		s.recvStop()
+		s.recvStop, s.recvDone = nil, nil
+	}
+	return m, err
 }
 
 // isEnd implements socketCall.

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 	"google.golang.org/grpc/codes"
@@ -189,6 +190,10 @@ func TestGRPCWebSocketFaults(t *testing.T) {
 				t.Errorf("answer %q, want %q in it", out, tc.out)
 			}
 		})
+	}
+	silent := dialRaw(t, serveSockets(t, listeners.FrontConfig{IdleBody: 50 * time.Millisecond}, echo), "/rpctest.Echo/Bidi", "Sec-WebSocket-Protocol: grpc-websockets\r\n")
+	if _, p, err := silent.read(); err != nil || !strings.Contains(string(p), "grpc-status: 4\r\ngrpc-message: no block of headers came within 50ms") {
+		t.Errorf("a client that sends nothing is answered with %q, %v", p, err)
 	}
 	if s := dialRaw(t, srv, "/rpctest/bidi", "Sec-WebSocket-Protocol: grpc-websockets\r\n"); s.resp.StatusCode != 404 {
 		t.Errorf("a path that is no method's: %s, want 404", s.resp.Status)

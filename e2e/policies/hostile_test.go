@@ -1,13 +1,24 @@
 package policies_test
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
+	"github.com/coder/websocket"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	bankv1 "transom/proto/bank/v1"
 )
 
 // TestLimitByEveryWay: calls by whatever protocol and version of HTTP count together, and a refusal says by each of them when to
@@ -163,4 +174,155 @@ metadata: {request_headers: [x-real-ip, forwarded, x-client-ip, true-client-ip, 
 			}
 		})
 	}
+}
+
+// TestExpiryByEveryWay: a stream ends with the token it was opened by, whatever it came by, and whichever side is speaking.
+func TestExpiryByEveryWay(t *testing.T) {
+	id := startOIDC(t)
+	o := openTo(t, fmt.Sprintf(strings.Replace(jwtConfig, "leeway: 1s", "leeway: 0s", 1), id.URL))
+	bearer := func() http.Header {
+		return http.Header{"authorization": {"Bearer " + id.token(t, map[string]any{"exp": time.Now().Add(2 * time.Second).Unix()})}}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	// All at once: what takes its time is the tokens.
+	run := func(name string, fn func(t *testing.T)) { wg.Go(func() { t.Run(name, fn) }) }
+	for way := range ways {
+		if way == "Connect GET" { // which has no streams
+			continue
+		}
+		run("backend, "+way, func(t *testing.T) {
+			o.oneWay(t, way, func(t *testing.T, way string, call func(*testing.T, ask) *reply) {
+				r := call(t, ask{
+					method: "/bank.v1.Accounts/Watch", rest: "/v1/customers/1/accounts/1/transactions:watch?interval=0.2s", stream: true,
+					in:  &bankv1.WatchRequest{Name: "customers/1/accounts/1", Interval: durationpb.New(200 * time.Millisecond)},
+					out: func() proto.Message { return &bankv1.Transaction{} }, header: bearer(),
+				})
+				if r.code != codes.Unauthenticated || len(r.messages) < 2 || r.reason != "CREDENTIALS_EXPIRED" && !bare(way) {
+					t.Errorf("after %d messages %v %s", len(r.messages), r.code, r.reason)
+				}
+			})
+		})
+	}
+	const deposit = `{"name":"customers/1/accounts/1","amount":{"currency":"EUR","units":"1"}}`
+	run("client, gRPC", func(t *testing.T) {
+		s, err := bankv1.NewAccountsClient(o.conn).Deposit(metadata.AppendToOutgoingContext(ctx, "authorization", bearer()["authorization"][0]))
+		if err == nil {
+			err = s.RecvMsg(&bankv1.DepositResponse{}) // and never half-closes
+		}
+		if status.Code(err) != codes.Unauthenticated {
+			t.Errorf("ends with %v", err)
+		}
+	})
+	for name, by := range map[string]func() (*http.Client, string){
+		"HTTP/1.1": func() (*http.Client, string) { return o.h1, "http://" + o.addr },
+		"h2c":      func() (*http.Client, string) { return o.h2c, "http://" + o.addr },
+		"HTTP/3":   func() (*http.Client, string) { return o.h3, "https://" + o.secure },
+	} {
+		run("client, REST, "+name, func(t *testing.T) {
+			body, w := io.Pipe()
+			defer w.Close()
+			go func() { _, _ = io.WriteString(w, deposit+"\n") }()
+			c, base := by()
+			r, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/v1/accounts:deposit", body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header = canonical(bearer())
+			r.Header.Set("Content-Type", "application/json")
+			resp, err := c.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if b, _ := io.ReadAll(resp.Body); resp.StatusCode != http.StatusUnauthorized || !strings.Contains(string(b), "CREDENTIALS_EXPIRED") {
+				t.Errorf("%d %s", resp.StatusCode, b)
+			}
+		})
+	}
+	run("client, WebSocket", func(t *testing.T) {
+		c, _ := dial(ctx, t, o, "/bank.v1.Accounts/Deposit", "", bearer())
+		defer c.CloseNow()
+		if err := c.Write(ctx, websocket.MessageText, []byte(deposit)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := c.Read(ctx); websocket.CloseStatus(err) != 4016 {
+			t.Errorf("ends with %v", err)
+		}
+	})
+	for _, framed := range []bool{false, true} {
+		run(fmt.Sprintf("client, transom.v1, frame %v", framed), func(t *testing.T) {
+			a := ask{method: "/bank.v1.Accounts/Deposit", header: bearer()}
+			header := a.header
+			if framed {
+				header = nil
+			}
+			c, r := dial(ctx, t, o, "/", "transom.v1", header)
+			defer c.CloseNow()
+			r.header = http.Header{}
+			f := opening(a, framed)
+			f.End = false
+			if err := c.Write(ctx, websocket.MessageBinary, wire(t, f)); err != nil {
+				t.Fatal(err)
+			}
+			_, b, err := c.Read(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !r.frame(t, a, b) || r.reason != "CREDENTIALS_EXPIRED" {
+				t.Errorf("ends with %v %s", r.code, r.reason)
+			}
+		})
+	}
+}
+
+// TestPoliciesByEveryWay: authorization, validation, redaction and the cache are the same for all.
+func TestPoliciesByEveryWay(t *testing.T) {
+	o := openTo(t, fmt.Sprintf(`
+consumers:
+  providers: {keys: {api_key: {}}}
+  known: {shop: {api_keys: [%q], scopes: [full]}, other: {api_keys: [%q]}}
+policies:
+- {selector: "*", auth: {require: [keys]}}
+- selector: bank.v1.Accounts.Get
+  redact: [{fields: [owners, labels]}, {fields: [kind], unless_scope: full}]
+  validate: true
+  allow: 'request.name != "customers/1/accounts/2"'
+  cache: {ttl: 1h}
+`, sha("shop"), sha("other")))
+	get := func(name, key string) ask {
+		return ask{
+			method: "/bank.v1.Accounts/Get", rest: "/v1/" + name, in: &bankv1.GetAccountRequest{Name: name},
+			out: func() proto.Message { return &bankv1.Account{} }, header: http.Header{"x-api-key": {key}},
+		}
+	}
+	first := true
+	o.everyWay(t, func(t *testing.T, way string, call func(*testing.T, ask) *reply) {
+		for _, key := range []string{"shop", "other"} {
+			r := call(t, get("customers/1/accounts/1", key))
+			if r.code != codes.OK || len(r.messages) != 1 {
+				t.Fatalf("%s: %v %s, %d messages", key, r.code, r.reason, len(r.messages))
+			}
+			got, _ := r.messages[0].(*bankv1.Account)
+			if len(got.GetOwners())+len(got.GetLabels()) > 0 || (got.GetKind() != 0) != (key == "shop") || got.GetName() == "" {
+				t.Errorf("%s gets %v", key, got)
+			}
+			want := "transom; hit"
+			if first {
+				want = "transom; fwd=miss; stored"
+			}
+			if status := r.header.Get("Cache-Status"); status != want && !bare(way) {
+				t.Errorf("%s: cache-status %q, want %q", key, status, want)
+			}
+		}
+		first = false
+		if r := call(t, get("customers/1/accounts/2", "shop")); r.code != codes.PermissionDenied || r.reason != "RULE_DENIED" && !bare(way) {
+			t.Errorf("denied: %v %s", r.code, r.reason)
+		}
+		if r := call(t, get("customers/1/accounts/"+strings.Repeat("9", 300), "shop")); r.code != codes.InvalidArgument && r.code != codes.NotFound {
+			t.Errorf("not valid: %v %s", r.code, r.reason)
+		}
+	})
 }

@@ -464,7 +464,7 @@ func (b *builder) snapshot() *Snapshot {
 			if own {
 				target = "the gateway itself"
 			}
-			s.routes[m.ID].Private = slices.Contains(names, "auth") || slices.Contains(names, "access")
+			s.routes[m.ID].Private = private(names)
 			s.routes[m.ID].Handler, s.chains[m.ID] = handler, append(names, target)
 		}
 	}
@@ -473,9 +473,7 @@ func (b *builder) snapshot() *Snapshot {
 		if cluster == nil {
 			return nil
 		}
-		eff, _ := set.effective("")
-		handler, _ := b.chain(descriptors.Opaque("/*/*"), eff, cluster.Invoke)
-		s.opaque = &listeners.Route{Handler: handler, Edge: edge, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy), Uncompressed: uncompressed(eff.Policy)}
+		s.opaque = b.opaque(set, edge, cluster.Invoke)
 	}
 	b.lostFields()
 	return s

@@ -21,7 +21,7 @@ type Snapshot struct {
 	versions *versions
 	// routes are by Method.ID; opaque is the route of methods without a schema, nil if they are refused.
 	routes   []listeners.Route
-	opaque   *listeners.Route
+	opaque   *opaque
 	clusters map[string]*upstream.Cluster
 	// accessLog and push may be nil.
 	accessLog *observe.AccessLog
@@ -63,15 +63,19 @@ func (s *Snapshot) Method(fullPath string) (*descriptors.Method, bool) {
 	return descriptors.Opaque(fullPath), true
 }
 
-// isMethodPath reports whether p has the form "/service/method".
+// isMethodPath reports whether p has the form "/service/method", in which nothing stands for something else: a server that decodes
+// paths must not find another method than the one whose policy held.
 func isMethodPath(p string) bool {
 	slash := 0
 	for i := range len(p) {
-		if p[i] == '/' {
+		switch p[i] {
+		case '/':
 			if i > 0 && p[i-1] == '/' {
 				return false
 			}
 			slash++
+		case '%', ';', '\\':
+			return false
 		}
 	}
 	return slash == 2 && p[0] == '/' && p[len(p)-1] != '/'
@@ -80,7 +84,7 @@ func isMethodPath(p string) bool {
 // Route implements listeners.View.
 func (s *Snapshot) Route(m *descriptors.Method) *listeners.Route {
 	if m.ID < 0 {
-		return s.opaque
+		return s.opaque.route(string(m.Name))
 	}
 	return &s.routes[m.ID]
 }

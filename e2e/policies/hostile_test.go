@@ -180,9 +180,10 @@ metadata: {request_headers: [x-real-ip, forwarded, x-client-ip, true-client-ip, 
 func TestExpiryByEveryWay(t *testing.T) {
 	id := startOIDC(t)
 	o := openTo(t, fmt.Sprintf(strings.Replace(jwtConfig, "leeway: 1s", "leeway: 0s", 1), id.URL))
-	bearer := func() http.Header {
-		return http.Header{"authorization": {"Bearer " + id.token(t, map[string]any{"exp": time.Now().Add(2 * time.Second).Unix()})}}
+	token := func() string {
+		return "Bearer " + id.token(t, map[string]any{"exp": time.Now().Add(2 * time.Second).Unix()})
 	}
+	bearer := func() http.Header { return http.Header{"authorization": {token()}} }
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var wg sync.WaitGroup
@@ -208,7 +209,7 @@ func TestExpiryByEveryWay(t *testing.T) {
 	}
 	const deposit = `{"name":"customers/1/accounts/1","amount":{"currency":"EUR","units":"1"}}`
 	run("client, gRPC", func(t *testing.T) {
-		s, err := bankv1.NewAccountsClient(o.conn).Deposit(metadata.AppendToOutgoingContext(ctx, "authorization", bearer()["authorization"][0]))
+		s, err := bankv1.NewAccountsClient(o.conn).Deposit(metadata.AppendToOutgoingContext(ctx, "authorization", token()))
 		if err == nil {
 			err = s.RecvMsg(&bankv1.DepositResponse{}) // and never half-closes
 		}

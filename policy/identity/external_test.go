@@ -62,8 +62,8 @@ func TestExternalNames(t *testing.T) {
 		return &authv3.CheckResponse{HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: ok}}, nil
 	})
 	call := asking(metadata.MD{"x-gone": {"1"}, "x-kept": {"1"}})
-	if _, err := p.identify(t.Context(), call); err != nil {
-		t.Fatal(err)
+	if who, err := p.identify(t.Context(), call); err != nil || who.identity != "" {
+		t.Fatalf("%v, %v, want nobody", who, err)
 	}
 	want := map[string][]string{"x-good": {"v%0A"}, "x_good": {"v%0A"}, "x-kept": {"1"}}
 	if !maps.EqualFunc(call.Header, want, slices.Equal) {

@@ -1,6 +1,7 @@
 package policies_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -326,4 +327,120 @@ policies:
 			t.Errorf("not valid: %v %s", r.code, r.reason)
 		}
 	})
+}
+
+// TestSlotsByEveryWay: a client that vanishes in the middle of a stream leaves its place among the concurrent calls to others.
+func TestSlotsByEveryWay(t *testing.T) {
+	o := openTo(t, `
+policies: [{selector: bank.v1.Accounts.Watch, limits: [{concurrent: 1, per: "header:x-way"}, {rate: 1000000/h, everybody: true}]}]
+`)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	in := &bankv1.WatchRequest{Name: "customers/1/accounts/1", Interval: durationpb.New(time.Hour)}
+	const method, rest = "/bank.v1.Accounts/Watch", "/v1/customers/1/accounts/1/transactions:watch?interval=3600s"
+	body := wire(t, in)
+	opens := func(way string) []byte {
+		f := opening(ask{method: method, header: http.Header{"x-way": {way}}}, true)
+		f.Binary = body
+		return wire(t, f)
+	}
+	// Each reads the beginning of the answer and leaves.
+	byHTTP := func(by func() (*http.Client, string), verb, path, contentType string, body []byte) func(*testing.T, string) {
+		return func(t *testing.T, way string) {
+			t.Helper()
+			ctx, leave := context.WithCancel(ctx)
+			defer leave()
+			c, base := by()
+			r, err := http.NewRequestWithContext(ctx, verb, base+path, bytes.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Header.Set("Content-Type", contentType)
+			r.Header.Set("X-Way", way)
+			resp, err := c.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if _, err := resp.Body.Read(make([]byte, 1)); err != nil {
+				t.Fatalf("%d: %v", resp.StatusCode, err)
+			}
+		}
+	}
+	bySocket := func(path, protocol string, frames func(way string) [][]byte) func(*testing.T, string) {
+		return func(t *testing.T, way string) {
+			t.Helper()
+			header := http.Header{"x-way": {way}}
+			c, r := dial(ctx, t, o, path, protocol, header)
+			if c == nil {
+				t.Fatalf("refused: %v %s", r.code, r.reason)
+			}
+			for _, f := range frames(way) {
+				if err := c.Write(ctx, websocket.MessageBinary, f); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, b, err := c.Read(ctx); err != nil {
+				t.Fatalf("%q, %v", b, err)
+			}
+			c.CloseNow()
+		}
+	}
+	byGRPC := func(way string) error {
+		ctx, leave := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "x-way", way))
+		defer leave()
+		s, err := bankv1.NewAccountsClient(o.conn).Watch(ctx, in)
+		if err == nil {
+			_, err = s.Recv()
+		}
+		return err
+	}
+	plain := func(c *http.Client) func() (*http.Client, string) {
+		return func() (*http.Client, string) { return c, "http://" + o.addr }
+	}
+	secure := func(c *http.Client) func() (*http.Client, string) {
+		return func() (*http.Client, string) { return c, "https://" + o.secure }
+	}
+	for way, vanish := range map[string]func(t *testing.T, way string){
+		"REST, HTTP/1.1":   byHTTP(plain(o.h1), http.MethodGet, rest, "", nil),
+		"REST, h2c":        byHTTP(plain(o.h2c), http.MethodGet, rest, "", nil),
+		"REST, HTTP/3":     byHTTP(secure(o.h3), http.MethodGet, rest, "", nil),
+		"Connect, HTTP/3":  byHTTP(secure(o.h3), http.MethodPost, method, "application/connect+proto", frame(0, body)),
+		"gRPC-Web, HTTP/2": byHTTP(secure(o.h2), http.MethodPost, method, "application/grpc-web+proto", frame(0, body)),
+		"gRPC": func(t *testing.T, way string) {
+			if err := byGRPC(way); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"WebSocket":  bySocket(method, "", func(string) [][]byte { return [][]byte{body} }),
+		"transom.v1": bySocket("/", "transom.v1", func(way string) [][]byte { return [][]byte{opens(way)} }),
+		"grpc-websockets": bySocket(method, "grpc-websockets", func(way string) [][]byte {
+			return [][]byte{[]byte("x-way: " + way + "\r\n"), append([]byte{0}, frame(0, body)...), {1}}
+		}),
+		"WebTransport": func(t *testing.T, way string) {
+			s, end := o.session(ctx, t, nil)
+			defer end()
+			str, err := s.OpenStream()
+			if err == nil {
+				_, err = str.Write(frame(0, opens(way)))
+			}
+			if err == nil {
+				_, err = str.Read(make([]byte, 1))
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			str.CancelRead(0)
+			str.CancelWrite(0)
+		},
+	} {
+		t.Run(way, func(t *testing.T) {
+			vanish(t, way)
+			for err := byGRPC(way); err != nil; err = byGRPC(way) {
+				if status.Code(err) != codes.ResourceExhausted {
+					t.Fatalf("the place is not free again: %v", err)
+				}
+			}
+		})
+	}
 }

@@ -612,21 +612,31 @@ func byGRPCWebSockets(framed bool) func(context.Context, *testing.T, *open, ask)
 	}
 }
 
+// session opens a session of WebTransport.
+func (o *open) session(ctx context.Context, t *testing.T, header http.Header) (*webtransport.Session, func()) {
+	t.Helper()
+	d := &webtransport.Transport{TLSClientConfig: o.tls.Clone()}
+	d.TLSClientConfig.NextProtos = []string{"h3"}
+	_, s, err := d.Dial(ctx, "https://"+o.secure+"/transom.v1", header)
+	if err != nil {
+		d.Close()
+		t.Fatal(err)
+	}
+	return s, func() {
+		_ = s.CloseWithError(0, "")
+		d.Close()
+	}
+}
+
 func byWebTransport(framed bool) func(context.Context, *testing.T, *open, ask) *reply {
 	return func(ctx context.Context, t *testing.T, o *open, a ask) *reply {
 		t.Helper()
-		d := &webtransport.Transport{TLSClientConfig: o.tls.Clone()}
-		d.TLSClientConfig.NextProtos = []string{"h3"}
-		defer d.Close()
 		header := canonical(a.header)
 		if framed {
 			header = nil
 		}
-		_, s, err := d.Dial(ctx, "https://"+o.secure+"/transom.v1", header)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = s.CloseWithError(0, "") }()
+		s, end := o.session(ctx, t, header)
+		defer end()
 		str, err := s.OpenStream()
 		if err != nil {
 			t.Fatal(err)

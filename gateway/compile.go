@@ -64,6 +64,7 @@ func frontConfig(cfg *configv1.Config, l *configv1.Listener, ready func() bool) 
 		PingInterval: lim.GetWebsocketPingInterval().AsDuration(), PongTimeout: lim.GetWebsocketPongTimeout().AsDuration(),
 		Compression: l.GetWebsocketCompression(),
 	}
+	fc.MaxHeaderBytes, fc.MaxHeaderFields = int(lim.GetHeaderBytes()), int(lim.GetHeaderCount())
 	fc.IdleBody, fc.IdleWrite = lim.GetBodyIdleTimeout().AsDuration(), lim.GetWriteIdleTimeout().AsDuration()
 	var err error
 	fc.CORS, err = corsOf(l)

@@ -1,6 +1,7 @@
 package listeners
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,9 @@ type FrontConfig struct {
 	// "https://app.example", "https://*.example" or "*".
 	Origins   []string
 	WebSocket WebSocketConfig
+	// MaxHeaderBytes and MaxHeaderFields limit the metadata that a frame opens a call with, that of the socket's request counted in, as
+	// Limits do a request's header; 0 is 16 KiB and 100.
+	MaxHeaderBytes, MaxHeaderFields int
 	// CORS lets web pages of other origins call; nil lets none.
 	CORS *CORS
 	// Observer may be nil.
@@ -64,6 +68,8 @@ func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
 	if cfg.IdleWrite == 0 {
 		cfg.IdleWrite = defaultIdle
 	}
+	cfg.MaxHeaderBytes = cmp.Or(cfg.MaxHeaderBytes, defaultHeaderBytes)
+	cfg.MaxHeaderFields = cmp.Or(cfg.MaxHeaderFields, defaultHeaderFields)
 	cfg.WebSocket.idleWrite = cfg.IdleWrite
 	cfg.WebSocket.setDefaults()
 	f := &Front{cfg: cfg, source: source, log: log, sockets: &sockets{}}

@@ -52,6 +52,32 @@ func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
 	return md, nil
 }
 
+// The defaults of limits on headers.
+const (
+	defaultHeaderBytes  = 16 << 10
+	defaultHeaderFields = 100
+)
+
+// checkMetadata refuses metadata from a frame that would be too large for a header: it goes to backends as one. It is counted as
+// HTTP/2 does (RFC 9113, 6.5.2).
+func (f *Front) checkMetadata(md metadata.MD) error {
+	const field = 32 // bytes that each counts for; those of ten are on top of the limit, as with a header
+	size, fields := -10*field, 0
+	for key, values := range md {
+		fields += len(values)
+		for _, v := range values {
+			size += len(key) + len(v) + field
+		}
+	}
+	switch {
+	case size > f.cfg.MaxHeaderBytes:
+		return status.Errorf(codes.ResourceExhausted, "metadata is larger than the limit of %d bytes", f.cfg.MaxHeaderBytes)
+	case fields > f.cfg.MaxHeaderFields:
+		return status.Errorf(codes.ResourceExhausted, "metadata has %d fields, more than the limit of %d", fields, f.cfg.MaxHeaderFields)
+	}
+	return nil
+}
+
 // loadReportKey is the trailer in which backends report their load (ORCA, gRFC A51).
 const loadReportKey = "endpoint-load-metrics-bin"
 

@@ -124,10 +124,10 @@ func (l *Limits) setDefaults() {
 		l.MaxAge = time.Hour
 	}
 	if l.MaxHeaderBytes == 0 {
-		l.MaxHeaderBytes = 16 << 10
+		l.MaxHeaderBytes = defaultHeaderBytes
 	}
 	if l.MaxHeaderFields == 0 {
-		l.MaxHeaderFields = 100
+		l.MaxHeaderFields = defaultHeaderFields
 	}
 	if l.MaxStreams == 0 {
 		l.MaxStreams = 100

@@ -95,6 +95,10 @@ func (s *grpcWebSocket) readHeader(ctx context.Context, call *rpc.Call) error {
 	}
 	transcoder.DropForwarded(call.Header) // no proxy looks into frames
 	call.Header = mergeMetadata(s.plain, call.Header)
+	if err := s.front.checkMetadata(call.Header); err != nil {
+		s.info.Fail(rpc.SourceClient)
+		return err
+	}
 	s.view.Edge().admit(&s.exchange, s.Request) // again: the header is another one now
 	if t := h.Get("Grpc-Timeout"); t != "" {
 		timeout, err := grpcwire.ParseTimeout(t)

@@ -211,6 +211,9 @@ func (s *session) open(id uint32, o *transcoder.Open, v View) *sessionCall {
 	if err == nil {
 		c.call.Header = mergeMetadata(s.header, o.Metadata)
 		c.call.Stream = c
+		err = s.front.checkMetadata(c.call.Header)
+	}
+	if err == nil {
 		err = s.admit(c)
 	} else {
 		c.info.Fail(rpc.SourceClient)

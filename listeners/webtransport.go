@@ -259,6 +259,9 @@ func (t *wtSession) serve(str *webtransport.Stream) {
 		if c.route, err = c.find(f.Open, v, &c.requests, c.text); err == nil {
 			c.call.Header = mergeMetadata(t.header, f.Open.Metadata)
 			c.call.Stream = c
+			err = t.front.checkMetadata(c.call.Header)
+		}
+		if err == nil {
 			own := *c.route
 			own.Handler = func(ctx context.Context, call *rpc.Call) error {
 				defer c.disarm()

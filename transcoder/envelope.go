@@ -317,7 +317,8 @@ func (p *Plans) parseOpen(f *ClientFrame, b []byte, text bool) error {
 				}
 				values[i] = s
 			}
-			h[key] = values
+			key = Lower(key) // one name, however it is written
+			h[key] = append(h[key], values...)
 		}
 		md, err := RequestMetadata(h)
 		if err != nil {

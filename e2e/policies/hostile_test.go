@@ -329,6 +329,37 @@ policies:
 	})
 }
 
+// TestLargeMetadataByEveryWay: what would be too much for a header is too much in a frame, from which backends get a header all the same.
+func TestLargeMetadataByEveryWay(t *testing.T) {
+	o := openTo(t, "metadata: {request_headers: [x-big]}\n")
+	fields := func(n int) http.Header {
+		h := http.Header{}
+		for i := range n {
+			h[fmt.Sprintf("x-f%d", i)] = []string{"1"}
+		}
+		return h
+	}
+	o.everyWay(t, func(t *testing.T, way string, call func(*testing.T, ask) *reply) {
+		if r := call(t, metadataAsk(http.Header{"x-big": {strings.Repeat("a", 14<<10)}})); r.code != codes.OK || len(r.seen()["x-big"][0]) != 14<<10 {
+			t.Errorf("14 KiB: %v", r.code)
+		}
+		if r := call(t, metadataAsk(fields(80))); r.code != codes.OK {
+			t.Errorf("80 fields: %v", r.code)
+		}
+		if !strings.Contains(way, "frame") && !strings.Contains(way, "block") {
+			return // of headers others tell: TestAttacks, TestMalformedHTTP1
+		}
+		for what, header := range map[string]http.Header{
+			"17 KiB": {"x-big": {strings.Repeat("a", 17<<10)}}, "900 kB": {"x-big": {strings.Repeat("a", 900_000)}}, "101 fields": fields(101), "5,000 fields": fields(5000),
+			"101 values": {"x-big": slices.Repeat([]string{"1"}, 101)}, "17 KiB in several": {"x-big": slices.Repeat([]string{strings.Repeat("a", 1<<10)}, 17)},
+		} {
+			if r := call(t, metadataAsk(header)); r.code != codes.ResourceExhausted {
+				t.Errorf("%s: %v, want ResourceExhausted", what, r.code)
+			}
+		}
+	})
+}
+
 // TestSlotsByEveryWay: a client that vanishes in the middle of a stream leaves its place among the concurrent calls to others.
 func TestSlotsByEveryWay(t *testing.T) {
 	o := openTo(t, `

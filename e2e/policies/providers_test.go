@@ -311,6 +311,7 @@ func TestTokenInFrame(t *testing.T) {
 		{"forged", map[string][]string{"authorization": {bearer(map[string]any{"sub": "ann"}) + "x"}}, "CREDENTIALS_INVALID", codes.Unauthenticated},
 		{"expired", map[string][]string{"authorization": {bearer(map[string]any{"exp": time.Now().Add(-time.Hour).Unix()})}}, "CREDENTIALS_EXPIRED", codes.Unauthenticated},
 		{"two", map[string][]string{"authorization": {bearer(nil), bearer(nil)}}, "CREDENTIALS_INVALID", codes.Unauthenticated},
+		{"two, in two spellings", map[string][]string{"authorization": {bearer(nil)}, "Authorization": {bearer(nil)}}, "CREDENTIALS_INVALID", codes.Unauthenticated},
 		{"somebody else's name", map[string][]string{"x-transom-consumer": {"root"}, "X_Transom_Consumer": {"root"}, "x.transom.scopes": {"admin"}}, "main:the page", codes.OK},
 	} {
 		open(i+1, method, "{}", tc.md)

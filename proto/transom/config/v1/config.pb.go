@@ -3908,9 +3908,9 @@ type Limits struct {
 	// transoms that have come since; its open calls go on. Each connection's age is up to a tenth more or less. Default 1h, 1s …
 	// 168h.
 	ConnectionAge *durationpb.Duration `protobuf:"bytes,5,opt,name=connection_age,json=connectionAge,proto3" json:"connection_age,omitempty"`
-	// A request's header, in bytes. Default 16KiB, 1KiB … 1MiB.
+	// A request's header, in bytes; also the metadata that a frame of a socket opens a call with. Default 16KiB, 1KiB … 1MiB.
 	HeaderBytes uint32 `protobuf:"varint,6,opt,name=header_bytes,json=headerBytes,proto3" json:"header_bytes,omitempty"`
-	// A request's header fields. Default 100, 10 … 10000.
+	// A request's header fields, or those of such a frame. Default 100, 10 … 10000.
 	HeaderCount uint32 `protobuf:"varint,7,opt,name=header_count,json=headerCount,proto3" json:"header_count,omitempty"`
 	// One request message, in bytes, decoded. Default 4MiB, at most 2GiB - 1.
 	MessageBytes uint32 `protobuf:"varint,8,opt,name=message_bytes,json=messageBytes,proto3" json:"message_bytes,omitempty"`

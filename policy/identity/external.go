@@ -68,6 +68,7 @@ func (p *External) identify(ctx context.Context, call *rpc.Call) (*caller, error
 	ok := resp.GetOkResponse()
 	for _, name := range ok.GetHeadersToRemove() {
 		if name = strings.ToLower(name); settable(name) {
+			clearAliases(call, name)
 			delete(call.Header, name)
 		}
 	}
@@ -110,13 +111,7 @@ func settable(name string) bool {
 	odd := func(c rune) bool {
 		return (c < 'a' || c > 'z') && (c < '0' || c > '9') && !strings.ContainsRune("-_.", c)
 	}
-	plain := strings.Map(func(c rune) rune { // as many frameworks read it
-		if c == '_' || c == '.' {
-			return '-'
-		}
-		return c
-	}, name)
-	if strings.ContainsFunc(name, odd) || strings.HasSuffix(name, "-bin") || strings.HasPrefix(name, "grpc-") || strings.HasPrefix(plain, "x-transom-") {
+	if strings.ContainsFunc(name, odd) || strings.HasSuffix(name, "-bin") || strings.HasPrefix(name, "grpc-") || strings.HasPrefix(plain(name), "x-transom-") {
 		return false
 	}
 	switch name {
@@ -124,6 +119,26 @@ func settable(name string) bool {
 		return false
 	}
 	return true
+}
+
+// plain is a name as many frameworks read it: "_" and "." are "-".
+func plain(name string) string {
+	return strings.Map(func(c rune) rune {
+		if c == '_' || c == '.' {
+			return '-'
+		}
+		return c
+	}, name)
+}
+
+// clearAliases takes out what a client sent in other spellings of a name that is the server's to say.
+func clearAliases(call *rpc.Call, name string) {
+	is := plain(name)
+	for other := range call.Header {
+		if len(other) == len(name) && other != name && plain(other) == is {
+			delete(call.Header, other)
+		}
+	}
 }
 
 // setHeader sets metadata as the server wishes.
@@ -144,6 +159,7 @@ func setHeader(call *rpc.Call, h *corev3.HeaderValueOption) {
 		}
 	case corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD, corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD:
 	}
+	clearAliases(call, name)
 	if add {
 		call.SetHeader(name, append(slices.Clone(call.Header[name]), value)...)
 		return

@@ -180,6 +180,9 @@ func (a *authorizer) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.C
 			HttpResponse: &authv3.CheckResponse_OkResponse{OkResponse: &authv3.OkHttpResponse{
 				Headers:         []*corev3.HeaderValueOption{set("x-session", "42"), set("x-transom-consumer", "root"), set("grpc-timeout", "1n")},
 				HeadersToRemove: []string{"cookie"},
+				ResponseHeadersToAdd: []*corev3.HeaderValueOption{
+					set("Set-Cookie", "session=good; Secure"), set("set-cookie", "seen=1"), set("x-transom-consumer", "root"), set("content-length", "1"),
+				},
 			}},
 		}, err
 	case "":
@@ -214,7 +217,7 @@ consumers:
   providers: {sessions: {external: {cluster: authz}}}
 policies:
 - {selector: "*", cluster: bank, auth: {require: [sessions]}}
-- {selector: bank.v1.Diagnostics.*, access: {groups: [staff]}}
+- {selector: bank.v1.Diagnostics.*, access: {groups: [staff]}, faults: {when: {header: x-fault, present: true}, abort: UNAVAILABLE}}
 `, fmt.Sprintf(", authz: {target: \"static:///%s\"}", addr))
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
 		o := call(t, p, map[string]string{"cookie": "session=good"})
@@ -223,6 +226,13 @@ policies:
 			if !slices.Equal(o.seen[k], want) {
 				t.Errorf("the backend sees %s: %q, want %q", k, o.seen[k], want)
 			}
+		}
+		if o.header != nil && (!slices.Equal(o.header["set-cookie"], []string{"session=good; Secure", "seen=1"}) || o.header["x-transom-consumer"] != nil) { // a bare WebSocket has no place
+			t.Errorf("the client gets %v", o.header)
+		}
+		o = call(t, p, map[string]string{"cookie": "session=good", "x-fault": "1"})
+		if o.want(t, "an error", codes.Unavailable, 503, "FAULT_INJECTED"); o.header != nil && !slices.Equal(o.header["set-cookie"], []string{"session=good; Secure", "seen=1"}) {
+			t.Errorf("with an error the client gets %v", o.header)
 		}
 		o = call(t, p, nil)
 		o.want(t, "no session", codes.Unauthenticated, 401, "")

@@ -75,11 +75,14 @@ func (p *External) identify(ctx context.Context, call *rpc.Call) (*caller, error
 	for _, h := range ok.GetHeaders() {
 		setHeader(call, h)
 	}
-	claims := resp.GetDynamicMetadata().AsMap()
-	if claims["sub"] == nil {
-		return &caller{}, nil
+	who := &caller{}
+	if claims := resp.GetDynamicMetadata().AsMap(); claims["sub"] != nil {
+		if who, err = callerOf(p.cfg.Name, claims, paths{subject: "sub", plan: "plan", groups: []string{"groups", "roles"}}, time.Time{}); err != nil {
+			return nil, err
+		}
 	}
-	return callerOf(p.cfg.Name, claims, paths{subject: "sub", plan: "plan", groups: []string{"groups", "roles"}}, time.Time{})
+	who.answer = answerOf(ok.GetResponseHeadersToAdd())
+	return who, nil
 }
 
 // question describes the call.
@@ -167,11 +170,16 @@ func setHeader(call *rpc.Call, h *corev3.HeaderValueOption) {
 	call.SetHeader(name, value)
 }
 
+// valueOf is a value as it is, or with everything encoded if metadata cannot carry it.
 func valueOf(h *corev3.HeaderValueOption) string {
+	v := h.GetHeader().GetValue()
 	if raw := h.GetHeader().GetRawValue(); len(raw) > 0 {
-		return rpc.MetadataText(string(raw))
+		v = string(raw)
 	}
-	return rpc.MetadataText(h.GetHeader().GetValue())
+	if strings.ContainsFunc(v, func(c rune) bool { return c < 0x20 || c > 0x7E }) {
+		return rpc.MetadataText(v)
+	}
+	return v
 }
 
 // maxDenial is how much of a denial's body the client gets.
@@ -197,11 +205,65 @@ func denialOf(resp *authv3.CheckResponse) error {
 	if body := strings.ToValidUTF8(d.GetBody(), "�"); body != "" && len(body) <= maxDenial {
 		msg = body
 	}
-	md := metadata.MD{}
-	for _, h := range d.GetHeaders() {
+	return rpc.WithHeader(status.Error(code, msg), answerOf(d.GetHeaders()))
+}
+
+// answerOf is the metadata that the server has for the client; nil if it has none.
+func answerOf(headers []*corev3.HeaderValueOption) metadata.MD {
+	var md metadata.MD
+	for _, h := range headers {
 		if name := strings.ToLower(h.GetHeader().GetKey()); settable(name) {
+			if md == nil {
+				md = metadata.MD{}
+			}
 			md[name] = append(md[name], valueOf(h))
 		}
 	}
-	return rpc.WithHeader(status.Error(code, msg), md)
+	return md
+}
+
+// answering adds md to what the client gets of a call, be it an answer or an error.
+func answering(md metadata.MD, next rpc.Handler) rpc.Handler {
+	return func(ctx context.Context, call *rpc.Call) error {
+		s := &answered{Stream: call.Stream, md: md}
+		call.Stream = s
+		err := next(ctx, call)
+		if err == nil || s.began {
+			return err
+		}
+		return rpc.WithHeader(err, s.with(rpc.HeaderOf(err)))
+	}
+}
+
+// answered is the Stream of a call whose client gets further metadata.
+type answered struct {
+	rpc.Stream
+	md    metadata.MD
+	began bool
+}
+
+// with is md, which may be changed, with what is added.
+func (s *answered) with(md metadata.MD) metadata.MD {
+	if md == nil {
+		md = make(metadata.MD, len(s.md))
+	}
+	for name, values := range s.md {
+		md[name] = append(slices.Clip(md[name]), values...)
+	}
+	return md
+}
+
+func (s *answered) SendHeader(md metadata.MD) error {
+	s.began = true
+	return s.Stream.SendHeader(s.with(md))
+}
+
+func (s *answered) Send(ctx context.Context, m rpc.Message) error {
+	if !s.began {
+		if err := s.SendHeader(nil); err != nil {
+			m.Release()
+			return err
+		}
+	}
+	return s.Stream.Send(ctx, m)
 }

@@ -53,6 +53,7 @@ func asking(header metadata.MD) *rpc.Call {
 // removes no client can say in another spelling.
 func TestExternalNames(t *testing.T) {
 	ok := &authv3.OkHttpResponse{HeadersToRemove: []string{"X-Gone", "x-transom-plan", "te"}}
+	ok.Headers = append(ok.Headers, &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: "x-encoded", Value: "a%20b"}})
 	for _, name := range []string{
 		"X-Good", "bad name", "x-line\r\nx-smuggled", "x-ütf", "", ":path", "grpc-timeout", "x-data-bin", "content-type", "te",
 		"X-Transom-Consumer", "x_transom_consumer", "x.transom.groups", "x-transom_plan",
@@ -66,7 +67,7 @@ func TestExternalNames(t *testing.T) {
 	if who, err := p.identify(t.Context(), call); err != nil || who.identity != "" {
 		t.Fatalf("%v, %v, want nobody", who, err)
 	}
-	want := map[string][]string{"x-good": {"v%0A"}, "x-kept": {"1"}, "x_kept": {"1"}}
+	want := map[string][]string{"x-good": {"v%0A"}, "x-encoded": {"a%20b"}, "x-kept": {"1"}, "x_kept": {"1"}}
 	if !maps.EqualFunc(call.Header, want, slices.Equal) {
 		t.Errorf("the call has %q, want %q", call.Header, want)
 	}

@@ -96,8 +96,9 @@ type caller struct {
 	rpc.Principal
 	// identity is "provider:subject".
 	identity string
-	// extra are claims that backends get as metadata.
-	extra []field
+	// extra are claims that backends get as metadata, answer is metadata that the client gets.
+	extra  []field
+	answer metadata.MD
 	// linked is the caller joined with the consumer of one Directory.
 	linked atomic.Pointer[linked]
 }
@@ -336,6 +337,9 @@ func unauthenticated(reason, msg string) error {
 
 // admit runs the call as who. A stream is ended when the credential is.
 func (c *check) admit(ctx context.Context, call *rpc.Call, who *caller, next rpc.Handler) error {
+	if len(who.answer) > 0 {
+		next = answering(who.answer, next)
+	}
 	if who.identity == "" { // allowed, by an External, without saying who it is
 		return next(ctx, call)
 	}

@@ -18,6 +18,10 @@ const (
 	readBufferLen = 16 << 10
 	// writeBufferLen is how much is gathered before it goes to net/http.
 	writeBufferLen = 32 << 10
+	// firstPiece is how much memory there is for what a client says will come, in bytes, before it comes, and growth how many times
+	// as much as has come there is then: or a few bytes for each of many streams would be enough to have transom out of memory.
+	firstPiece = 32 << 10
+	growth     = 16
 	// directWriteLen is the payload size from which a message is written past the buffer.
 	directWriteLen = 16 << 10
 )
@@ -57,15 +61,24 @@ func (f *frameReader) next() (byte, rpc.Message, error) {
 	if n == 0 {
 		return flags, rpc.Message{}, nil
 	}
-	b, pooled := newPayload(n)
+	b, pooled := newPayload(min(n, firstPiece))
 	have := copy(b, f.buf[f.start:f.end])
 	f.start += have
-	if have < n {
+	for {
 		if _, err := io.ReadFull(f.r, b[have:]); err != nil {
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 				err = status.Error(codes.Internal, "the request body ends inside a message")
 			}
 			return 0, rpc.Message{}, err
+		}
+		if len(b) == n {
+			break
+		}
+		begin, from := b, pooled
+		b, pooled = newPayload(min(n, growth*len(begin)))
+		have = copy(b, begin)
+		if from != nil {
+			mem.DefaultBufferPool().Put(from)
 		}
 	}
 	if pooled != nil {

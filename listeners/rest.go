@@ -424,15 +424,20 @@ func (s *restStream) growList(ctx context.Context, wire *[]byte, body io.Reader)
 }
 
 // readAll appends all of body to dst and reports whether it is over limit bytes; then it stops reading. size is its length
-// in bytes if known, else negative.
+// in bytes if known, else negative; memory for it is taken as it comes.
 func readAll(body io.Reader, dst *[]byte, size int64, limit int) (over bool, err error) {
 	b := *dst
 	limit += len(b)
-	if n := len(b) + int(size); n > cap(b) {
-		b = append(make([]byte, 0, n+1), b...) // room for the read that sees the end
+	whole := len(b) + int(size) + 1 // with room for the read that sees the end
+	if cap(b) < min(whole, firstPiece) {
+		b = append(make([]byte, 0, min(whole, len(b)+firstPiece)), b...)
 	}
 	for {
-		if len(b) == cap(b) {
+		switch {
+		case len(b) < cap(b):
+		case len(b) < whole:
+			b = append(make([]byte, 0, min(whole, growth*len(b))), b...)
+		default:
 			b = append(b, 0)[:len(b)]
 		}
 		n, err := body.Read(b[len(b):min(cap(b), limit+1)])

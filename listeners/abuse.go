@@ -3,8 +3,10 @@ package listeners
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +27,13 @@ type quicConn struct {
 	timer *time.Timer
 	// doubt is nil for a client whose address is its own.
 	doubt *doubt
+
+	conn *quic.Conn
+	// server serves this connection alone; nil if it is WebTransport's.
+	server *http3.Server
+	// age ends what is the connection's youth, and away begins its leave-taking; both belong to the quicConns.
+	age  *time.Timer
+	away bool
 }
 
 // maxDoubts is how many QUIC connections may come from addresses that can be forged before further ones must first show, by a
@@ -72,13 +81,17 @@ type quicConns struct {
 	mu      sync.Mutex // guards what follows
 	open    map[*quicConn]struct{}
 	leaving bool
+	over    bool
+	// goAways are the connections that are told to go.
+	goAways sync.WaitGroup
 
 	// closing is held while a connection is closed: http3.Server.handleConn runs in a circle from when streams have ended to when
 	// the connection has, in a drain, and hundreds at once leave no time for that.
 	closing sync.Mutex
 }
 
-func (c *quicConns) add(q *quicConn) {
+// add counts one in. It is told to go once it has the age, give or take a tenth, unless WebTransport has it.
+func (c *quicConns) add(q *quicConn, age time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.open == nil {
@@ -86,7 +99,14 @@ func (c *quicConns) add(q *quicConn) {
 	}
 	c.open[q] = struct{}{}
 	if c.leaving {
-		q.leave()
+		c.dismiss(q)
+	}
+	if q.server != nil {
+		q.age = time.AfterFunc(jittered(age), func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.dismiss(q)
+		})
 	}
 }
 
@@ -95,19 +115,31 @@ func (c *quicConns) remove(q *quicConn) {
 	defer c.mu.Unlock()
 	delete(c.open, q)
 	q.timer.Stop()
+	if q.age != nil {
+		q.age.Stop()
+	}
 }
 
-// leave ends the connections as soon as they have no request. Clients that were told to go need not do so themselves.
+// leave ends the connections as soon as they have no request.
 func (c *quicConns) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.leaving = true
 	for q := range c.open {
-		q.leave()
+		c.dismiss(q)
 	}
 }
 
-func (q *quicConn) leave() {
+// dismiss tells q's client to make no further requests on it (GOAWAY, RFC 9114 section 5.2), and ends it when it has none.
+// Clients that were told to go need not do so themselves. c.mu is held.
+func (c *quicConns) dismiss(q *quicConn) {
+	if q.away || c.over {
+		return
+	}
+	q.away = true
+	if q.server != nil {
+		c.goAways.Go(func() { _ = q.server.Shutdown(context.Background()) }) // it returns when the connection has ended
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.limit = min(q.limit, quicLinger)
@@ -116,13 +148,91 @@ func (q *quicConn) leave() {
 	}
 }
 
-func (c *quicConns) of(conn *quic.Conn, limit time.Duration) *quicConn {
+// close cuts all connections, and waits for those that were told to go.
+func (c *quicConns) close() {
+	c.mu.Lock()
+	c.over = true
+	all := slices.Collect(maps.Keys(c.open))
+	c.mu.Unlock()
+	for _, q := range all {
+		_ = q.conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "")
+	}
+	c.goAways.Wait()
+}
+
+// of is what is known of a connection. server is its own, nil for one of WebTransport's.
+func (c *quicConns) of(conn *quic.Conn, server *http3.Server, limit time.Duration) *quicConn {
 	d, _ := conn.Context().Value(doubtKey{}).(*doubt)
-	return &quicConn{doubt: d, limit: limit, timer: time.AfterFunc(limit, func() {
+	return &quicConn{doubt: d, limit: limit, conn: conn, server: server, timer: time.AfterFunc(limit, func() {
 		c.closing.Lock()
 		defer c.closing.Unlock()
 		_ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "idle")
 	})}
+}
+
+// quicAcceptor accepts QUIC connections until stop.
+type quicAcceptor struct {
+	mu   sync.Mutex          // guards what follows
+	ln   *quic.EarlyListener // nil before serve
+	over bool
+	done chan struct{} // closed when all has ended
+}
+
+// serve runs each for every connection, and returns when all have ended after stop.
+func (a *quicAcceptor) serve(ln *quic.EarlyListener, each func(*quic.Conn)) error {
+	done := make(chan struct{})
+	defer close(done)
+	a.mu.Lock()
+	a.ln, a.done = ln, done
+	over := a.over
+	a.mu.Unlock()
+	if over {
+		_ = ln.Close()
+	}
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	for {
+		conn, err := ln.Accept(context.Background())
+		if err != nil {
+			return err
+		}
+		conns.Go(func() { each(conn) })
+	}
+}
+
+// stop accepts no further connections.
+func (a *quicAcceptor) stop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.over = true
+	if a.ln != nil {
+		_ = a.ln.Close()
+	}
+}
+
+// wait returns when all connections have ended, or with the error of ctx. It follows stop.
+func (a *quicAcceptor) wait(ctx context.Context) error {
+	a.mu.Lock()
+	done := a.done
+	a.mu.Unlock()
+	if done == nil {
+		return nil
+	}
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// serveQUIC serves HTTP/3 on a connection to its end, by an http3.Server of its own: quic-go tells all connections of a Server
+// at once to go, and old ones go alone.
+func (s *Server) serveQUIC(conn *quic.Conn) {
+	one := &http3.Server{
+		Handler: s.h3.Handler, MaxHeaderBytes: s.h3.MaxHeaderBytes, IdleTimeout: s.h3.IdleTimeout, ConnContext: s.h3.ConnContext, Logger: s.h3.Logger,
+	}
+	_ = one.ServeQUICConn(conn) // the client's faults
 }
 
 // whileBusy holds connections open while they have requests.

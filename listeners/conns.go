@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -43,6 +44,8 @@ type boundedListener struct {
 	trusted func(netip.Addr) bool
 	// failed is told of connections that the system does not give.
 	failed func(error)
+	// age is how old connections become, give or take a tenth.
+	age time.Duration
 }
 
 // Accept implements net.Listener.
@@ -59,7 +62,7 @@ func (l boundedListener) Accept() (net.Conn, error) {
 		}
 		client, ok := l.door.enter(peer.RemoteAddr(), l.trusted)
 		if ok {
-			return &boundedConn{Conn: c, door: l.door, client: client}, nil
+			return &boundedConn{Conn: c, door: l.door, client: client, old: time.Now().Add(jittered(l.age))}, nil
 		}
 		_ = c.Close()
 	}
@@ -122,6 +125,8 @@ type boundedConn struct {
 	door   *door
 	client netip.Addr
 	closed atomic.Bool
+	// old is when it has its age.
+	old time.Time
 	// phase belongs to the one goroutine at a time that reports the connection's state.
 	phase phase
 }
@@ -147,6 +152,22 @@ func bounded(c net.Conn) *boundedConn {
 	}
 	b, _ := c.(*boundedConn)
 	return b
+}
+
+// jittered is d, give or take a tenth: connections that came together, after a restart, do not go together.
+func jittered(d time.Duration) time.Duration { return d*9/10 + rand.N(d/5+1) }
+
+// agedKey is where the context of an HTTP/1.1 request has its *boundedConn.
+type agedKey struct{}
+
+// whileYoung makes a request that comes over an old HTTP/1.1 connection the last of it.
+func whileYoung(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c, ok := r.Context().Value(agedKey{}).(*boundedConn); ok && !time.Now().Before(c.old) && !isWebSocket(r) {
+			w.Header()["Connection"] = connClose
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // raw is the socket below.
@@ -243,7 +264,7 @@ func (s *Server) accepting() net.Listener {
 			},
 		}
 	}
-	return boundedListener{l, &s.door, s.proxies, s.acceptFailed}
+	return boundedListener{l, &s.door, s.proxies, s.acceptFailed, s.cfg.Limits.MaxAge}
 }
 
 // acceptFailed logs once a minute that connections are not accepted, for want of files, say. net/http tries again, and tells

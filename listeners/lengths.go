@@ -32,6 +32,9 @@ type connKey struct{}
 
 // withConn is an http.Server's ConnContext.
 func withConn(ctx context.Context, c net.Conn) context.Context {
+	if b := bounded(c); b != nil {
+		ctx = context.WithValue(ctx, agedKey{}, b)
+	}
 	if l, ok := c.(*lengthCounter); ok {
 		return context.WithValue(ctx, connKey{}, l)
 	}

@@ -97,7 +97,8 @@ type Limits struct {
 	HeaderTimeout time.Duration
 	// IdleTimeout is how long a keep-alive connection may lie idle; default 3 min.
 	IdleTimeout time.Duration
-	// MaxAge is how old an HTTP/2 connection becomes, give or take a tenth, before its client is told to open another; default 1 h.
+	// MaxAge is how old a connection becomes, give or take a tenth, before its client is told to open another: any but a
+	// WebSocket, and one of HTTP/3 beside WebTransport; default 1 h.
 	MaxAge time.Duration
 	// MaxHeaderBytes limits a request's header; default 16 KiB.
 	MaxHeaderBytes int
@@ -156,9 +157,10 @@ type Server struct {
 	left, over        sync.Once
 	h1                *http.Server
 	h2                *h2server.Server
-	h3                *http3.Server
+	h3                *http3.Server   // how each connection's own is
 	quic              *quic.Transport // serves h3
-	wt                *wtServer       // serves h3; nil without WebTransport
+	accept3           quicAcceptor
+	wt                *wtServer // serves h3; nil without WebTransport
 	door              door
 	proxies           func(netip.Addr) bool
 	// conns and quics count open connections of net/http and of QUIC.
@@ -232,8 +234,12 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 			},
 			ConnContext: func(ctx context.Context, conn *quic.Conn) context.Context {
 				s.quics.Add(1)
-				q := s.quicConns.of(conn, cfg.Limits.IdleTimeout)
-				s.quicConns.add(q)
+				var own *http3.Server
+				if s.wt == nil {
+					own, _ = ctx.Value(http3.ServerContextKey).(*http3.Server)
+				}
+				q := s.quicConns.of(conn, own, cfg.Limits.IdleTimeout)
+				s.quicConns.add(q, cfg.Limits.MaxAge)
 				context.AfterFunc(ctx, func() {
 					s.quics.Add(-1)
 					s.quicConns.remove(q)
@@ -259,7 +265,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 		protocols.SetUnencryptedHTTP2(true)
 	}
 	s.h1 = &http.Server{
-		Handler:           handler,
+		Handler:           whileYoung(handler),
 		TLSConfig:         cfg.TLS,
 		Protocols:         &protocols,
 		ReadHeaderTimeout: cfg.Limits.HeaderTimeout,
@@ -485,9 +491,9 @@ func (s *Server) serveHTTP3() error {
 	}
 	defer func() { _ = ln.Close() }()
 	if s.wt != nil {
-		return s.wt.serve(ln)
+		return s.accept3.serve(ln, s.wt.serve)
 	}
-	return s.h3.ServeListener(ln)
+	return s.accept3.serve(ln, s.serveQUIC)
 }
 
 // QUICOver is closed when the Server reads no more from its UDP socket, or has none, which is after Drain: whoever has the
@@ -511,14 +517,13 @@ func (s *Server) Drain(ctx context.Context) error {
 	s.left.Do(func() { close(s.leaving) })
 	s.quicOpen.Store(false)
 	s.quicConns.leave()
+	s.accept3.stop()
 	switch {
 	case s.h3 == nil:
 		s.endQUIC()
-	case s.wt != nil:
-		s.wt.stop()
-	default:
+	case s.wt == nil:
 		wg.Go(func() {
-			errUDP = s.h3.Shutdown(ctx)
+			errUDP = s.accept3.wait(ctx)
 			s.closeHTTP3()
 		})
 	}
@@ -554,10 +559,11 @@ func (s *Server) Drain(ctx context.Context) error {
 
 // closeHTTP3 cuts all QUIC connections.
 func (s *Server) closeHTTP3() {
+	s.accept3.stop()
 	if s.wt != nil {
-		s.wt.close()
+		_ = s.wt.wt.Close()
 	}
-	_ = s.h3.Close()
+	s.quicConns.close()
 	_ = s.udp.Close()
 	s.endQUIC()
 }

@@ -27,10 +27,6 @@ const wtKeepAlive = 15 * time.Second
 type wtServer struct {
 	wt     webtransport.Server
 	server *Server
-
-	mu   sync.Mutex
-	ln   *quic.EarlyListener // nil before serve
-	over bool
 }
 
 // newWTServer serves the HTTP/3 part of a Server.
@@ -60,41 +56,8 @@ type countedRequest struct{ _ byte }
 func (*countedRequest) goAway()      {}
 func (*countedRequest) cutOff(error) {}
 
-// serve accepts connections until stop.
-func (s *wtServer) serve(ln *quic.EarlyListener) error {
-	s.mu.Lock()
-	s.ln = ln
-	over := s.over
-	s.mu.Unlock()
-	if over {
-		_ = ln.Close()
-	}
-	var conns sync.WaitGroup
-	for {
-		conn, err := ln.Accept(context.Background())
-		if err != nil {
-			conns.Wait()
-			return err
-		}
-		conns.Go(func() { _ = s.wt.ServeQUICConn(conn) }) // the client's faults
-	}
-}
-
-// stop accepts no further connections.
-func (s *wtServer) stop() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.over = true
-	if s.ln != nil {
-		_ = s.ln.Close()
-	}
-}
-
-// close cuts all connections.
-func (s *wtServer) close() {
-	s.stop()
-	_ = s.wt.Close()
-}
+// serve serves a connection to its end.
+func (s *wtServer) serve(conn *quic.Conn) { _ = s.wt.ServeQUICConn(conn) } // the client's faults
 
 // isWebTransport reports whether r opens a WebTransport session (draft-ietf-webtrans-http3).
 func isWebTransport(r *http.Request) bool {

@@ -3904,9 +3904,9 @@ type Limits struct {
 	WriteIdleTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=write_idle_timeout,json=writeIdleTimeout,proto3" json:"write_idle_timeout,omitempty"`
 	// How long a connection without a request is kept, of QUIC too. Default 3m, 1s … 24h.
 	IdleTimeout *durationpb.Duration `protobuf:"bytes,4,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"`
-	// How old an HTTP/2 connection becomes before its client is told to open another (GOAWAY), so that clients spread over
-	// transoms that have come since; its open calls go on. Each connection's age is up to a tenth more or less. Default 1h, 1s …
-	// 168h.
+	// How old a connection becomes before its client is told to open another, by GOAWAY or "Connection: close", so that clients
+	// spread over transoms that have come since; its open calls go on. Each connection's age is up to a tenth more or less. It is
+	// not for WebSockets, nor for HTTP/3 where webtransport is on. Default 1h, 1s … 168h.
 	ConnectionAge *durationpb.Duration `protobuf:"bytes,5,opt,name=connection_age,json=connectionAge,proto3" json:"connection_age,omitempty"`
 	// A request's header, in bytes; also the metadata that a frame of a socket opens a call with. Default 16KiB, 1KiB … 1MiB.
 	HeaderBytes uint32 `protobuf:"varint,6,opt,name=header_bytes,json=headerBytes,proto3" json:"header_bytes,omitempty"`

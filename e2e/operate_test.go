@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -164,6 +165,59 @@ func TestStopWithBlockedLog(t *testing.T) {
 	}
 	if !strings.Contains(p.Log(), "the last lines are lost") {
 		t.Error("the log does not say that lines are lost")
+	}
+}
+
+// TestAccessLogOfStreams opens streams through a trusted proxy: each has a line when it begins and one when it ends, with one request id
+// and the client's address, which a request without a method has too.
+func TestAccessLogOfStreams(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "access.log")
+	p := process.Start(t, 2, "serve", "--config", writeConfig(t, startBank(t, bank.Config{}), fmt.Sprintf(
+		"access_log: {file: %s, stream_starts: true}\nsecurity: {request_id: {}, trusted_proxies: [127.0.0.1]}\n", path)))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	// lines waits until there are n.
+	lines := func(n int) (all []map[string]any) {
+		t.Helper()
+		for len(all) < n {
+			if ctx.Err() != nil {
+				t.Fatalf("%d lines, want %d: %v", len(all), n, all)
+			}
+			all = nil
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(b)) {
+				var fields map[string]any
+				if json.Unmarshal([]byte(line), &fields) == nil {
+					all = append(all, fields)
+				}
+			}
+		}
+		return all
+	}
+	from := http.Header{"X-Forwarded-For": {"198.51.100.9"}}
+	ws, _, err := websocket.Dial(ctx, "ws://"+p.Plain+"/v1/support/chat", &websocket.DialOptions{HTTPHeader: from})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.CloseNow()
+	begun := lines(1)[0]
+	if begun["event"] != "start" || begun["rpc.method"] != "bank.v1.Support/Chat" || begun["request_id"] == nil || begun["duration_ms"] != nil {
+		t.Errorf("the line of a stream that begins: %v", begun)
+	}
+	_ = ws.Close(websocket.StatusNormalClosure, "")
+	ended := lines(2)[1]
+	if ended["event"] != nil || ended["request_id"] != begun["request_id"] || ended["duration_ms"] == nil {
+		t.Errorf("the line of a stream that has ended: %v", ended)
+	}
+	curl(t, "-H", "X-Forwarded-For: 198.51.100.9", "http://"+p.Plain+"/nowhere")
+	curl(t, "-H", "X-Forwarded-For: 198.51.100.9", "http://"+p.Plain+"/v1/rates/EUR/USD")
+	for _, line := range lines(4) {
+		if line["client.address"] != "198.51.100.9" || line["network.peer.address"] != "127.0.0.1" {
+			t.Errorf("client and peer of %v", line)
+		}
 	}
 }
 

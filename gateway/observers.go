@@ -17,7 +17,7 @@ func (b *builder) openObservers() {
 	var err error
 	if c := b.cfg.GetAccessLog(); c != nil {
 		b.accessLog, err = hold(&b.holds, "access log", "", c, func() (*observe.AccessLog, func(), error) {
-			l, err := observe.OpenAccessLog(observe.AccessLogConfig{File: c.GetFile(), Log: b.log, Lost: b.metrics.LinesLost()})
+			l, err := observe.OpenAccessLog(observe.AccessLogConfig{File: c.GetFile(), StreamStarts: c.GetStreamStarts(), Log: b.log, Lost: b.metrics.LinesLost()})
 			return l, func() {
 				ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 				defer cancel()

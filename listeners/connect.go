@@ -148,7 +148,7 @@ var _ rpc.Stream = (*connectUnary)(nil)
 // serveConnectUnary answers a unary Connect call.
 func (f *Front) serveConnectUnary(w http.ResponseWriter, r *http.Request, v View) {
 	s := &connectUnary{}
-	s.begin(f, w, r, rpc.ProtocolConnect)
+	s.begin(f, w, r, rpc.ProtocolConnect, v)
 	s.finish(s.serve(v))
 }
 
@@ -416,7 +416,7 @@ var _ rpc.Stream = (*connectStream)(nil)
 // serveConnectStream answers a streaming Connect call.
 func (f *Front) serveConnectStream(w http.ResponseWriter, r *http.Request, v View) {
 	s := &connectStream{}
-	s.begin(f, w, r, rpc.ProtocolConnect)
+	s.begin(f, w, r, rpc.ProtocolConnect, v)
 	name := subtype(r.Header.Get("Content-Type"), connectStreamPrefix[:len(connectStreamPrefix)-1])
 	m, err := connectMethod(r, v, true)
 	var ok bool

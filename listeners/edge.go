@@ -157,7 +157,6 @@ func (e *Edge) trusts(a netip.Addr) bool {
 
 // admit completes a call with what the Edge knows of it: the peer, what backends are told of it, and the request id.
 func (e *Edge) admit(x *exchange, r *http.Request) {
-	x.call.Peer = e.peer(r)
 	e.forwarded(&x.call, r)
 	if e != nil && e.requestID != "" {
 		e.identify(x)

@@ -270,6 +270,8 @@ func (e *exchanges) Begin(ctx context.Context, _ *listeners.Exchange) context.Co
 	return ctx
 }
 
+func (*exchanges) Stream(*listeners.Exchange) {}
+
 func (e *exchanges) End(x *listeners.Exchange) {
 	e.open--
 	e.code = x.Status.Code()

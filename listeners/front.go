@@ -158,7 +158,7 @@ func methodOf(r *http.Request, v View) (*descriptors.Method, bool) {
 // refuse answers a request that is not even looked at.
 func (f *Front) refuse(w http.ResponseWriter, r *http.Request, v View, err error) {
 	x := &exchange{}
-	x.begin(f, w, r, rpc.ProtocolUnknown)
+	x.begin(f, w, r, rpc.ProtocolUnknown, v)
 	x.settle(true)
 	x.refuseUpgrade(v, err)
 }
@@ -205,10 +205,11 @@ type exchange struct {
 }
 
 // begin sets up x for a request and tells the observer. The protocols call it first.
-func (x *exchange) begin(f *Front, w http.ResponseWriter, r *http.Request, p rpc.Protocol) {
+func (x *exchange) begin(f *Front, w http.ResponseWriter, r *http.Request, p rpc.Protocol, v View) {
 	now := time.Now()
 	x.front, x.w, x.guard.front = f, w, f
-	x.Exchange = Exchange{Listener: f.cfg.Name, Request: r, Protocol: p, Start: now}
+	x.call.Peer = v.Edge().peer(r)
+	x.Exchange = Exchange{Listener: f.cfg.Name, Request: r, Client: x.call.Peer.Addr, Protocol: p, Start: now}
 	x.info = rpc.Info{Protocol: p, Start: now}
 	if f.cfg.Observer != nil {
 		if ctx := f.cfg.Observer.Begin(r.Context(), &x.Exchange); ctx != r.Context() {
@@ -241,7 +242,11 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) (err error) {
 		ctx, cancel = x.front.deadlines.withTimeout(ctx, limit)
 		defer cancel()
 	}
-	if !x.call.Method.Unary() && x.Protocol != rpc.ProtocolWebSocket {
+	unary := x.call.Method.Unary()
+	if !unary && x.front.cfg.Observer != nil {
+		x.front.cfg.Observer.Stream(&x.Exchange)
+	}
+	if !unary && x.Protocol != rpc.ProtocolWebSocket {
 		_ = x.guard.bindRead(ctx, x.w)
 		_ = x.guard.bindWrite(ctx, x.w)
 	}

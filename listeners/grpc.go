@@ -19,7 +19,7 @@ var _ rpc.Stream = (*grpcStream)(nil)
 // serveGRPC answers native gRPC.
 func (f *Front) serveGRPC(w http.ResponseWriter, r *http.Request, v View) {
 	s := &grpcStream{}
-	s.begin(f, w, r, rpc.ProtocolGRPC)
+	s.begin(f, w, r, rpc.ProtocolGRPC, v)
 	if r.ProtoMajor < 2 {
 		s.refuseHTTP(transcoder.HTTPError(http.StatusHTTPVersionNotSupported, codes.Unknown, "gRPC needs HTTP/2 or HTTP/3"))
 		return

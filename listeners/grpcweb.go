@@ -26,7 +26,7 @@ const (
 // serveGRPCWeb answers gRPC-Web.
 func (f *Front) serveGRPCWeb(w http.ResponseWriter, r *http.Request, v View) {
 	s := &grpcWebStream{}
-	s.begin(f, w, r, rpc.ProtocolGRPCWeb)
+	s.begin(f, w, r, rpc.ProtocolGRPCWeb, v)
 	if s.notPOST() {
 		return
 	}

@@ -100,7 +100,7 @@ func putBuffer(b *[]byte) {
 // serveREST answers a REST request.
 func (f *Front) serveREST(w http.ResponseWriter, r *http.Request, v View) {
 	s := &restStream{}
-	s.begin(f, w, r, rpc.ProtocolREST)
+	s.begin(f, w, r, rpc.ProtocolREST, v)
 	s.plans = v.Plans()
 	var err error
 	if s.match, err = v.MatchHTTP(r.Method, r.URL.EscapedPath(), v.Edge().version(r.Header)); err != nil {

@@ -24,6 +24,7 @@ import (
 type transcoded struct{ out time.Duration }
 
 func (*transcoded) Begin(ctx context.Context, _ *listeners.Exchange) context.Context { return ctx }
+func (*transcoded) Stream(*listeners.Exchange)                                       {}
 func (o *transcoded) End(x *listeners.Exchange)                                      { o.out = x.Call.Info.TranscodeOut }
 
 // TestSharedAnswer: an answer that is sent many times, as one from the cache, is turned into JSON for the first client only, and

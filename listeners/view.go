@@ -3,6 +3,7 @@ package listeners
 import (
 	"context"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"google.golang.org/grpc/status"
@@ -57,6 +58,9 @@ type Exchange struct {
 	// Listener is the name of the listener.
 	Listener string
 	Request  *http.Request
+	// Client is the client's address: the socket's peer, or what a trusted proxy in front says; the port is 0 if that says
+	// none. It is invalid if the peer has no such address.
+	Client netip.AddrPort
 	// Call is nil if no method was found.
 	Call *rpc.Call
 	// Protocol is set as soon as the marks are read.
@@ -75,5 +79,7 @@ type Exchange struct {
 type Observer interface {
 	// Begin may return a derived context for the call.
 	Begin(ctx context.Context, x *Exchange) context.Context
+	// Stream is called when the method of a call is found to be streaming, before policies see the call.
+	Stream(x *Exchange)
 	End(x *Exchange)
 }

@@ -119,9 +119,9 @@ const readAheadAfter = 200 * time.Millisecond
 
 // serve starts the call and returns when the connection is taken over, or the request answered.
 func (c *wsCall) serve(f *Front, w http.ResponseWriter, r *http.Request, u upgrade, s socketCall) {
-	c.begin(f, w, r, rpc.ProtocolWebSocket)
-	c.upgrade, c.socket = u, s
 	c.view = f.source.Acquire()
+	c.begin(f, w, r, rpc.ProtocolWebSocket, c.view)
+	c.upgrade, c.socket = u, s
 	c.view.Edge().setHeader(w, r)
 	route, timeout, err := s.open(c.view)
 	if err != nil {

@@ -77,7 +77,7 @@ func (f *Front) refuseSession(w http.ResponseWriter, r *http.Request, err error)
 	v := f.source.Acquire()
 	defer v.Release()
 	x := &exchange{}
-	x.begin(f, w, r, rpc.ProtocolWebSocket)
+	x.begin(f, w, r, rpc.ProtocolWebSocket, v)
 	x.refuseUpgrade(v, err)
 }
 
@@ -205,7 +205,7 @@ func (s *session) open(id uint32, o *transcoder.Open, v View) *sessionCall {
 	}
 	var ctx context.Context
 	ctx, c.cut = context.WithCancelCause(s.ctx)
-	c.begin(s.front, nil, frameRequest(ctx, s.request, o), rpc.ProtocolWebSocket)
+	c.begin(s.front, nil, frameRequest(ctx, s.request, o), rpc.ProtocolWebSocket, v)
 	var err error
 	c.route, err = c.find(o, v, &c.requests, s.text)
 	if err == nil {

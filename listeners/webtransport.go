@@ -87,7 +87,7 @@ func (s *wtServer) serveSession(w http.ResponseWriter, r *http.Request) {
 		v := f.source.Acquire()
 		defer v.Release()
 		x := &exchange{}
-		x.begin(f, w, r, rpc.ProtocolWebTransport)
+		x.begin(f, w, r, rpc.ProtocolWebTransport, v)
 		x.refuseUpgrade(v, err)
 	}
 	err := f.checkOrigin(r)
@@ -216,7 +216,7 @@ func (t *wtSession) serve(str *webtransport.Stream) {
 		return
 	}
 	c.id, c.first = f.ID, &f
-	c.begin(t.front, nil, frameRequest(ctx, t.request, f.Open), rpc.ProtocolWebTransport)
+	c.begin(t.front, nil, frameRequest(ctx, t.request, f.Open), rpc.ProtocolWebTransport, v)
 	if err = t.enter(); err == nil {
 		defer t.leave()
 		if c.route, err = c.find(f.Open, v, &c.requests, c.text); err == nil {

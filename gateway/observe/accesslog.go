@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -28,13 +29,15 @@ import (
 type AccessLogConfig struct {
 	// File is a file to append to, "stdout" or "stderr".
 	File string
+	// StreamStarts has a line written when a streaming call begins, too.
+	StreamStarts bool
 	// Log is told when lines are lost, and when they are written again.
 	Log *slog.Logger
 	// Lost counts the lines that could not be written, or had no room to wait.
 	Lost prometheus.Counter
 }
 
-// AccessLog writes one line of JSON for every exchange that has ended. Headers, query strings and messages are not in it, and so
+// AccessLog writes one line of JSON for every exchange that has ended, and for streams that begin if asked to. Headers, query strings and messages are not in it, and so
 // no secrets of theirs.
 //
 // A goroutine of the log's own writes, 64 KiB at a time or what has come in a quarter of a second, so that no call waits for a
@@ -247,11 +250,22 @@ func (o *logOutput) close() {
 	}
 }
 
+// begin appends the line of a stream that begins: what is known then, and "event":"start".
+func (l *AccessLog) begin(x *listeners.Exchange) {
+	var room [1 << 10]byte
+	b := appendRequest(append(room[:0], `,"event":"start"`...), x)
+	l.line(x.Start, appendAgent(b, x.Request))
+}
+
 // end appends the line of one exchange. Times are UTC, durations milliseconds.
 func (l *AccessLog) end(x *listeners.Exchange, took time.Duration) {
-	now := x.Start.Add(took).UTC()
 	var room [1 << 10]byte
-	fields := appendFields(room[:0], x, took) // outside the lock
+	l.line(x.Start.Add(took), appendAgent(appendOutcome(appendRequest(room[:0], x), x, took), x.Request))
+}
+
+// line appends a line of fields, each of which has a comma before it, which were made outside the lock.
+func (l *AccessLog) line(at time.Time, fields []byte) {
+	now := at.UTC()
 	l.mu.Lock()
 	before := len(l.lines)
 	if before+len(l.earlier) >= maxLines {
@@ -284,8 +298,8 @@ func (l *AccessLog) appendTime(b []byte, t time.Time) []byte {
 	return append(b, 'Z')
 }
 
-// appendFields appends what comes behind the time, each field with a comma before it.
-func appendFields(b []byte, x *listeners.Exchange, took time.Duration) []byte {
+// appendRequest appends what is known of a call as soon as its method is, each field with a comma before it.
+func appendRequest(b []byte, x *listeners.Exchange) []byte {
 	r := x.Request
 	var info *rpc.Info
 	if x.Call != nil {
@@ -296,7 +310,7 @@ func appendFields(b []byte, x *listeners.Exchange, took time.Duration) []byte {
 	}
 	b = text(b, `,"trace_id":`, traceID(r))
 	b = text(b, `,"listener":`, x.Listener)
-	b = text(b, `,"client.address":`, r.RemoteAddr)
+	b = appendClient(b, x)
 	b = text(b, `,"network.protocol.version":`, versionName(uint8(r.ProtoMajor)))
 	b = text(b, `,"transom.protocol":`, x.Protocol.String())
 	b = text(b, `,"http.request.method":`, r.Method)
@@ -304,10 +318,35 @@ func appendFields(b []byte, x *listeners.Exchange, took time.Duration) []byte {
 	if info != nil && info.Binding != nil {
 		b = text(b, `,"http.route":`, info.Binding.Template)
 	}
-	b = number(b, `,"http.response.status_code":`, int64(x.HTTPStatus))
 	if x.Call != nil && x.Call.Method != nil && len(x.Call.Method.FullPath) > 0 {
 		b = text(b, `,"rpc.method":`, x.Call.Method.FullPath[1:])
 	}
+	return b
+}
+
+// appendClient appends the address of the client and, where a trusted proxy speaks for it, the proxy's.
+func appendClient(b []byte, x *listeners.Exchange) []byte {
+	addr := x.Client.Addr()
+	if !addr.IsValid() {
+		return text(b, `,"client.address":`, x.Request.RemoteAddr)
+	}
+	b = append(addr.Unmap().AppendTo(append(b, `,"client.address":"`...)), '"')
+	if port := x.Client.Port(); port != 0 {
+		b = number(b, `,"client.port":`, int64(port))
+	}
+	if peer, err := netip.ParseAddrPort(x.Request.RemoteAddr); err == nil && peer != x.Client {
+		b = append(peer.Addr().Unmap().AppendTo(append(b, `,"network.peer.address":"`...)), '"')
+	}
+	return b
+}
+
+// appendOutcome appends how a call ended.
+func appendOutcome(b []byte, x *listeners.Exchange, took time.Duration) []byte {
+	var info *rpc.Info
+	if x.Call != nil {
+		info = x.Call.Info
+	}
+	b = number(b, `,"http.response.status_code":`, int64(x.HTTPStatus))
 	b = text(b, `,"rpc.status_code":`, codeName(x.Status.Code()))
 	if info != nil && info.ErrorSource != rpc.SourceNone {
 		b = text(b, `,"transom.error_source":`, info.ErrorSource.String())
@@ -337,6 +376,10 @@ func appendFields(b []byte, x *listeners.Exchange, took time.Duration) []byte {
 			}
 		}
 	}
+	return b
+}
+
+func appendAgent(b []byte, r *http.Request) []byte {
 	if ua := r.Header["User-Agent"]; len(ua) > 0 {
 		b = text(b, `,"user_agent":`, ua[0])
 	}

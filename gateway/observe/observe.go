@@ -48,6 +48,13 @@ func (o *Observer) Begin(ctx context.Context, x *listeners.Exchange) context.Con
 	return ctx
 }
 
+// Stream implements listeners.Observer.
+func (o *Observer) Stream(x *listeners.Exchange) {
+	if o.log != nil && o.log.cfg.StreamStarts {
+		o.log.begin(x)
+	}
+}
+
 // End implements listeners.Observer.
 func (o *Observer) End(x *listeners.Exchange) {
 	took := time.Since(x.Start)

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -20,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"go.opentelemetry.io/otel/trace"
@@ -49,7 +51,7 @@ func exchange() *listeners.Exchange {
 	r.Header.Set("Authorization", "Bearer hunter2")
 	r.Header.Set("User-Agent", "curl/8")
 	return &listeners.Exchange{
-		Listener: "edge", Request: r, Protocol: rpc.ProtocolREST, Start: time.Now().Add(-30 * time.Millisecond), HTTPStatus: 200,
+		Listener: "edge", Request: r, Client: netip.MustParseAddrPort(r.RemoteAddr), Protocol: rpc.ProtocolREST, Start: time.Now().Add(-30 * time.Millisecond), HTTPStatus: 200,
 		Call: &rpc.Call{Method: m, Info: &rpc.Info{
 			Protocol: rpc.ProtocolREST, Binding: b, MessagesIn: 1, MessagesOut: 1, BytesIn: 10, BytesOut: 200,
 			Cluster: "bank", Endpoint: "10.0.0.1:50051", Attempts: 2, Upstream: 25 * time.Millisecond,
@@ -177,7 +179,7 @@ func TestAccessLog(t *testing.T) {
 		"url.path": "/v1/accounts/7", "http.route": "/v1/{name=accounts/*}", "http.response.status_code": 200.0,
 		"rpc.method": "bank.v1.Accounts/Get", "rpc.status_code": "OK", "consumer": "ada", "cluster": "bank", "upstream.address": "10.0.0.1:50051",
 		"attempts": 2.0, "upstream_ms": 25.0, "bytes_out": 200.0, "messages_in": 1.0, "cache": "hit", "network.protocol.version": "1.1",
-		"user_agent": "a\"b\\c\n\ufffd\u00e9", "client.address": "192.0.2.1:1234",
+		"user_agent": "a\"b\\c\n\ufffd\u00e9", "client.address": "192.0.2.1", "client.port": 1234.0,
 	} {
 		if got[0][key] != want {
 			t.Errorf("%s is %v, want %v", key, got[0][key], want)
@@ -191,6 +193,68 @@ func TestAccessLog(t *testing.T) {
 	}
 	if got[1]["transom.error_source"] != "gateway" || got[1]["error"] != "dial 10.0.0.1: refused" {
 		t.Errorf("%s", lines[1])
+	}
+}
+
+// TestAccessLogClient tells clients by the word of a trusted proxy in front, and names the proxy.
+func TestAccessLogClient(t *testing.T) {
+	for _, tc := range []struct{ peer, client, want string }{
+		{"192.0.2.1:1234", "192.0.2.1:1234", `"client.address":"192.0.2.1","client.port":1234,"network.protocol.version"`},
+		{"[2001:db8::1]:9", "[2001:db8::1]:9", `"client.address":"2001:db8::1","client.port":9,"network.protocol.version"`},
+		{"10.0.0.1:1234", "198.51.100.9:0", `"client.address":"198.51.100.9","network.peer.address":"10.0.0.1","network.protocol.version"`},
+		{"10.0.0.1:1234", "198.51.100.9:7", `"client.address":"198.51.100.9","client.port":7,"network.peer.address":"10.0.0.1","network.protocol.version"`},
+		{"@", "", `"client.address":"@","network.protocol.version"`},
+	} {
+		var out bytes.Buffer
+		l := accessLog(&out)
+		x := exchange()
+		x.Request.RemoteAddr = tc.peer
+		x.Client, _ = netip.ParseAddrPort(tc.client)
+		New(nil, l, nil, nil).End(x)
+		if err := l.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), tc.want) {
+			t.Errorf("%s for %s: %s, want %s", tc.peer, tc.client, out.String(), tc.want)
+		}
+	}
+}
+
+// TestAccessLogStreamStarts has a line when a stream begins, if asked to, with what is known then.
+func TestAccessLogStreamStarts(t *testing.T) {
+	for _, on := range []bool{false, true} {
+		var out bytes.Buffer
+		cfg := logTo("", NewMetrics(), io.Discard)
+		cfg.StreamStarts = on
+		l := NewAccessLog(&out, cfg)
+		o := New(nil, l, nil, nil)
+		x := exchange()
+		x.Call.Info.RequestID = "r1"
+		o.Stream(x)
+		o.End(x)
+		if err := l.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+		want := 1
+		if on {
+			want = 2
+			var got map[string]any
+			if err := json.Unmarshal([]byte(lines[0]), &got); err != nil {
+				t.Fatalf("%v: %s", err, lines[0])
+			}
+			delete(got, "time")
+			if diff := cmp.Diff(map[string]any{
+				"event": "start", "request_id": "r1", "listener": "edge", "client.address": "192.0.2.1", "client.port": 1234.0,
+				"network.protocol.version": "1.1", "transom.protocol": "rest", "http.request.method": "GET", "url.path": "/v1/accounts/7",
+				"http.route": "/v1/{name=accounts/*}", "rpc.method": "bank.v1.Accounts/Get", "user_agent": "curl/8",
+			}, got); diff != "" {
+				t.Errorf("the line at the start (-want +got):\n%s", diff)
+			}
+		}
+		if len(lines) != want || strings.Contains(lines[len(lines)-1], `"event"`) {
+			t.Errorf("stream_starts %v: %s", on, out.String())
+		}
 	}
 }
 

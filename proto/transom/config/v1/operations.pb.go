@@ -214,7 +214,10 @@ func (x *Admin) GetPprof() bool {
 type AccessLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The file to append to, "stdout" or "stderr". SIGUSR1 opens the file anew. Required.
-	File          string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	File string `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	// Write a line for each streaming call when it begins, too, with "event":"start": streams may last for hours. It has the request
+	// id and trace id of the line at the end, and what is known before policies see the call.
+	StreamStarts  bool `protobuf:"varint,2,opt,name=stream_starts,json=streamStarts,proto3" json:"stream_starts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -254,6 +257,13 @@ func (x *AccessLog) GetFile() string {
 		return x.File
 	}
 	return ""
+}
+
+func (x *AccessLog) GetStreamStarts() bool {
+	if x != nil {
+		return x.StreamStarts
+	}
+	return false
 }
 
 // Usage counts calls, errors, bytes and times for each consumer and API. The admin API tells the period under way and the one
@@ -812,9 +822,10 @@ const file_transom_config_v1_operations_proto_rawDesc = "" +
 	"\n" +
 	"token_file\x18\x02 \x01(\tR\ttokenFile\x12\x14\n" +
 	"\x05hosts\x18\x03 \x03(\tR\x05hosts\x12\x14\n" +
-	"\x05pprof\x18\x04 \x01(\bR\x05pprof\"(\n" +
+	"\x05pprof\x18\x04 \x01(\bR\x05pprof\"M\n" +
 	"\tAccessLog\x12\x1b\n" +
-	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04file\"\xf5\x02\n" +
+	"\x04file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\x04file\x12#\n" +
+	"\rstream_starts\x18\x02 \x01(\bR\fstreamStarts\"\xf5\x02\n" +
 	"\x05Usage\x12\x12\n" +
 	"\x04file\x18\x01 \x01(\tR\x04file\x12D\n" +
 	"\x06period\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\xbd\xa3\x012\x02\b\x01R\x06period\x12'\n" +

@@ -59,6 +59,30 @@ func gzipped(s string) string {
 	return b.String()
 }
 
+// TestTrailersOnly: an answer of native gRPC that has nothing but a status has the fields of the specification's Trailers-Only, and no
+// content-length among them.
+func TestTrailersOnly(t *testing.T) {
+	for _, version := range []string{"H2C", "HTTP2", "HTTP3"} {
+		base, client := listen(t, echoFront(t), version)
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, base+"/rpctest.Echo/Nothing", strings.NewReader(enveloped(0, "")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/grpc")
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.Header.Get("Grpc-Status"); got != "12" {
+			t.Errorf("%s: status %q in %v", version, got, resp.Header)
+		}
+		if got, ok := resp.Header["Content-Length"]; ok {
+			t.Errorf("%s: content-length %q", version, got)
+		}
+	}
+}
+
 // TestFrameFaults holds the protocols in frames to the codes that the gRPC specification and the Connect protocol have for
 // faults of the client.
 func TestFrameFaults(t *testing.T) {

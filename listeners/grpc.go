@@ -81,6 +81,7 @@ func (s *grpcStream) finish(err error) {
 		writeGRPCStatus(h, true, st)
 	} else {
 		h["Content-Type"] = s.contentType
+		h["Content-Length"] = nil // none is made up: the specification's Trailers-Only has no such field
 		addHeaderOf(h, err)
 		writeMetadata(h, "", s.trailer, true)
 		writeGRPCStatus(h, false, st)

@@ -49,6 +49,10 @@ func TestAnswers(t *testing.T) {
 			"status", get("/"), "", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) },
 			[]string{"HEADERS 1 :status=418 content-length=0 END"},
 		},
+		{
+			"no length", get("/"), "", func(w http.ResponseWriter, _ *http.Request) { w.Header()["Content-Length"] = nil },
+			[]string{"HEADERS 1 :status=200 END"},
+		},
 		{"the header is what it was when it was written", get("/"), "", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("X-A", "1")
 			w.WriteHeader(http.StatusOK)

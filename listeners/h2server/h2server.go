@@ -9,9 +9,9 @@
 //
 // # What the handler gets
 // The ResponseWriter is an http.Flusher and has what an http.ResponseController asks for but Hijack. Trailers are sent by
-// http.TrailerPrefix or the Trailer header; those of requests are dropped. A request's context ends when its client resets
-// the stream or is gone, and has the values of the context that the connection was given. The server does not push, has no
-// extended CONNECT, and ignores priorities.
+// http.TrailerPrefix or the Trailer header; those of requests are dropped. A short answer is given a Content-Length, unless its
+// header has that name without a value. A request's context ends when its client resets the stream or is gone, and has the values
+// of the context that the connection was given. The server does not push, has no extended CONNECT, and ignores priorities.
 //
 // # Clients that are up to no good
 // Handlers count until they return, whatever the client has reset, and no more than MaxStreams run for a connection;

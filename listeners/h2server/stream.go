@@ -65,6 +65,7 @@ type stream struct {
 	dated       bool     // it has a Date
 	trailers    []string // that it declares
 	length      int64    // its Content-Length, negative if there is none
+	unsized     bool     // it is to have none
 	written     int64    // of the body by the handler
 	committed   bool     // the header is gathered
 	out         *[]byte  // of the body, to be sent with more of it; nil if there is nothing
@@ -377,6 +378,7 @@ func (s *stream) writeHeader(code int) {
 	s.fields = s.room[:0]
 	for name, values := range s.header {
 		if len(values) == 0 {
+			s.unsized = s.unsized || name == "Content-Length"
 			continue
 		}
 		switch name {
@@ -544,7 +546,7 @@ func (s *stream) commit(end bool, length int64) error {
 	for i := range s.fields {
 		c.out = c.enc.append(c.out, s.fields[i].name, s.fields[i].value)
 	}
-	if s.length < 0 && length >= 0 && s.hasBody() {
+	if s.length < 0 && length >= 0 && !s.unsized && s.hasBody() {
 		c.out = c.enc.append(c.out, "Content-Length", itoa(length))
 	}
 	if !s.dated {

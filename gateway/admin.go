@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -20,9 +22,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/genproto/googleapis/api/annotations"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -44,6 +48,15 @@ type view struct {
 	servers []*serving
 	missing []string
 	issuers []*acme.Issuer
+	// configHash and schemaHash are hashOf the configuration without secrets, and of the schema's files by name.
+	configHash, schemaHash string
+}
+
+// hashOf tells messages apart: 12 hexadecimal digits of a SHA-256.
+func hashOf(m proto.Message) string {
+	b, _ := proto.MarshalOptions{Deterministic: true}.Marshal(m) // what is in force is valid
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:6])
 }
 
 // admin is the operator's listener.
@@ -214,6 +227,7 @@ func (g *Gateway) adminHandler(cfg *configv1.Admin) (http.Handler, error) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", front)
+	mux.HandleFunc("GET /{$}", adminIndex(cfg))
 	mux.Handle("GET /metrics", g.metrics.Handler())
 	if cfg.GetPprof() {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -237,6 +251,36 @@ func (g *Gateway) adminHandler(cfg *configv1.Admin) (http.Handler, error) {
 	probes.HandleFunc("GET /readyz", probe(g.Ready))
 	probes.HandleFunc("GET /startupz", probe(g.started.Load))
 	return probes, nil
+}
+
+// adminIndex lists what the admin listener serves, as text.
+func adminIndex(cfg *configv1.Admin) http.HandlerFunc {
+	var b strings.Builder
+	line := func(verb, path, what string) { fmt.Fprintf(&b, "%-5s %-18s %s\n", verb, path, what) }
+	fmt.Fprintf(&b, "transom %s: for operators\n\n", Version())
+	line("GET", "/livez", "200 while the process answers")
+	line("GET", "/readyz", "200 while clients should come")
+	line("GET", "/startupz", "200 once it has been ready")
+	line("GET", "/metrics", "for Prometheus")
+	if cfg.GetPprof() {
+		line("GET", "/debug/pprof/", "profiles")
+	}
+	service := adminv1.File_transom_admin_v1_admin_proto.Services().ByName("Admin")
+	fmt.Fprintf(&b, "\n%s, by gRPC and as JSON:\n\n", service.FullName())
+	for i := range service.Methods().Len() {
+		m := service.Methods().Get(i)
+		rule, _ := proto.GetExtension(m.Options(), annotations.E_Http).(*annotations.HttpRule)
+		if path := rule.GetGet(); path != "" {
+			line("GET", path, string(m.Name()))
+		} else {
+			line("POST", rule.GetPost(), string(m.Name()))
+		}
+	}
+	text := b.String()
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, text)
+	}
 }
 
 func probe(ok func() bool) http.HandlerFunc {
@@ -343,7 +387,7 @@ func (g *Gateway) getStatus(context.Context, *adminv1.GetStatusRequest) (*adminv
 	s := &adminv1.Status{
 		Version: Version(), Ready: g.Ready(), Draining: g.draining.Load(), StartTime: timestamppb.New(g.began),
 		Pid: uint32(os.Getpid()), Goroutines: uint32(runtime.NumGoroutine()),
-		MissingDescriptors: v.missing,
+		MissingDescriptors: v.missing, ConfigHash: v.configHash, SchemaHash: v.schemaHash,
 		Reloads: &adminv1.Reloads{
 			Succeeded: uint32(g.loads.good.Load()), Failed: uint32(g.loads.bad.Load()),
 			LastSucceeded: g.loads.ok.Load(), LastSuccessTime: timestamppb.New(time.Unix(0, g.loads.at.Load())),

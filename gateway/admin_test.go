@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"transom/gateway"
 	adminv1 "transom/proto/transom/admin/v1"
@@ -66,6 +68,8 @@ func TestAdminJSON(t *testing.T) {
 		{"GET", "/livez", 200, []string{"ok"}},
 		{"GET", "/readyz", 200, []string{"ok"}},
 		{"GET", "/startupz", 200, []string{"ok"}},
+		{"GET", "/", 200, []string{"/readyz", "/metrics", "GET   /v1/status", "POST  /v1:drain", "by gRPC"}},
+		{"GET", "/nothing", 404, []string{`"code":`}},
 		{"GET", "/v1/status", 200, []string{`"ready":true`, addr, `"succeeded":1`, `"lastSucceeded":true`}},
 		{"GET", "/v1/config", 200, []string{`"target":"static:///`, `"listeners":[`}},
 		{"GET", "/v1/methods?prefix=bank.v1.Accounts.G", 200, []string{`"name":"bank.v1.Accounts.Get"`, `"kind":"unary"`, `"GET /v1/{name=customers/*/accounts/*}"`}},
@@ -98,6 +102,54 @@ func compactJSON(s string) string {
 		return s
 	}
 	return b.String()
+}
+
+// TestConfigHash: gateways with one configuration and schema have one hash of each, whatever the order of descriptors; other settings,
+// and another schema, have another, and a secret does not show.
+func TestConfigHash(t *testing.T) {
+	dir := t.TempDir()
+	extra := filepath.Join(dir, "extra.proto")
+	replace(t, extra, "syntax = \"proto3\";\npackage extra;\nmessage M {}\n")
+	first := &configv1.DescriptorSource{Source: &configv1.DescriptorSource_File{File: descriptorSet(t)}}
+	second := &configv1.DescriptorSource{Source: &configv1.DescriptorSource_Proto{Proto: &configv1.DescriptorSource_ProtoFiles{Roots: []string{dir}, Files: []string{"extra.proto"}}}}
+	redis := func(password string) *configv1.Redis { return &configv1.Redis{Addresses: []string{"127.0.0.1:1"}, Password: password} }
+	hashes := func(change func(*configv1.Config)) (config, schema string) {
+		t.Helper()
+		g, _ := start(t, func(c *configv1.Config) {
+			adminConfig(c)
+			c.Clusters["bank"].Target = "static:///127.0.0.1:1"
+			c.Descriptors = []*configv1.DescriptorSource{first, second}
+			change(c)
+		})
+		var s struct{ ConfigHash, SchemaHash string }
+		if _, body := ask(t, g, "GET", "/v1/status", nil); json.Unmarshal([]byte(body), &s) != nil || len(s.ConfigHash) != 12 || len(s.SchemaHash) != 12 {
+			t.Fatal(body)
+		}
+		if _, body := ask(t, g, "GET", "/metrics", nil); !strings.Contains(body, fmt.Sprintf("transom_config_hash_info{config_hash=%q,schema_hash=%q} 1\n", s.ConfigHash, s.SchemaHash)) {
+			t.Error("the metric has not these hashes")
+		}
+		return s.ConfigHash, s.SchemaHash
+	}
+	config, schema := hashes(func(*configv1.Config) {})
+	for _, tc := range []struct {
+		name                   string
+		change                 func(*configv1.Config)
+		sameConfig, sameSchema bool
+	}{
+		{"the same", func(*configv1.Config) {}, true, true},
+		{"descriptors in another order", func(c *configv1.Config) { c.Descriptors = []*configv1.DescriptorSource{second, first} }, false, true},
+		{"another setting", func(c *configv1.Config) { c.Drain = &configv1.Drain{Timeout: durationpb.New(time.Second)} }, false, true},
+		{"another schema", func(c *configv1.Config) { c.Descriptors = c.Descriptors[:1] }, false, false},
+	} {
+		if c, s := hashes(tc.change); (c == config) != tc.sameConfig || (s == schema) != tc.sameSchema {
+			t.Errorf("%s: %s and %s, the first had %s and %s", tc.name, c, s, config, schema)
+		}
+	}
+	one, _ := hashes(func(c *configv1.Config) { c.Redis = redis("a") })
+	two, _ := hashes(func(c *configv1.Config) { c.Redis = redis("b") })
+	if one != two || one == config {
+		t.Errorf("with a secret %s, with another %s", one, two)
+	}
 }
 
 // TestAdminMetrics scrapes with Prometheus's own parser.

@@ -31,7 +31,8 @@ func (d *debugStats) read() {
 type state struct {
 	g *Gateway
 
-	build, ready, draining, reloadOK, reloadAt, reloads    *prometheus.Desc
+	build, ready, draining                                 *prometheus.Desc
+	reloadOK, reloadAt, reloads, hash                      *prometheus.Desc
 	connections, websockets, notAfter                      *prometheus.Desc
 	clusterInFlight, clusterQueued, endpoints              *prometheus.Desc
 	endpointHealthy, endpointInFlight, endpointUtilization *prometheus.Desc
@@ -53,6 +54,7 @@ func newState(g *Gateway) *state {
 		reloadOK:            d("transom_config_last_reload_successful", "1 if the last reload of configuration or descriptors was."),
 		reloadAt:            d("transom_config_last_reload_success_timestamp_seconds", "When the last successful reload was."),
 		reloads:             d("transom_config_reloads_total", "Reloads of configuration or descriptors; the start is one.", "result"),
+		hash:                d("transom_config_hash_info", "Always 1; the labels tell the configuration in force, but for its secrets, and the schema: equal ones have equal hashes.", "config_hash", "schema_hash"),
 		connections:         d("transom_connections", "Open connections by the HTTP that they speak; those that have said nothing yet count as 1.1, and so do WebSockets.", "listener", "network_protocol_version"),
 		websockets:          d("transom_websocket_connections", "Open WebSockets.", "listener"),
 		notAfter:            d("transom_tls_certificate_not_after_seconds", "When the listener's first certificate expires.", "listener", "subject"),
@@ -92,6 +94,8 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 	gauge(s.draining, bit[s.g.draining.Load()])
 	gauge(s.reloadOK, bit[s.g.loads.ok.Load()])
 	gauge(s.reloadAt, float64(s.g.loads.at.Load())/1e9)
+	v := s.g.view.Load()
+	gauge(s.hash, 1, v.configHash, v.schemaHash)
 	out <- prometheus.MustNewConstMetric(s.reloads, prometheus.CounterValue, float64(s.g.loads.good.Load()), "success")
 	out <- prometheus.MustNewConstMetric(s.reloads, prometheus.CounterValue, float64(s.g.loads.bad.Load()), "failure")
 	out <- prometheus.MustNewConstMetric(s.shed, prometheus.CounterValue, float64(s.g.overload.byCalls.Load()), "calls")
@@ -100,14 +104,14 @@ func (s *state) Collect(out chan<- prometheus.Metric) {
 	gauge(s.memoryUsed, float64(used))
 	gauge(s.memoryLimit, float64(limit))
 	var issued, failed int64
-	for _, i := range s.g.view.Load().issuers {
+	for _, i := range v.issuers {
 		good, bad := i.Orders()
 		issued, failed = issued+good, failed+bad
 	}
 	out <- prometheus.MustNewConstMetric(s.acmeOrders, prometheus.CounterValue, float64(issued), "success")
 	out <- prometheus.MustNewConstMetric(s.acmeOrders, prometheus.CounterValue, float64(failed), "failure")
 	seen := map[string]bool{}
-	for _, l := range s.g.view.Load().servers {
+	for _, l := range v.servers {
 		name := l.server.Name()
 		if seen[name] { // two listeners may be given one name
 			continue

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
 
 	"transom/descriptors"
 	"transom/gateway/configfile"
@@ -214,7 +216,12 @@ func (g *Gateway) commit(ctx context.Context, p *plan) error {
 	if len(p.missing) == 0 {
 		g.started.Store(true)
 	}
-	g.view.Store(&view{cfg: p.cfg, servers: next, missing: p.missingNames(), issuers: issuersOf(p.builder.issuers)})
+	files := slices.SortedFunc(slices.Values(p.snapshot.schema.FileDescriptorSet().GetFile()),
+		func(a, b *descriptorpb.FileDescriptorProto) int { return strings.Compare(a.GetName(), b.GetName()) })
+	g.view.Store(&view{
+		cfg: p.cfg, servers: next, missing: p.missingNames(), issuers: issuersOf(p.builder.issuers),
+		configHash: hashOf(redacted(p.cfg)), schemaHash: hashOf(&descriptorpb.FileDescriptorSet{File: files}),
+	})
 	announce(g.health, p.snapshot.schema, len(p.missing) == 0)
 	g.loads.good.Add(1)
 	g.loads.ok.Store(true)

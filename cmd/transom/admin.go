@@ -123,7 +123,8 @@ func writeStatus(w io.Writer, s *adminv1.Status) error {
 	for _, m := range s.GetMissingDescriptors() {
 		fmt.Fprintf(tw, "waits for\t%s\n", m)
 	}
-	fmt.Fprintf(tw, "schema\t%d methods, %d routes\n", s.GetMethods(), s.GetRoutes())
+	fmt.Fprintf(tw, "configuration\t%s\n", s.GetConfigHash())
+	fmt.Fprintf(tw, "schema\t%s, %d methods, %d routes\n", s.GetSchemaHash(), s.GetMethods(), s.GetRoutes())
 	last := "ok"
 	if !s.GetReloads().GetLastSucceeded() {
 		last = "refused"

@@ -91,8 +91,11 @@ type Status struct {
 	MemoryBytes uint64 `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// 0 is no limit.
 	MemoryLimitBytes uint64 `protobuf:"varint,13,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Equal for transoms with the same configuration, but for its secrets, and with the same schema: 12 hexadecimal digits each.
+	ConfigHash    string `protobuf:"bytes,14,opt,name=config_hash,json=configHash,proto3" json:"config_hash,omitempty"`
+	SchemaHash    string `protobuf:"bytes,15,opt,name=schema_hash,json=schemaHash,proto3" json:"schema_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
@@ -214,6 +217,20 @@ func (x *Status) GetMemoryLimitBytes() uint64 {
 		return x.MemoryLimitBytes
 	}
 	return 0
+}
+
+func (x *Status) GetConfigHash() string {
+	if x != nil {
+		return x.ConfigHash
+	}
+	return ""
+}
+
+func (x *Status) GetSchemaHash() string {
+	if x != nil {
+		return x.SchemaHash
+	}
+	return ""
 }
 
 // Listener is one socket.
@@ -1758,7 +1775,7 @@ var File_transom_admin_v1_admin_proto protoreflect.FileDescriptor
 const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x1ctransom/admin/v1/admin.proto\x12\x10transom.admin.v1\x1a\x1cgoogle/api/annotations.proto\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etransom/config/v1/config.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xe4\x03\n" +
+	"\x10GetStatusRequest\"\xa6\x04\n" +
 	"\x06Status\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\bR\x05ready\x12\x1a\n" +
@@ -1776,7 +1793,11 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"goroutines\x18\v \x01(\rR\n" +
 	"goroutines\x12!\n" +
 	"\fmemory_bytes\x18\f \x01(\x04R\vmemoryBytes\x12,\n" +
-	"\x12memory_limit_bytes\x18\r \x01(\x04R\x10memoryLimitBytes\"\xac\x02\n" +
+	"\x12memory_limit_bytes\x18\r \x01(\x04R\x10memoryLimitBytes\x12\x1f\n" +
+	"\vconfig_hash\x18\x0e \x01(\tR\n" +
+	"configHash\x12\x1f\n" +
+	"\vschema_hash\x18\x0f \x01(\tR\n" +
+	"schemaHash\"\xac\x02\n" +
 	"\bListener\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +

@@ -49,17 +49,24 @@ func Watch(ctx context.Context, settle time.Duration, paths func() []string, rea
 		case <-time.After(pollEvery):
 			continue
 		}
-		for limit := time.After(maxSettles * settle); ; {
-			select {
-			case <-ctx.Done():
-				return
-			case <-events:
-				continue
-			case <-limit:
-			case <-time.After(settle):
-			}
-			break
+		rest(ctx, settle, events)
+		if ctx.Err() != nil {
+			return
 		}
+	}
+}
+
+// rest returns when there was no event for as long as settle, or 20 times as long has gone by, or ctx has ended.
+func rest(ctx context.Context, settle time.Duration, events <-chan fsnotify.Event) {
+	for limit := time.After(maxSettles * settle); ; {
+		select {
+		case <-ctx.Done():
+		case <-events:
+			continue
+		case <-limit:
+		case <-time.After(settle):
+		}
+		return
 	}
 }
 

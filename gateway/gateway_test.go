@@ -20,9 +20,11 @@ import (
 
 	"github.com/coder/websocket"
 	"go.uber.org/goleak"
+	"golang.org/x/net/dns/dnsmessage"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/reflection"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
@@ -264,8 +266,83 @@ func TestHashOnField(t *testing.T) {
 	}
 }
 
-// TestCheckTargets checks configurations by what their targets name. A name that cannot be resolved here is no fault, and nothing that
-// looks like one is written either.
+// noNames is a DNS server that knows no name. again is closed when the name is looked up for the second time, which is after the first
+// time came to nothing.
+func noNames(t *testing.T) (addr string, again <-chan struct{}) {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		var b [512]byte
+		for queries := 1; ; queries++ {
+			n, from, err := conn.ReadFrom(b[:])
+			if err != nil {
+				return
+			}
+			if queries == 3 { // a look-up asks for both kinds of address
+				close(second)
+			}
+			var m dnsmessage.Message
+			if m.Unpack(b[:n]) == nil {
+				m.Response, m.RCode, m.Additionals = true, dnsmessage.RCodeNameError, nil
+				if answer, err := m.Pack(); err == nil {
+					_, _ = conn.WriteTo(answer, from)
+				}
+			}
+		}
+	})
+	t.Cleanup(func() {
+		conn.Close()
+		wg.Wait()
+	})
+	return conn.LocalAddr().String(), second
+}
+
+// TestCheckNames: a name that cannot be resolved here is no fault, and nothing that looks like one is written either. The check takes until
+// the name has been looked up in vain, since another cluster's servers, which are asked for descriptors, answer only then.
+func TestCheckNames(t *testing.T) {
+	dns, again := noNames(t)
+	lis, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer(grpc.StreamInterceptor(func(s any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+		select {
+		case <-again:
+		case <-ss.Context().Done():
+		}
+		return h(s, ss)
+	}))
+	bankv1.RegisterAccountsServer(srv, accounts{})
+	reflection.Register(srv)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(lis) })
+	defer wg.Wait()
+	defer srv.Stop()
+	var log bytes.Buffer
+	err = gateway.Check(t.Context(), &configv1.Config{
+		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_Reflection_{Reflection: &configv1.DescriptorSource_Reflection{Cluster: "asked"}}}},
+		Clusters: map[string]*configv1.Cluster{
+			"asked":   {Target: "static:///" + lis.Addr().String(), NoHealthCheck: true},
+			"nowhere": {Target: "dns://" + dns + "/nowhere.invalid.:1"},
+		},
+		Policies: []*configv1.Policy{{Selector: []string{"*"}, Cluster: "nowhere"}},
+	}, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	if err != nil || log.Len() > 0 {
+		t.Errorf("%v; written: %s", err, log.String())
+	}
+	select {
+	case <-again:
+	default:
+		t.Error("the check was over before the name was looked up in vain")
+	}
+}
+
+// TestCheckTargets checks configurations by what their targets name.
 func TestCheckTargets(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{"good": `endpoints: [{address: "127.0.0.1:1"}]`, "bad": `endpoints: [{adress: "127.0.0.1:1"}]`} {
@@ -274,10 +351,9 @@ func TestCheckTargets(t *testing.T) {
 		}
 	}
 	for target, want := range map[string]string{
-		"file://" + dir + "/good":  "",
-		"file://" + dir + "/bad":   "clusters[bank].target: endpoint file " + dir + "/bad: line 1: an endpoint has address, ",
-		"file://" + dir + "/none":  "clusters[bank].target: endpoint file " + dir + "/none: open ",
-		"dns:///nowhere.invalid:1": "",
+		"file://" + dir + "/good": "",
+		"file://" + dir + "/bad":  "clusters[bank].target: endpoint file " + dir + "/bad: line 1: an endpoint has address, ",
+		"file://" + dir + "/none": "clusters[bank].target: endpoint file " + dir + "/none: open ",
 	} {
 		var log bytes.Buffer
 		err := gateway.Check(t.Context(), &configv1.Config{

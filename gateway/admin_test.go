@@ -112,7 +112,9 @@ func TestConfigHash(t *testing.T) {
 	replace(t, extra, "syntax = \"proto3\";\npackage extra;\nmessage M {}\n")
 	first := &configv1.DescriptorSource{Source: &configv1.DescriptorSource_File{File: descriptorSet(t)}}
 	second := &configv1.DescriptorSource{Source: &configv1.DescriptorSource_Proto{Proto: &configv1.DescriptorSource_ProtoFiles{Roots: []string{dir}, Files: []string{"extra.proto"}}}}
-	redis := func(password string) *configv1.Redis { return &configv1.Redis{Addresses: []string{"127.0.0.1:1"}, Password: password} }
+	redis := func(password string) *configv1.Redis {
+		return &configv1.Redis{Addresses: []string{"127.0.0.1:1"}, Password: password}
+	}
 	hashes := func(change func(*configv1.Config)) (config, schema string) {
 		t.Helper()
 		g, _ := start(t, func(c *configv1.Config) {

@@ -116,7 +116,7 @@ func newGateway(log *slog.Logger) *Gateway {
 	return g
 }
 
-// Follow names the file that the configuration came from: Refresh reads it again, and Run watches it, and the files that it
+// Follow names the file that the configuration came from: Refresh reads it again, and Run watches it as it does the files that it
 // names, unless the configuration says not to. It must be called before Run.
 func (g *Gateway) Follow(path string) {
 	g.mu.Lock()

@@ -51,7 +51,7 @@ func newState(g *Gateway) *state {
 		build:               d("transom_build_info", "Always 1; the version is a label.", "version"),
 		ready:               d("transom_ready", "1 while clients should come."),
 		draining:            d("transom_draining", "1 from the start of a drain."),
-		reloadOK:            d("transom_config_last_reload_successful", "1 if the last reload of configuration or descriptors was."),
+		reloadOK:            d("transom_config_last_reload_successful", "1 unless configuration or descriptors, as they were last read, are refused."),
 		reloadAt:            d("transom_config_last_reload_success_timestamp_seconds", "When the last successful reload was."),
 		reloads:             d("transom_config_reloads_total", "Reloads of configuration or descriptors; the start is one.", "result"),
 		hash:                d("transom_config_hash_info", "Always 1; the labels tell the configuration in force, but for its secrets, and the schema: equal ones have equal hashes.", "config_hash", "schema_hash"),

@@ -35,10 +35,15 @@ type serving struct {
 // loads are the reloads so far.
 type loads struct {
 	good, bad atomic.Int64
-	// ok says how the last one went, at when the last good one was, in Unix nanoseconds.
+	// ok says that nothing is refused that should be in force, at when the last good one was, in Unix nanoseconds.
 	ok atomic.Bool
 	at atomic.Int64
+	// refused is what is at fault as it was last read. Gateway.mu guards it.
+	refused map[string]bool
 }
+
+// configuration is what loads call the configuration file and what it names.
+const configuration = "configuration"
 
 // plan is a compiled configuration that is not in force yet. Its Snapshot must be released or put in force.
 type plan struct {
@@ -58,6 +63,9 @@ func (g *Gateway) Reload(ctx context.Context, cfg *configv1.Config) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	cfg, _ = proto.Clone(cfg).(*configv1.Config)
+	if g.file == "" {
+		g.digest = digestOf(watchedFiles(cfg)) // as of before they are read
+	}
 	return g.reload(ctx, cfg)
 }
 
@@ -66,13 +74,18 @@ func (g *Gateway) Reload(ctx context.Context, cfg *configv1.Config) error {
 func (g *Gateway) Refresh(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.refresh(ctx)
+}
+
+// refresh does the work of Refresh with mu held.
+func (g *Gateway) refresh(ctx context.Context) error {
+	// Taken before the files are read: what changes meanwhile is noticed.
+	files := g.watched()
+	g.digest = digestOf(files)
 	err := func() error {
 		if g.file == "" {
 			return g.reload(ctx, g.cfg)
 		}
-		// Taken before the files are read: what changes meanwhile is noticed.
-		files := g.watched()
-		g.digest = digestOf(files)
 		file, err := configfile.Load(g.file)
 		if err != nil {
 			return err
@@ -83,7 +96,7 @@ func (g *Gateway) Refresh(ctx context.Context) error {
 		}
 		return err
 	}()
-	g.loaded(ctx, "configuration", err)
+	g.loaded(ctx, configuration, err)
 	return err
 }
 
@@ -93,15 +106,27 @@ func (g *Gateway) reload(ctx context.Context, cfg *configv1.Config) error {
 		return errors.New("the gateway is shutting down")
 	}
 	p, err := g.compile(ctx, cfg, fresh{})
-	if err != nil {
-		return err
+	if err == nil {
+		err = g.commit(ctx, p)
 	}
-	return g.commit(ctx, p)
+	if err == nil {
+		clear(g.loads.refused) // all has been read anew
+		g.loads.ok.Store(true)
+	}
+	return err
 }
 
-// loaded logs and counts how a reload went.
+// loaded logs and counts how a reload went. mu is held.
 func (g *Gateway) loaded(ctx context.Context, what string, err error) {
-	g.loads.ok.Store(err == nil)
+	if err == nil {
+		delete(g.loads.refused, what)
+	} else {
+		if g.loads.refused == nil {
+			g.loads.refused = map[string]bool{}
+		}
+		g.loads.refused[what] = true
+	}
+	g.loads.ok.Store(len(g.loads.refused) == 0)
 	if err != nil {
 		g.loads.bad.Add(1)
 		for _, e := range flatten(err) {
@@ -224,7 +249,6 @@ func (g *Gateway) commit(ctx context.Context, p *plan) error {
 	})
 	announce(g.health, p.snapshot.schema, len(p.missing) == 0)
 	g.loads.good.Add(1)
-	g.loads.ok.Store(true)
 	g.loads.at.Store(time.Now().UnixNano())
 	select {
 	case g.wake <- struct{}{}:

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -281,6 +282,92 @@ func TestReloadDescriptors(t *testing.T) {
 				t.Errorf("the method that stays answers %d", code)
 			}
 		})
+	}
+}
+
+// TestReloadRecovers damages a descriptor set, and then puts one there that is refused: both count as refused reloads, as the status says
+// until the set that is in force is back. A configuration that needs other descriptors is put in force when they come.
+func TestReloadRecovers(t *testing.T) {
+	backend, set := startBank(t), descriptorSet(t)
+	whole, err := os.ReadFile(set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "transom.yaml")
+	config := fmt.Sprintf("listeners: [{address: \"127.0.0.1:0\"}]\nadmin: {address: \"127.0.0.1:0\"}\ndescriptors: [{file: %s}]\nclusters: {bank: {target: \"static:///%s\"}}\n", set, backend)
+	replace(t, path, config+"reload: {refuse_breaking: true}\n")
+	g, lines := serveFile(t, path)
+	status := func(refused int, ok string) {
+		t.Helper()
+		_, body := ask(t, g, "GET", "/v1/status", nil)
+		var s struct {
+			Reloads struct {
+				Failed        int
+				LastSucceeded bool
+			}
+		}
+		if err := json.Unmarshal([]byte(body), &s); err != nil || s.Reloads.Failed != refused || s.Reloads.LastSucceeded != (ok == "ok") {
+			t.Errorf("reloads %+v, want %d refused, the last %s", s.Reloads, refused, ok)
+		}
+		if _, body = ask(t, g, "GET", "/metrics", nil); strings.Contains(body, "transom_config_last_reload_successful 1\n") != (ok == "ok") {
+			t.Errorf("the metric does not say %s", ok)
+		}
+		if code, _ := get(t, fmt.Sprintf("http://%s/v1/customers/7/accounts/1", g.Addrs()[0])); code != 200 {
+			t.Errorf("a call: %d", code)
+		}
+	}
+	status(0, "ok")
+	replace(t, set, string(whole[:len(whole)/2]))
+	lines.await(t, "reload refused", "descriptors of", "bank.binpb")
+	status(1, "refused")
+	replace(t, set, string(whole))
+	lines.await(t, "msg=reloaded", "descriptors of")
+	status(1, "ok")
+	replace(t, set, withoutService(t, set, "Support"))
+	lines.await(t, "reload refused", "Support.Chat is removed")
+	status(2, "refused")
+	replace(t, set, string(whole))
+	lines.await(t, "msg=reloaded", "descriptors of")
+	status(2, "ok")
+
+	replace(t, path, config)
+	lines.await(t, "msg=reloaded", "what=configuration")
+	replace(t, set, withoutService(t, set, "Support"))
+	lines.await(t, "msg=reloaded", "descriptors of")
+	replace(t, path, config+"policies: [{selector: bank.v1.Support.Chat, stream_timeout: 1h}]\n")
+	lines.await(t, "reload refused", "transom.yaml:5:", "Support.Chat")
+	status(3, "refused")
+	replace(t, set, string(whole))
+	lines.await(t, "msg=reloaded", "what=configuration")
+	status(3, "ok")
+	if _, body := ask(t, g, "GET", "/v1/methods?prefix=bank.v1.Support.Chat", nil); !strings.Contains(body, `"3600s"`) {
+		t.Errorf("the policy is not in force: %s", body)
+	}
+}
+
+// TestWatchWithoutFile: the files that a configuration names are followed though it is itself none.
+func TestWatchWithoutFile(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := pair(t, dir, "a", "a.example")
+	log, lines := newLog()
+	g, err := gateway.New(t.Context(), &configv1.Config{
+		Listeners:   []*configv1.Listener{{Address: "127.0.0.1:0", Tls: &configv1.TLS{Certificate: cert, Key: key}}},
+		Descriptors: []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_File{File: descriptorSet(t)}}},
+		Clusters:    map[string]*configv1.Cluster{"bank": {Target: "static:///" + startBank(t)}},
+	}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(t.Context()))
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = g.Run(ctx) })
+	defer wg.Wait()
+	defer stop()
+	first := leaf(t, g.Addrs()[0], "a.example")
+	pair(t, dir, "a", "a.example")
+	lines.await(t, "msg=reloaded")
+	if bytes.Equal(first.Raw, leaf(t, g.Addrs()[0], "a.example").Raw) {
+		t.Error("the old certificate is still shown")
 	}
 }
 

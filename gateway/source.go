@@ -91,7 +91,8 @@ func (c changed) read(_ context.Context, key string, _, known *source) (*descrip
 	return known.set, nil
 }
 
-// descriptorsChanged puts in force what a source says anew. If that does not compile, all stays as it was.
+// descriptorsChanged puts in force what a source says anew. If that cannot be read or does not compile, all stays as it was. A
+// configuration that was refused may be sound with it, and is tried again.
 func (g *Gateway) descriptorsChanged(ctx context.Context, key string, set *descriptors.Set, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -99,28 +100,29 @@ func (g *Gateway) descriptorsChanged(ctx context.Context, key string, set *descr
 	if s == nil || ctx.Err() != nil {
 		return // no longer wanted
 	}
-	if err != nil {
+	what := "descriptors of " + s.from.String()
+	switch {
+	case err != nil && s.mayMiss:
 		g.log.LogAttrs(ctx, slog.LevelWarn, "descriptors can't be read", slog.String("source", s.from.String()), slog.String("error", err.Error()))
 		return
+	case err != nil:
+	case s.set == nil || s.set.Digest() != set.Digest():
+		var p *plan
+		if p, err = g.compile(ctx, g.cfg, changed{key, set}); err == nil {
+			err = g.commit(ctx, p)
+		}
+	case !g.loads.refused[what]:
+		return // it is what is in force
 	}
-	if s.set != nil && s.set.Digest() == set.Digest() {
-		return
+	g.loaded(ctx, what, g.locate(err))
+	if err == nil && g.loads.refused[configuration] && !g.cfg.GetReload().GetNoWatch() {
+		_ = g.refresh(ctx) // it says itself what is wrong
 	}
-	p, err := g.compile(ctx, g.cfg, changed{key, set})
-	if err == nil {
-		err = g.commit(ctx, p)
-	}
-	g.loaded(ctx, "descriptors of "+s.from.String(), g.locate(err))
 }
 
-// watch follows the configuration file and the files that it names until ctx ends.
+// watch follows the configuration file and the files that are named in it until ctx ends. Without a file it follows those that the
+// configuration names all the same.
 func (g *Gateway) watch(ctx context.Context) {
-	g.mu.Lock()
-	off := g.file == "" || g.cfg.GetReload().GetNoWatch()
-	g.mu.Unlock()
-	if off {
-		return
-	}
 	paths := func() []string {
 		g.mu.Lock()
 		defer g.mu.Unlock()
@@ -128,7 +130,7 @@ func (g *Gateway) watch(ctx context.Context) {
 	}
 	descriptors.Watch(ctx, descriptors.Settle, paths, func() {
 		g.mu.Lock()
-		same := digestOf(g.watched()) == g.digest
+		same := g.cfg.GetReload().GetNoWatch() || digestOf(g.watched()) == g.digest
 		g.mu.Unlock()
 		if !same && ctx.Err() == nil {
 			_ = g.Refresh(ctx) // it says itself what is wrong
@@ -138,5 +140,9 @@ func (g *Gateway) watch(ctx context.Context) {
 
 // watched are the configuration file and those it names. g.mu is held.
 func (g *Gateway) watched() []string {
-	return append([]string{g.file}, watchedFiles(g.cfg)...)
+	files := watchedFiles(g.cfg)
+	if g.file != "" {
+		files = append(files, g.file)
+	}
+	return files
 }

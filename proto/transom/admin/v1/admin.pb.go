@@ -415,7 +415,7 @@ type Reloads struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Succeeded uint32                 `protobuf:"varint,1,opt,name=succeeded,proto3" json:"succeeded,omitempty"`
 	Failed    uint32                 `protobuf:"varint,2,opt,name=failed,proto3" json:"failed,omitempty"`
-	// Whether the last one succeeded.
+	// Whether configuration and descriptors are in force as they were last read.
 	LastSucceeded   bool                   `protobuf:"varint,3,opt,name=last_succeeded,json=lastSucceeded,proto3" json:"last_succeeded,omitempty"`
 	LastSuccessTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_success_time,json=lastSuccessTime,proto3" json:"last_success_time,omitempty"`
 	unknownFields   protoimpl.UnknownFields

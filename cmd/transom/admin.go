@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -42,6 +43,9 @@ const adminTimeout = 30 * time.Second
 // call runs fn with a client of the running transom.
 func (f *adminFlags) call(ctx context.Context, fn func(context.Context, adminv1.AdminClient) error) error {
 	target := f.address
+	if _, _, err := net.SplitHostPort(target); !strings.HasPrefix(target, "unix:/") && (err != nil || strings.HasPrefix(target, "unix:")) {
+		return usageError{fmt.Errorf("admin listener %q: want host:port or unix:/path", target)}
+	}
 	if path, ok := strings.CutPrefix(target, "unix:"); ok {
 		target = "unix:" + (&url.URL{Path: "/" + strings.TrimLeft(path, "/")}).EscapedPath()
 	} else {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -49,9 +50,38 @@ func command() *cobra.Command {
 	}
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetHelpCommand(helpCommand(root))
 	root.AddCommand(serveCommand(), checkCommand(), routesCommand(), explainCommand(), demoCommand(), versionCommand(),
 		statusCommand(), clustersCommand(), usageCommand(), purgeCommand(), reloadCommand(), logLevelCommand(), drainCommand(), healthcheckCommand())
+	// Cobra's own prints its help for a shell that it does not know, and is content.
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() == "completion" {
+			cmd.Args = knownCommand
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
 	return root
+}
+
+// helpCommand is cobra's, but that what is no command is a fault.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show how a command is used",
+		RunE: func(_ *cobra.Command, args []string) error {
+			cmd := root
+			for _, name := range args {
+				i := slices.IndexFunc(cmd.Commands(), func(c *cobra.Command) bool { return c.Name() == name })
+				if i < 0 {
+					return knownCommand(cmd, []string{name})
+				}
+				cmd = cmd.Commands()[i]
+			}
+			cmd.InitDefaultHelpFlag()
+			return cmd.Help()
+		},
+	}
 }
 
 // knownCommand refuses what is no command, with those that are spelt like it.

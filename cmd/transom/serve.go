@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"time"
 
@@ -29,6 +30,8 @@ type sourceFlags struct {
 	maxMessage  uint32
 	warmup      time.Duration
 	admin       string
+	// given reports whether a flag is.
+	given func(flag string) bool
 }
 
 func (f *sourceFlags) register(cmd *cobra.Command) {
@@ -44,13 +47,16 @@ func (f *sourceFlags) register(cmd *cobra.Command) {
 	fl.StringVar(&f.admin, "admin-listen", "", "loopback `HOST:PORT`, or unix:/path, for operators: health, metrics, transom status")
 	fl.Uint32Var(&f.maxMessage, "max-message-bytes", 0, "largest message in bytes (default 4 MiB)")
 	fl.DurationVar(&f.warmup, "warmup", 90*time.Second, "how long a new server gets less than its full share")
+	f.given = fl.Changed
 }
 
 // load gives the configuration and, if it came from a file, the file for the positions of faults.
 func (f *sourceFlags) load() (*configv1.Config, *configfile.File, error) {
 	if f.config != "" {
-		if len(f.listen)+len(f.listenTLS)+len(f.descriptors)+len(f.upstreams)+len(f.admin) > 0 {
-			return nil, nil, usageError{errors.New("--config stands alone: put listeners, descriptors and upstreams into the file")}
+		for _, flag := range [...]string{"listen", "listen-tls", "tls-cert", "tls-key", "http3", "descriptors", "upstream", "admin-listen", "max-message-bytes", "warmup"} {
+			if f.given(flag) || flag == "descriptors" && len(f.descriptors) > 0 {
+				return nil, nil, usageError{fmt.Errorf("--config stands alone: what --%s says goes into the file", flag)}
+			}
 		}
 		file, err := configfile.Load(f.config)
 		if err != nil {
@@ -64,8 +70,16 @@ func (f *sourceFlags) load() (*configv1.Config, *configfile.File, error) {
 	if len(f.listenTLS) > 0 && (f.cert == "" || f.key == "") {
 		return nil, nil, usageError{errors.New("--listen-tls needs --tls-cert and --tls-key")}
 	}
-	if f.http3 && len(f.listenTLS) == 0 {
-		return nil, nil, usageError{errors.New("--http3 needs --listen-tls")}
+	for _, flag := range [...]string{"http3", "tls-cert", "tls-key"} {
+		if f.given(flag) && len(f.listenTLS) == 0 {
+			return nil, nil, usageError{fmt.Errorf("--%s needs --listen-tls", flag)}
+		}
+	}
+	if f.warmup < 0 || f.warmup > time.Hour {
+		return nil, nil, usageError{fmt.Errorf("--warmup: %v is not 0s … 1h", f.warmup)}
+	}
+	if f.maxMessage > math.MaxInt32 {
+		return nil, nil, usageError{fmt.Errorf("--max-message-bytes: %d is more than 2 GiB - 1", f.maxMessage)}
 	}
 	const name = "default"
 	cfg := &configv1.Config{

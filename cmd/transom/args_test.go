@@ -1,0 +1,118 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"transom/cmd/transom/demo/bank"
+)
+
+// TestArguments: what is wrong with a command line is said, and is an error; nothing of it is passed over. Faults of the command line
+// itself, which exit with 2, are told from those of what it names.
+func TestArguments(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, content []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	set := write("bank.binpb", bank.DescriptorSet())
+	cut := write("cut.binpb", bank.DescriptorSet()[:300])
+	config := write("transom.yaml", []byte("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: "+set+"}]\nclusters: {bank: {target: \"static:///127.0.0.1:1\"}}\n"))
+	broken := write("broken.yaml", []byte("listeners: [{adress: a}]\n"))
+	const usage, fault = true, false
+	simple := "--upstream 127.0.0.1:1 --descriptors " + set
+	for _, tc := range []struct {
+		args  string
+		usage bool
+		want  string // "" if nothing is wrong
+	}{
+		{"nonsense", usage, `unknown command "nonsense"`},
+		{"serv", usage, "did you mean serve?"},
+		{"--nope", usage, "unknown flag: --nope"},
+		{"help", usage, ""},
+		{"help serve", usage, ""},
+		{"help completion bash", usage, ""},
+		{"help serv", usage, "did you mean serve?"},
+		{"help completion tcsh", usage, `unknown command "tcsh"`},
+		{"completion", usage, ""},
+		{"completion bash", usage, ""},
+		{"completion tcsh", usage, `unknown command "tcsh"`},
+		{"version", usage, ""},
+		{"version x", usage, `unexpected argument "x"`},
+		{"demo x", usage, `unexpected argument "x"`},
+
+		{"serve", usage, "--upstream TARGET"},
+		{"serve --listen", usage, "flag needs an argument: --listen"},
+		{"serve " + simple, usage, "say where to listen"},
+		{"serve --listen nonsense " + simple, usage, `listen address "nonsense": want HOST:PORT`},
+		{"serve --listen :99999 " + simple, fault, "listeners[0].address: want host:port"},
+		{"serve --listen 127.0.0.1:0 --upstream a:1 --upstream b:1", usage, "more clusters need --config"},
+		{"serve --listen-tls :0 " + simple, usage, "--listen-tls needs --tls-cert and --tls-key"},
+		{"serve --config " + filepath.Join(dir, "none"), fault, "no such file"},
+		{"serve --config " + dir, fault, "is a directory"},
+		{"serve --config " + broken, fault, broken + ":1:14: "},
+
+		{"check " + simple, usage, ""},
+		{"check --config " + config, usage, ""},
+		{"check " + simple + " extra", usage, `unexpected argument "extra"`},
+		{"check --config " + broken, fault, broken + ":1:14: "},
+		{"check --upstream nowhere --descriptors " + set, fault, `clusters[default].target: "nowhere" must be host:port`},
+		{"check --upstream 127.0.0.1:1 --descriptors " + cut, fault, "descriptors[0]: descriptor set " + cut + ": file at byte 0"},
+		{"check --upstream 127.0.0.1:1 --descriptors " + filepath.Join(dir, "none"), fault, "no such file"},
+		{"check --http3 " + simple, usage, "--http3 needs --listen-tls"},
+		{"check --tls-cert a " + simple, usage, "--tls-cert needs --listen-tls"},
+		{"check --tls-key a " + simple, usage, "--tls-key needs --listen-tls"},
+		{"check --warmup -5s " + simple, usage, "--warmup: -5s is not 0s … 1h"},
+		{"check --warmup soon " + simple, usage, "--warmup"},
+		{"check --max-message-bytes 4294967295 " + simple, usage, "--max-message-bytes: 4294967295 is more"},
+		{"check --admin-listen 0.0.0.0:1 " + simple, fault, "is not a loopback address"},
+		{"check --against unix:here " + simple, usage, "want host:port or unix:/path"},
+		{"check --config " + config + " --http3", usage, "what --http3 says goes into the file"},
+		{"check --config " + config + " --warmup 1s", usage, "what --warmup says goes into the file"},
+		{"check --config " + config + " --max-message-bytes 1", usage, "what --max-message-bytes says goes into the file"},
+		{"check --config " + config + " --tls-cert a", usage, "what --tls-cert says goes into the file"},
+		{"check --config " + config + " --listen :1", usage, "what --listen says goes into the file"},
+
+		{"routes", usage, "name a descriptor set"},
+		{"routes " + set, usage, ""},
+		{"routes " + set + " --config " + config, usage, "what --descriptors says goes into the file"},
+		{"routes " + cut, fault, "descriptor set " + cut},
+		{"explain " + simple, usage, "name one method"},
+		{"explain a b " + simple, usage, "name one method"},
+		{"explain bank.v1.Accounts.Nope " + simple, fault, "there is no method bank.v1.Accounts.Nope"},
+
+		{"status --admin=", usage, `admin listener "": want host:port or unix:/path`},
+		{"status --admin nonsense", usage, `admin listener "nonsense": want host:port or unix:/path`},
+		{"status --admin unix:here", usage, `admin listener "unix:here": want host:port or unix:/path`},
+		{"status --admin 127.0.0.1:1", fault, "no answer: "},
+		{"status --admin 127.0.0.1:1 --admin-token-file " + filepath.Join(dir, "none"), fault, "no such file"},
+		{"healthcheck --admin 127.0.0.1:1", fault, "no answer: "},
+		{"clusters extra", usage, `unexpected argument "extra"`},
+		{"usage --previous=maybe", usage, "--previous"},
+		{"purge --method", usage, "flag needs an argument: --method"},
+		{"log-level info warn", usage, `unexpected argument "warn"`},
+	} {
+		cmd := command()
+		cmd.SetArgs(strings.Fields(tc.args))
+		cmd.SetOut(io.Discard)
+		cmd.SetErr(new(bytes.Buffer))
+		err := cmd.ExecuteContext(t.Context())
+		switch {
+		case tc.want == "" && err != nil:
+			t.Errorf("transom %s: %v", tc.args, err)
+		case tc.want == "":
+		case err == nil || !strings.Contains(err.Error(), tc.want):
+			t.Errorf("transom %s: %v, want %s", tc.args, err, tc.want)
+		case errors.As(err, new(usageError)) != tc.usage:
+			t.Errorf("transom %s: %v; a fault of the command line: %v, want %v", tc.args, err, !tc.usage, tc.usage)
+		}
+	}
+}

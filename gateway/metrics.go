@@ -66,7 +66,7 @@ func newState(g *Gateway) *state {
 		endpointUtilization: d("transom_cluster_endpoint_utilization", "What the endpoint last reported; only of clusters with up to 100 endpoints.", "transom_cluster", "endpoint"),
 		memoryUsed:          d("transom_memory_used_bytes", "Memory that counts towards the limit."),
 		shed:                d("transom_calls_shed_total", "Calls turned away because of overload.", "reason"),
-		refused:             d("transom_connections_refused_total", "TCP connections closed because there were too many.", "listener"),
+		refused:             d("transom_connections_refused_total", "Connections closed, or not taken, because there were too many.", "listener"),
 		mirrored:            d("transom_mirrored_calls_total", "Copies of calls by the cluster that they went to: sent and ended well (ok) or not (failed), or never sent because there were too many at a time (dropped).", "transom_cluster", "result"),
 		mirrorsInFlight:     d("transom_mirrored_calls_in_flight", "Copies of calls under way.", "transom_cluster"),
 		acmeOrders:          d("transom_acme_orders_total", "Certificates asked for from an authority (tls.acme), and got or not; of the configuration in force.", "result"),

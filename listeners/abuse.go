@@ -226,6 +226,20 @@ func (a *quicAcceptor) wait(ctx context.Context) error {
 	}
 }
 
+// entered is serve for connections for which there is room; others are closed. A connection is here once its handshake is over, so
+// that its address is its client's, and nobody takes the room of another.
+func (s *Server) entered(serve func(*quic.Conn)) func(*quic.Conn) {
+	return func(conn *quic.Conn) {
+		client, ok := s.door3.enter(conn.RemoteAddr(), s.proxies)
+		if !ok {
+			_ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad), errFull.Error())
+			return
+		}
+		defer s.door3.leave(client)
+		serve(conn)
+	}
+}
+
 // serveQUIC serves HTTP/3 on a connection to its end, by an http3.Server of its own: quic-go tells all connections of a Server
 // at once to go, and old ones go alone.
 func (s *Server) serveQUIC(conn *quic.Conn) {
@@ -265,7 +279,7 @@ var errFull = errors.New("too many connections")
 // admitQUIC refuses connections for which there is no room.
 func (s *Server) admitQUIC(*quic.ClientInfo) (*quic.Config, error) {
 	if s.quics.Load() >= int64(s.cfg.Limits.MaxConns) {
-		s.door.refused.Add(1)
+		s.door3.refused.Add(1)
 		return nil, errFull
 	}
 	return s.h3.QUICConfig, nil

@@ -2,8 +2,10 @@ package listeners_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -21,10 +23,10 @@ import (
 	"transom/rpc"
 )
 
-// listenAged runs a Server until the test ends, whose connections become old soon. Its calls wait for goOn.
+// listenAged runs a Server until the test ends, whose connections become old soon unless cfg says otherwise. Its calls wait for goOn.
 func listenAged(t *testing.T, cfg listeners.Config, goOn <-chan struct{}) *listeners.Server {
 	t.Helper()
-	cfg.Address, cfg.Limits.MaxAge = "127.0.0.1:0", time.Second
+	cfg.Address, cfg.Limits.MaxAge = "127.0.0.1:0", cmp.Or(cfg.Limits.MaxAge, time.Second)
 	log := slog.New(slog.DiscardHandler)
 	front := listeners.NewFront(listeners.FrontConfig{HealthPath: "/healthz"}, newView(t, func(ctx context.Context, call *rpc.Call) error {
 		select {
@@ -166,4 +168,53 @@ func TestAgeHTTP3(t *testing.T) {
 		t.Fatalf("on a new connection: %v", err)
 	}
 	resp.Body.Close()
+}
+
+// TestQUICConnectionsPerClient: of one client, QUIC connections beyond the limit are closed, with WebTransport and without, and let in once
+// another has gone.
+func TestQUICConnectionsPerClient(t *testing.T) {
+	cert, pool := certificate(t)
+	for _, webTransport := range []bool{false, true} {
+		srv := listenAged(t, listeners.Config{
+			TLS: &tls.Config{Certificates: []tls.Certificate{cert}}, HTTP3: true, WebTransport: webTransport, Limits: listeners.Limits{MaxConnsPerIP: 2, MaxAge: time.Hour},
+		}, nil)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		// ask opens a connection and sends a request.
+		ask := func() (*quic.Conn, error) {
+			conn, err := quic.DialAddr(ctx, srv.Addr().String(), &tls.Config{RootCAs: pool, ServerName: "127.0.0.1", NextProtos: []string{"h3"}}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := httptest.NewRequestWithContext(ctx, http.MethodGet, "https://"+srv.Addr().String()+"/healthz", nil)
+			r.RequestURI = ""
+			resp, err := (&http3.Transport{}).NewClientConn(conn).RoundTrip(r)
+			if err == nil {
+				resp.Body.Close()
+			}
+			return conn, err
+		}
+		first, err := ask()
+		second, err2 := ask()
+		if err != nil || err2 != nil {
+			t.Fatal(err, err2)
+		}
+		defer func() { _ = second.CloseWithError(0, "") }()
+		if _, err := ask(); err == nil {
+			t.Errorf("WebTransport %v: a third connection is served", webTransport)
+		}
+		if n := srv.Refused(); n != 1 {
+			t.Errorf("WebTransport %v: %d are refused", webTransport, n)
+		}
+		_ = first.CloseWithError(0, "")
+		for err = errors.New("not tried"); err != nil; {
+			var c *quic.Conn
+			if c, err = ask(); err == nil {
+				_ = c.CloseWithError(0, "")
+			}
+			if ctx.Err() != nil {
+				t.Fatalf("WebTransport %v: no room after one has gone: %v", webTransport, err)
+			}
+		}
+	}
 }

@@ -78,11 +78,11 @@ func (d *door) enter(peer net.Addr, shared func(netip.Addr) bool) (client netip.
 	if d.perClient == 0 {
 		return client, true
 	}
-	tcp, isTCP := peer.(*net.TCPAddr)
-	if !isTCP || shared(tcp.AddrPort().Addr().Unmap()) {
+	socket, ok := peer.(interface{ AddrPort() netip.AddrPort }) // of TCP or UDP
+	if !ok || shared(socket.AddrPort().Addr().Unmap()) {
 		return client, true
 	}
-	client = clientOf(tcp.AddrPort().Addr())
+	client = clientOf(socket.AddrPort().Addr())
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.clients[client] >= d.perClient {
@@ -307,4 +307,4 @@ func (s *Server) redirect(port int) http.Handler {
 }
 
 // Refused counts the connections for which there was no room.
-func (s *Server) Refused() int64 { return s.door.refused.Load() }
+func (s *Server) Refused() int64 { return s.door.refused.Load() + s.door3.refused.Load() }

@@ -108,9 +108,9 @@ type Limits struct {
 	MaxStreams int
 	// WriteStall is how long the client of an HTTP/2 connection may take none of what is ready for it; default 30 s.
 	WriteStall time.Duration
-	// MaxConns limits the TCP connections at a time, and the QUIC connections; default 50,000. MaxConnsPerIP limits the TCP
-	// connections of one client address, of IPv6 one /64, but not of load balancers in ProxyFrom; default none. Those beyond
-	// are closed unanswered.
+	// MaxConns limits the TCP connections at a time, and the QUIC connections; default 50,000. MaxConnsPerIP limits those of one
+	// client address, of IPv6 one /64, but not of load balancers in ProxyFrom; default none. Those beyond are closed
+	// unanswered.
 	MaxConns, MaxConnsPerIP int
 }
 
@@ -161,7 +161,7 @@ type Server struct {
 	quic              *quic.Transport // serves h3
 	accept3           quicAcceptor
 	wt                *wtServer // serves h3; nil without WebTransport
-	door              door
+	door, door3       door      // of TCP and QUIC
 	proxies           func(netip.Addr) bool
 	// conns and quics count open connections of net/http and of QUIC.
 	conns, quics atomic.Int64
@@ -211,6 +211,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 	s := &Server{cfg: cfg, sockets: front.sockets, log: log, tcp: tcp, udp: socks.UDP, turn: socks.Turn, accepted: make(chan struct{}), leaving: make(chan struct{}), quicOver: make(chan struct{})}
 	s.front.Store(front)
 	s.proxies, s.door.limit, s.door.perClient = proxies, cfg.Limits.MaxConns, cfg.Limits.MaxConnsPerIP
+	s.door3.limit, s.door3.perClient = cfg.Limits.MaxConns, cfg.Limits.MaxConnsPerIP
 	s.calls, s.cut = context.WithCancelCause(context.WithoutCancel(ctx))
 	var handler http.Handler = http.HandlerFunc(s.serve)
 	if cfg.RedirectPort != 0 {
@@ -491,9 +492,9 @@ func (s *Server) serveHTTP3() error {
 	}
 	defer func() { _ = ln.Close() }()
 	if s.wt != nil {
-		return s.accept3.serve(ln, s.wt.serve)
+		return s.accept3.serve(ln, s.entered(s.wt.serve))
 	}
-	return s.accept3.serve(ln, s.serveQUIC)
+	return s.accept3.serve(ln, s.entered(s.serveQUIC))
 }
 
 // QUICOver is closed when the Server reads no more from its UDP socket, or has none, which is after Drain: whoever has the

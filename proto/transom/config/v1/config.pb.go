@@ -3930,7 +3930,8 @@ type Limits struct {
 	// TCP connections at a time, of the listener, and as many QUIC connections; those beyond are closed unanswered. Default
 	// 50000.
 	Connections uint32 `protobuf:"varint,40,opt,name=connections,proto3" json:"connections,omitempty"`
-	// TCP connections at a time, of one client address (IPv6: of one /64). Default: as many as connections.
+	// TCP connections at a time, of one client address (IPv6: of one /64), and as many QUIC connections. Default: as many as
+	// connections.
 	ConnectionsPerIp uint32 `protobuf:"varint,41,opt,name=connections_per_ip,json=connectionsPerIp,proto3" json:"connections_per_ip,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache

@@ -75,9 +75,10 @@ type wtSession struct {
 	cut     context.CancelCauseFunc
 	calls   sync.WaitGroup
 
-	mu      sync.Mutex
+	mu      sync.Mutex // guards what follows
 	open    int
 	leaving bool
+	idle    *time.Timer // ends a session without calls; nil for never
 }
 
 // serveSession runs a session to its end.
@@ -107,6 +108,10 @@ func (s *wtServer) serveSession(w http.ResponseWriter, r *http.Request) {
 	}
 	t.ctx, t.cut = context.WithCancelCause(context.WithoutCancel(r.Context()))
 	t.request = r.WithContext(t.ctx)
+	if limit := f.cfg.WebSocket.IdleTimeout; limit > 0 {
+		t.idle = time.AfterFunc(limit, t.unused)
+		defer t.idle.Stop()
+	}
 	defer s.server.sockets.add(t)()
 	for {
 		str, err := t.session.AcceptStream(t.session.Context())
@@ -117,6 +122,17 @@ func (s *wtServer) serveSession(w http.ResponseWriter, r *http.Request) {
 	}
 	t.cut(rpc.ErrClientGone)
 	t.calls.Wait()
+}
+
+// unused ends a session that has had no call for too long. HTTP/3 keeps it alive by itself.
+func (t *wtSession) unused() {
+	t.mu.Lock()
+	over := t.open == 0
+	t.leaving = t.leaving || over
+	t.mu.Unlock()
+	if over {
+		_ = t.session.CloseWithError(closeGoingAway, "the session had no call for too long")
+	}
 }
 
 // goAway implements member.
@@ -150,6 +166,9 @@ func (t *wtSession) enter() error {
 		return status.Errorf(codes.ResourceExhausted, "a session may have %d calls open at once", limit)
 	}
 	t.open++
+	if t.idle != nil {
+		t.idle.Stop()
+	}
 	return nil
 }
 
@@ -158,6 +177,9 @@ func (t *wtSession) leave() {
 	t.mu.Lock()
 	t.open--
 	last := t.leaving && t.open == 0
+	if t.open == 0 && t.idle != nil && !t.leaving {
+		t.idle.Reset(t.front.cfg.WebSocket.IdleTimeout)
+	}
 	t.mu.Unlock()
 	if last {
 		// The end of a session throws away what its streams still hold, so the last status gets a moment to arrive.
@@ -196,9 +218,16 @@ type wtCall struct {
 	sendStop  func() bool
 }
 
-// serve runs the call of one stream.
+// serve runs the call of one stream. A panic over a frame resets the stream, and does not end the process.
 func (t *wtSession) serve(str *webtransport.Stream) {
 	c := &wtCall{t: t, str: str, in: str}
+	defer func() {
+		if p := recover(); p != nil {
+			_ = panicked(t.front, p)
+			str.CancelRead(closeProtocol)
+			str.CancelWrite(closeProtocol)
+		}
+	}()
 	v := t.front.source.Acquire()
 	defer v.Release()
 	c.plans = v.Plans()

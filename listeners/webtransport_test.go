@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +43,11 @@ type wtGateway struct {
 
 func serveWebTransport(t *testing.T, cfg listeners.FrontConfig, h rpc.Handler) *wtGateway {
 	t.Helper()
+	return serveWebTransportOf(t, cfg, newView(t, h))
+}
+
+func serveWebTransportOf(t *testing.T, cfg listeners.FrontConfig, source listeners.Source) *wtGateway {
+	t.Helper()
 	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -57,7 +64,7 @@ func serveWebTransport(t *testing.T, cfg listeners.FrontConfig, h rpc.Handler) *
 	g := &wtGateway{pool: x509.NewCertPool()}
 	g.pool.AddCert(parsed)
 	tc := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: priv}}, MinVersion: tls.VersionTLS13}
-	front := listeners.NewFront(cfg, newView(t, h), slog.New(slog.DiscardHandler))
+	front := listeners.NewFront(cfg, source, slog.New(slog.DiscardHandler))
 	g.Server, err = listeners.Listen(t.Context(), listeners.Config{Address: "127.0.0.1:0", TLS: tc, HTTP3: true, WebTransport: true}, front, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -203,6 +210,85 @@ func TestWebTransportKeepsTheStreamContract(t *testing.T) {
 			return startWT(t, s, m, header)
 		},
 	})
+}
+
+// TestWebTransportIdle: a session without a call is closed after the time that a WebSocket has, and one with a call is not.
+func TestWebTransportIdle(t *testing.T) {
+	g := serveWebTransport(t, listeners.FrontConfig{WebSocket: listeners.WebSocketConfig{IdleTimeout: time.Second}}, echo)
+	began := time.Now()
+	_, busy, err := g.dial(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	call := startWT(t, busy, rpctest.NewMethods().Bidi, nil)
+	if err := call.Send(rpctest.Value([]byte("x"))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := call.Recv(); err != nil { // it is open
+		t.Fatal(err)
+	}
+	_, unused, err := g.dial(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := func(s *webtransport.Session) {
+		t.Helper()
+		select {
+		case <-s.Context().Done():
+		case <-time.After(20 * time.Second):
+			t.Fatal("the session is not closed")
+		}
+		var code *webtransport.SessionError
+		if _, err := s.AcceptStream(t.Context()); !errors.As(err, &code) || code.ErrorCode != 1001 {
+			t.Errorf("closed with %v, want 1001", err)
+		}
+	}
+	closed(unused)
+	if took := time.Since(began); took < time.Second {
+		t.Errorf("closed after %v", took)
+	}
+	if busy.Context().Err() != nil {
+		t.Fatal("the session with a call is closed")
+	}
+	_ = call.CloseSend()
+	if _, err := call.Recv(); err != io.EOF {
+		t.Errorf("the call ended with %v", err)
+	}
+	closed(busy)
+}
+
+// TestWebTransportPanic sees that a panic over a frame resets its stream, and ends neither session nor process.
+func TestWebTransportPanic(t *testing.T) {
+	v := &panicsOnce{view: newView(t, echo)}
+	g := serveWebTransportOf(t, listeners.FrontConfig{}, v)
+	_, s, err := g.dial(t, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bidi := rpctest.NewMethods().Bidi
+	if _, err := io.ReadAll(startWT(t, s, bidi, nil).str); err == nil {
+		t.Error("the stream with the panic ends well, want a reset")
+	}
+	c := startWT(t, s, bidi, nil)
+	_ = c.Send(rpctest.Value([]byte("x")))
+	if _, err := c.Recv(); err != nil {
+		t.Errorf("the next call of the session: %v", err)
+	}
+}
+
+// panicsOnce is a view that panics over the first method that is looked for.
+type panicsOnce struct {
+	*view
+	did atomic.Bool
+}
+
+func (v *panicsOnce) Acquire() listeners.View { return v }
+
+func (v *panicsOnce) Method(path string) (*descriptors.Method, bool) {
+	if !v.did.Swap(true) {
+		panic("over a frame")
+	}
+	return v.view.Method(path)
 }
 
 // A foreign origin is refused, a stream that is not a call is reset, a session bounds its calls, and HTTP/3 goes on beside.

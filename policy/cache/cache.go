@@ -442,7 +442,10 @@ func (h *handler) refresh(call *rpc.Call, key string, request rpc.Message) {
 			return
 		}
 		var r recorder
-		f.entry, f.err = h.fetch(ctx, &again, key, request, &r)
+		func() {
+			defer rpc.Recovered(&f.err) // of a call of our own, whose panic would end the process
+			f.entry, f.err = h.fetch(ctx, &again, key, request, &r)
+		}()
 		r.drop()
 	}()
 }

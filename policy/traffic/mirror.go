@@ -169,7 +169,7 @@ func (c *mirroring) start() {
 		defer c.cfg.Release()
 		defer c.counts.inFlight.Add(-1)
 		defer c.cancel()
-		if c.cfg.To(ctx, &c.copy) == nil {
+		if c.run(ctx) == nil {
 			c.counts.ok.Add(1)
 		} else {
 			c.counts.failed.Add(1)
@@ -178,6 +178,12 @@ func (c *mirroring) start() {
 		c.over, c.queue = true, nil
 		c.mu.Unlock()
 	}()
+}
+
+// run makes the copy of the call. A panic ends it, and not the process.
+func (c *mirroring) run(ctx context.Context) (err error) {
+	defer rpc.Recovered(&err)
+	return c.cfg.To(ctx, &c.copy)
 }
 
 // add hands the copy of a message on. It never waits: a copy that is too far behind is given up.

@@ -3918,7 +3918,8 @@ type Limits struct {
 	Depth uint32 `protobuf:"varint,9,opt,name=depth,proto3" json:"depth,omitempty"`
 	// One WebSocket message, in bytes. Default 1MiB, at most 2GiB - 1.
 	WebsocketMessageBytes uint32 `protobuf:"varint,10,opt,name=websocket_message_bytes,json=websocketMessageBytes,proto3" json:"websocket_message_bytes,omitempty"`
-	// How long a WebSocket may go without a message either way; then it is closed. Default 1h, 1s … 168h.
+	// How long a WebSocket may go without a message either way, and a WebTransport session without a call; then it is closed.
+	// Default 1h, 1s … 168h.
 	WebsocketIdleTimeout *durationpb.Duration `protobuf:"bytes,12,opt,name=websocket_idle_timeout,json=websocketIdleTimeout,proto3" json:"websocket_idle_timeout,omitempty"`
 	// How long the client of a WebSocket may be silent before it is pinged. Default 30s, 1s … 1h.
 	WebsocketPingInterval *durationpb.Duration `protobuf:"bytes,13,opt,name=websocket_ping_interval,json=websocketPingInterval,proto3" json:"websocket_ping_interval,omitempty"`

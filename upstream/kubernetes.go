@@ -65,7 +65,9 @@ func (k Kubernetes) client() (*http.Client, error) {
 	}
 	return &http.Client{Transport: &http.Transport{
 		TLSClientConfig: cfg, ForceAttemptHTTP2: true, ResponseHeaderTimeout: 30 * time.Second,
-		TLSHandshakeTimeout: 10 * time.Second,
+		TLSHandshakeTimeout: 10 * time.Second, DialContext: (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		// A watch may be silent for minutes, and that of a server that is gone is too.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: kubePingAfter, PingTimeout: kubePingTimeout},
 	}}, nil
 }
 
@@ -191,7 +193,9 @@ var errGone = errors.New("resource version is gone (410)")
 const (
 	kubeRetryMin     = 500 * time.Millisecond
 	kubeRetryMax     = 30 * time.Second
-	kubeWatchSeconds = 240 // after which the server ends a watch, and a new one begins
+	kubeWatchSeconds = 240              // after which the server ends a watch, and a new one begins
+	kubePingAfter    = 30 * time.Second // of silence
+	kubePingTimeout  = 15 * time.Second
 	kubePage         = 500
 	kubeMaxBody      = 256 << 20
 )
@@ -249,7 +253,9 @@ func (r *kubeResolver) list(ctx context.Context) error {
 			return fmt.Errorf("list: %w", err)
 		}
 		for _, s := range l.Items {
-			found[s.Metadata.Name] = s
+			if s != nil {
+				found[s.Metadata.Name] = s
+			}
 		}
 		if l.Metadata.Continue == "" {
 			r.slices, r.version = found, l.Metadata.ResourceVersion

@@ -1,0 +1,107 @@
+package upstream
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/pem"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// pipeListener accepts the one connection that it has.
+type pipeListener struct {
+	conns chan net.Conn
+	end   chan struct{}
+	once  *sync.Once
+}
+
+func (l pipeListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.end:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (l pipeListener) Close() error {
+	l.once.Do(func() { close(l.end) })
+	return nil
+}
+
+// frozen is a connection that takes and gives nothing once it is frozen, as that of a machine that is gone without a word.
+type frozen struct {
+	net.Conn
+	now chan struct{}
+}
+
+func (c frozen) Write(b []byte) (int, error) {
+	select {
+	case <-c.now:
+		return len(b), nil // into the void
+	default:
+		return c.Conn.Write(b)
+	}
+}
+
+// TestKubernetesServerGone: a watch of a server that is gone without a word ends in less than a minute, so that the next begins at another.
+func TestKubernetesServerGone(t *testing.T) {
+	cert := httptest.NewTLSServer(nil)
+	cert.Close()
+	ca := filepath.Join(t.TempDir(), "ca.crt")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		client, err := Kubernetes{Server: "https://example.com", CAFile: ca}.client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, freeze := pipeListener{make(chan net.Conn, 1), make(chan struct{}), &sync.Once{}}, make(chan struct{})
+		tr, _ := client.Transport.(*http.Transport)
+		tr.DialContext = func(context.Context, string, string) (net.Conn, error) {
+			ours, theirs := net.Pipe()
+			ln.conns <- theirs
+			return frozen{ours, freeze}, nil
+		}
+		srv := &http.Server{
+			TLSConfig: &tls.Config{Certificates: cert.TLS.Certificates, NextProtos: []string{"h2"}},
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.WriteHeader(http.StatusOK)
+				_ = http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			}),
+		}
+		go func() { _ = srv.ServeTLS(ln, "", "") }()
+		defer srv.Close()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://example.com/watch", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.ProtoMajor != 2 {
+			t.Fatal(resp.Proto)
+		}
+		began := time.Now()
+		close(freeze)
+		_, err = io.ReadAll(resp.Body)
+		if took := time.Since(began); err == nil || took > time.Minute {
+			t.Errorf("the watch ended after %v: %v", took, err)
+		}
+		tr.CloseIdleConnections()
+	})
+}

@@ -35,6 +35,7 @@ import (
 	"transom/descriptors"
 	"transom/gateway/acme"
 	"transom/listeners"
+	"transom/policy/limit"
 	adminv1 "transom/proto/transom/admin/v1"
 	configv1 "transom/proto/transom/config/v1"
 	"transom/rpc"
@@ -354,6 +355,7 @@ func (g *Gateway) adminFront() (*listeners.Front, error) {
 		adminv1.Admin_GetSchema_FullMethodName:    unaryHandler(g.getSchema),
 		adminv1.Admin_ListMethods_FullMethodName:  unaryHandler(g.listMethods),
 		adminv1.Admin_ListClusters_FullMethodName: unaryHandler(g.listClusters),
+		adminv1.Admin_ListLimits_FullMethodName:   unaryHandler(g.listLimits),
 		adminv1.Admin_GetUsage_FullMethodName:     unaryHandler(g.getUsage),
 		adminv1.Admin_Reload_FullMethodName:       unaryHandler(g.adminReload),
 		adminv1.Admin_Drain_FullMethodName:        unaryHandler(g.adminDrain),
@@ -471,6 +473,55 @@ func (g *Gateway) listClusters(context.Context, *adminv1.ListClustersRequest) (*
 		}
 	})
 	return resp, nil
+}
+
+// listLimits tells what a caller has left, as far as the request says who it is.
+func (g *Gateway) listLimits(ctx context.Context, req *adminv1.ListLimitsRequest) (*adminv1.ListLimitsResponse, error) {
+	call := &rpc.Call{Info: &rpc.Info{}}
+	if name := req.GetConsumer(); name != "" {
+		call.Principal = &rpc.Principal{Consumer: name, Plan: g.view.Load().cfg.GetConsumers().GetKnown()[name].GetPlan()}
+	}
+	if text := req.GetAddress(); text != "" {
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, status.Errorf(codes.InvalidArgument, "address: %q is no IP address", text)
+		}
+		call.Peer.Addr = netip.AddrPortFrom(addr, 0)
+	}
+	resp := &adminv1.ListLimitsResponse{}
+	found := req.GetMethod() == ""
+	g.Snapshot(func(s *Snapshot) {
+		if i := slices.IndexFunc(s.schema.Methods(), func(m *descriptors.Method) bool { return string(m.Name) == req.GetMethod() }); i >= 0 {
+			call.Method, found = s.schema.Methods()[i], true
+		}
+		for _, l := range s.limits {
+			resp.Limits = append(resp.Limits, limitOf(l.State(ctx, call)))
+		}
+	})
+	if !found {
+		return nil, status.Errorf(codes.NotFound, "method: there is no %q", req.GetMethod())
+	}
+	return resp, nil
+}
+
+func limitOf(s limit.State) *adminv1.Limit {
+	out := &adminv1.Limit{
+		Name: s.Name, Kind: s.Kind.String(), Amount: s.Amount.Text(s.Kind), Plan: s.Plan,
+		Messages: s.Messages, Shared: s.Shared, Counted: uint32(s.Keys),
+	}
+	if s.Kind == limit.Rate {
+		out.Burst = uint64(s.Amount.Burst)
+	}
+	for _, p := range s.Per {
+		out.Per = append(out.Per, p.String())
+	}
+	if s.Known {
+		out.Remaining = proto.Uint64(uint64(s.Remaining))
+		if s.Kind != limit.Concurrent {
+			out.FullIn = durationpb.New(s.Reset)
+		}
+	}
+	return out
 }
 
 func endpointOf(e loadaware.EndpointStats) *adminv1.Endpoint {

@@ -154,6 +154,33 @@ func TestConfigHash(t *testing.T) {
 	}
 }
 
+// TestAdminLimits asks what callers have left of limits.
+func TestAdminLimits(t *testing.T) {
+	g, addr := start(t, func(c *configv1.Config) {
+		adminConfig(c)
+		c.Policies = []*configv1.Policy{{Selector: []string{"bank.v1.Accounts.*"}, Limits: []*configv1.Limit{
+			{Name: "calls", Kind: &configv1.Limit_Rate{Rate: "100/h"}, Per: []string{"ip"}},
+			{Kind: &configv1.Limit_Quota{Quota: "1000/day"}, Plans: map[string]string{"gold": "5000/day"}},
+		}}}
+		c.Consumers = &configv1.Consumers{Known: map[string]*configv1.Consumer{"shop": {Plan: "gold"}}}
+	})
+	for range 3 {
+		get(t, "http://"+addr+"/v1/customers/7/accounts/1")
+	}
+	for path, want := range map[string]string{
+		"/v1/limits":                      `{"limits":[{"name":"bank.v1.Accounts.*.1","kind":"quota","amount":"1000/day","per":["consumer"],"counted":1},{"name":"calls","kind":"rate","amount":"100/h","burst":"100","per":["ip"],"counted":1}]}`,
+		"/v1/limits?consumer=shop":        `"amount":"5000/day","plan":"gold","per":["consumer"],"counted":1,"remaining":"5000","fullIn":"`,
+		"/v1/limits?address=127.0.0.1":    `"counted":1,"remaining":"97","fullIn":"`,
+		"/v1/limits?address=192.0.2.1":    `"counted":1,"remaining":"100","fullIn":"0s"`,
+		"/v1/limits?address=here":         `"code":3`,
+		"/v1/limits?method=bank.v1.A.Get": `"code":5`,
+	} {
+		if _, body := ask(t, g, "GET", path, nil); !strings.Contains(compactJSON(body), want) {
+			t.Errorf("%s: %s, want %s", path, compactJSON(body), want)
+		}
+	}
+}
+
 // TestAdminMetrics scrapes with Prometheus's own parser.
 func TestAdminMetrics(t *testing.T) {
 	g, addr := start(t, adminConfig)

@@ -280,7 +280,7 @@ func (b *builder) build() (*Snapshot, error) {
 		return nil, joinFaults(unique(b.faults))
 	}
 	s.drop, s.clusters, s.accessLog, s.push, s.cache = b.release, b.clusters, b.accessLog, b.push, b.cache
-	s.store = b.store
+	s.store, s.limits = b.store, b.allLimits()
 	if b.usage != nil {
 		s.usage = b.usage.Usage
 	}

@@ -173,6 +173,16 @@ func (b *builder) limiter(path, name string, l *configv1.Limit) *limit.Limiter {
 	return limiter
 }
 
+// allLimits are the limiters of all policies, by name.
+func (b *builder) allLimits() []*limit.Limiter {
+	var all []*limit.Limiter
+	for _, limiters := range b.limiters {
+		all = append(all, limiters...)
+	}
+	slices.SortFunc(all, func(a, b *limit.Limiter) int { return strings.Compare(a.Name(), b.Name()) })
+	return slices.Compact(all)
+}
+
 // redisConfig is how Redis is reached; nil after a fault.
 func (b *builder) redisConfig() *limit.RedisConfig {
 	c := b.cfg.GetRedis()

@@ -7,6 +7,7 @@ import (
 	"transom/gateway/observe"
 	"transom/listeners"
 	"transom/policy/cache"
+	"transom/policy/limit"
 	"transom/transcoder"
 	"transom/upstream"
 )
@@ -30,6 +31,8 @@ type Snapshot struct {
 	effective []Effective
 	// chains name what is in the handler chains, outermost first, by Method.ID.
 	chains [][]string
+	// limits are those of all methods, by name.
+	limits []*limit.Limiter
 	// cache is nil if no method has one.
 	cache *cache.Cache
 	// store is nil if no method shares answers.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -201,6 +202,54 @@ func writeClusters(w io.Writer, r *adminv1.ListClustersResponse) error {
 			fmt.Fprintf(tw, "%s\t%s\t%g\t%d\t%d\t%s\t%v\t%.2f\t%v\t%s\n", e.GetAddress(), strings.ToLower(e.GetState()), e.GetWeight(), e.GetInFlight(), e.GetCalls(),
 				utilization, e.GetLatency().AsDuration().Round(10*time.Microsecond), e.GetHealth(), e.GetAge().AsDuration().Round(time.Second), strings.Join(notes, ", "))
 		}
+	}
+	return tw.Flush()
+}
+
+func limitsCommand() *cobra.Command {
+	var req adminv1.ListLimitsRequest
+	cmd := adminCommand("limits", "Show the limits of a running transom, and what a caller has left of them",
+		func(ctx context.Context, c adminv1.AdminClient) (*adminv1.ListLimitsResponse, error) {
+			return c.ListLimits(ctx, &req)
+		}, writeLimits)
+	cmd.Flags().StringVar(&req.Consumer, "consumer", "", "what is left for this `CONSUMER`")
+	cmd.Flags().StringVar(&req.Address, "address", "", "what is left for clients at this `IP` address")
+	cmd.Flags().StringVar(&req.Method, "method", "", "of limits that count methods apart, for this `METHOD`, by its full name")
+	return cmd
+}
+
+func writeLimits(w io.Writer, r *adminv1.ListLimitsResponse) error {
+	if len(r.GetLimits()) == 0 {
+		_, err := fmt.Fprintln(w, "no policy has a limit")
+		return err
+	}
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(tw, "LIMIT\tKIND\tAMOUNT\tPER\tCOUNTED\tLEFT\tFULL IN\tNOTES")
+	for _, l := range r.GetLimits() {
+		per, left, reset := strings.Join(l.GetPer(), " "), "-", "-"
+		if per == "" {
+			per = "everybody"
+		}
+		if l.Remaining != nil {
+			left = strconv.FormatUint(l.GetRemaining(), 10)
+		}
+		if l.GetFullIn() != nil {
+			reset = l.GetFullIn().AsDuration().Round(time.Millisecond).String()
+		}
+		var notes []string
+		if l.GetKind() == "rate" {
+			notes = append(notes, fmt.Sprintf("burst %d", l.GetBurst()))
+		}
+		if l.GetPlan() != "" {
+			notes = append(notes, "plan "+l.GetPlan())
+		}
+		if l.GetMessages() {
+			notes = append(notes, "messages")
+		}
+		if l.GetShared() {
+			notes = append(notes, "in Redis")
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n", l.GetName(), l.GetKind(), l.GetAmount(), per, l.GetCounted(), left, reset, strings.Join(notes, ", "))
 	}
 	return tw.Flush()
 }

@@ -130,7 +130,7 @@ func newPlace(t *testing.T) *place {
 	}
 	// What the documents call, made to say whether it went well. STATUS is the answer's, if the document names one.
 	write("bin/transom", []byte("#!/bin/sh\n"+`case $1 in
-status|clusters|usage|purge|reload|drain|healthcheck) exec `+root+`/bin/transom "$@" --admin "$ADMIN";;
+status|clusters|limits|usage|purge|reload|drain|healthcheck) exec `+root+`/bin/transom "$@" --admin "$ADMIN";;
 esac
 exec `+root+"/bin/transom \"$@\"\n"), 0o755)
 	write("wrap/transom", []byte("#!/bin/sh\nexec "+dir+"/bin/transom \"$@\"\n"), 0o755)

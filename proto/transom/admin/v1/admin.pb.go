@@ -1130,6 +1130,252 @@ func (x *Endpoint) GetPriority() uint32 {
 	return 0
 }
 
+// ListLimitsRequest asks for limits. What it says of a caller is what counts are looked up by.
+type ListLimitsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A consumer, with the plan that it is known by, if it is.
+	Consumer string `protobuf:"bytes,1,opt,name=consumer,proto3" json:"consumer,omitempty"`
+	// A client's IP address.
+	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// A method, by its full name: for limits that count each apart.
+	Method        string `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLimitsRequest) Reset() {
+	*x = ListLimitsRequest{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLimitsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLimitsRequest) ProtoMessage() {}
+
+func (x *ListLimitsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLimitsRequest.ProtoReflect.Descriptor instead.
+func (*ListLimitsRequest) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ListLimitsRequest) GetConsumer() string {
+	if x != nil {
+		return x.Consumer
+	}
+	return ""
+}
+
+func (x *ListLimitsRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ListLimitsRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+// ListLimitsResponse has limits.
+type ListLimitsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Limits        []*Limit               `protobuf:"bytes,1,rep,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListLimitsResponse) Reset() {
+	*x = ListLimitsResponse{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListLimitsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListLimitsResponse) ProtoMessage() {}
+
+func (x *ListLimitsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListLimitsResponse.ProtoReflect.Descriptor instead.
+func (*ListLimitsResponse) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ListLimitsResponse) GetLimits() []*Limit {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// Limit is one of the limits of policies.
+type Limit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its own name, or the first selector of its policy and its number there.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "rate", "quota" or "concurrent".
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// As in the configuration: "100/m", "1000/day", "20". That of the caller's plan, if it has one of its own.
+	Amount string `protobuf:"bytes,3,opt,name=amount,proto3" json:"amount,omitempty"`
+	// How many calls may come at once, of a rate.
+	Burst uint64 `protobuf:"varint,4,opt,name=burst,proto3" json:"burst,omitempty"`
+	// The plan that the amount is of; empty for none.
+	Plan string `protobuf:"bytes,5,opt,name=plan,proto3" json:"plan,omitempty"`
+	// What is counted apart: "consumer", "ip", "header:x-tenant" and the like. Empty if all calls count together.
+	Per []string `protobuf:"bytes,6,rep,name=per,proto3" json:"per,omitempty"`
+	// Messages are counted rather than calls.
+	Messages bool `protobuf:"varint,7,opt,name=messages,proto3" json:"messages,omitempty"`
+	// Counts are in Redis, for all transoms that use it.
+	Shared bool `protobuf:"varint,8,opt,name=shared,proto3" json:"shared,omitempty"`
+	// How many callers are counted apart in this process now, by all that is in per.
+	Counted uint32 `protobuf:"varint,9,opt,name=counted,proto3" json:"counted,omitempty"`
+	// How many calls the caller may make now. Missing if the request does not say all that the limit counts by, or Redis does not
+	// answer.
+	Remaining *uint64 `protobuf:"varint,10,opt,name=remaining,proto3,oneof" json:"remaining,omitempty"`
+	// How long until the caller has the full amount again, if it makes no further calls. Not of concurrent.
+	FullIn        *durationpb.Duration `protobuf:"bytes,11,opt,name=full_in,json=fullIn,proto3" json:"full_in,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Limit) Reset() {
+	*x = Limit{}
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Limit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Limit) ProtoMessage() {}
+
+func (x *Limit) ProtoReflect() protoreflect.Message {
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Limit.ProtoReflect.Descriptor instead.
+func (*Limit) Descriptor() ([]byte, []int) {
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Limit) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Limit) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Limit) GetAmount() string {
+	if x != nil {
+		return x.Amount
+	}
+	return ""
+}
+
+func (x *Limit) GetBurst() uint64 {
+	if x != nil {
+		return x.Burst
+	}
+	return 0
+}
+
+func (x *Limit) GetPlan() string {
+	if x != nil {
+		return x.Plan
+	}
+	return ""
+}
+
+func (x *Limit) GetPer() []string {
+	if x != nil {
+		return x.Per
+	}
+	return nil
+}
+
+func (x *Limit) GetMessages() bool {
+	if x != nil {
+		return x.Messages
+	}
+	return false
+}
+
+func (x *Limit) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
+}
+
+func (x *Limit) GetCounted() uint32 {
+	if x != nil {
+		return x.Counted
+	}
+	return 0
+}
+
+func (x *Limit) GetRemaining() uint64 {
+	if x != nil && x.Remaining != nil {
+		return *x.Remaining
+	}
+	return 0
+}
+
+func (x *Limit) GetFullIn() *durationpb.Duration {
+	if x != nil {
+		return x.FullIn
+	}
+	return nil
+}
+
 // GetUsageRequest asks for what was used.
 type GetUsageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1149,7 +1395,7 @@ type GetUsageRequest struct {
 
 func (x *GetUsageRequest) Reset() {
 	*x = GetUsageRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1407,7 @@ func (x *GetUsageRequest) String() string {
 func (*GetUsageRequest) ProtoMessage() {}
 
 func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1420,7 @@ func (x *GetUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetUsageRequest.ProtoReflect.Descriptor instead.
 func (*GetUsageRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{15}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetUsageRequest) GetConsumer() string {
@@ -1227,7 +1473,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1239,7 +1485,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1252,7 +1498,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{16}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Usage) GetStartTime() *timestamppb.Timestamp {
@@ -1315,7 +1561,7 @@ type UsageRow struct {
 
 func (x *UsageRow) Reset() {
 	*x = UsageRow{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1573,7 @@ func (x *UsageRow) String() string {
 func (*UsageRow) ProtoMessage() {}
 
 func (x *UsageRow) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1586,7 @@ func (x *UsageRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRow.ProtoReflect.Descriptor instead.
 func (*UsageRow) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{17}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UsageRow) GetConsumer() string {
@@ -1463,7 +1709,7 @@ type PurgeCacheRequest struct {
 
 func (x *PurgeCacheRequest) Reset() {
 	*x = PurgeCacheRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1721,7 @@ func (x *PurgeCacheRequest) String() string {
 func (*PurgeCacheRequest) ProtoMessage() {}
 
 func (x *PurgeCacheRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1734,7 @@ func (x *PurgeCacheRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeCacheRequest.ProtoReflect.Descriptor instead.
 func (*PurgeCacheRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{18}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *PurgeCacheRequest) GetMethod() string {
@@ -1525,7 +1771,7 @@ type PurgeCacheResponse struct {
 
 func (x *PurgeCacheResponse) Reset() {
 	*x = PurgeCacheResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1783,7 @@ func (x *PurgeCacheResponse) String() string {
 func (*PurgeCacheResponse) ProtoMessage() {}
 
 func (x *PurgeCacheResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1796,7 @@ func (x *PurgeCacheResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PurgeCacheResponse.ProtoReflect.Descriptor instead.
 func (*PurgeCacheResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{19}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PurgeCacheResponse) GetPurged() uint32 {
@@ -1576,7 +1822,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1588,7 +1834,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1601,7 +1847,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{20}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{23}
 }
 
 // DrainRequest asks for the end.
@@ -1613,7 +1859,7 @@ type DrainRequest struct {
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1871,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1884,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{21}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 // DrainResponse says that it will come.
@@ -1650,7 +1896,7 @@ type DrainResponse struct {
 
 func (x *DrainResponse) Reset() {
 	*x = DrainResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1908,7 @@ func (x *DrainResponse) String() string {
 func (*DrainResponse) ProtoMessage() {}
 
 func (x *DrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1921,7 @@ func (x *DrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainResponse.ProtoReflect.Descriptor instead.
 func (*DrainResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{22}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 // SetLogLevelRequest sets the level.
@@ -1689,7 +1935,7 @@ type SetLogLevelRequest struct {
 
 func (x *SetLogLevelRequest) Reset() {
 	*x = SetLogLevelRequest{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1701,7 +1947,7 @@ func (x *SetLogLevelRequest) String() string {
 func (*SetLogLevelRequest) ProtoMessage() {}
 
 func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1714,7 +1960,7 @@ func (x *SetLogLevelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelRequest.ProtoReflect.Descriptor instead.
 func (*SetLogLevelRequest) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SetLogLevelRequest) GetLevel() string {
@@ -1735,7 +1981,7 @@ type SetLogLevelResponse struct {
 
 func (x *SetLogLevelResponse) Reset() {
 	*x = SetLogLevelResponse{}
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1993,7 @@ func (x *SetLogLevelResponse) String() string {
 func (*SetLogLevelResponse) ProtoMessage() {}
 
 func (x *SetLogLevelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_transom_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_transom_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +2006,7 @@ func (x *SetLogLevelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetLogLevelResponse.ProtoReflect.Descriptor instead.
 func (*SetLogLevelResponse) Descriptor() ([]byte, []int) {
-	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_transom_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetLogLevelResponse) GetLevel() string {
@@ -1869,7 +2115,28 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"warming_up\x18\x0f \x01(\bR\twarmingUp\x12+\n" +
 	"\x03age\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12\x1a\n" +
-	"\bpriority\x18\x11 \x01(\rR\bpriority\"\x97\x01\n" +
+	"\bpriority\x18\x11 \x01(\rR\bpriority\"a\n" +
+	"\x11ListLimitsRequest\x12\x1a\n" +
+	"\bconsumer\x18\x01 \x01(\tR\bconsumer\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\"E\n" +
+	"\x12ListLimitsResponse\x12/\n" +
+	"\x06limits\x18\x01 \x03(\v2\x17.transom.admin.v1.LimitR\x06limits\"\xb6\x02\n" +
+	"\x05Limit\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06amount\x18\x03 \x01(\tR\x06amount\x12\x14\n" +
+	"\x05burst\x18\x04 \x01(\x04R\x05burst\x12\x12\n" +
+	"\x04plan\x18\x05 \x01(\tR\x04plan\x12\x10\n" +
+	"\x03per\x18\x06 \x03(\tR\x03per\x12\x1a\n" +
+	"\bmessages\x18\a \x01(\bR\bmessages\x12\x16\n" +
+	"\x06shared\x18\b \x01(\bR\x06shared\x12\x18\n" +
+	"\acounted\x18\t \x01(\rR\acounted\x12!\n" +
+	"\tremaining\x18\n" +
+	" \x01(\x04H\x00R\tremaining\x88\x01\x01\x122\n" +
+	"\afull_in\x18\v \x01(\v2\x19.google.protobuf.DurationR\x06fullInB\f\n" +
+	"\n" +
+	"_remaining\"\x97\x01\n" +
 	"\x0fGetUsageRequest\x12\x1a\n" +
 	"\bconsumer\x18\x01 \x01(\tR\bconsumer\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12\x1a\n" +
@@ -1914,7 +2181,7 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\x12SetLogLevelRequest\x12\x14\n" +
 	"\x05level\x18\x01 \x01(\tR\x05level\"+\n" +
 	"\x13SetLogLevelResponse\x12\x14\n" +
-	"\x05level\x18\x01 \x01(\tR\x05level2\x9f\b\n" +
+	"\x05level\x18\x01 \x01(\tR\x05level2\x8f\t\n" +
 	"\x05Admin\x12`\n" +
 	"\tGetStatus\x12\".transom.admin.v1.GetStatusRequest\x1a\x18.transom.admin.v1.Status\"\x15\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/status\x90\x02\x01\x12a\n" +
@@ -1923,7 +2190,10 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\tGetSchema\x12\".transom.admin.v1.GetSchemaRequest\x1a\x18.transom.admin.v1.Schema\"\x15\x82\xd3\xe4\x93\x02\f\x12\n" +
 	"/v1/schema\x90\x02\x01\x12r\n" +
 	"\vListMethods\x12$.transom.admin.v1.ListMethodsRequest\x1a%.transom.admin.v1.ListMethodsResponse\"\x16\x82\xd3\xe4\x93\x02\r\x12\v/v1/methods\x90\x02\x01\x12v\n" +
-	"\fListClusters\x12%.transom.admin.v1.ListClustersRequest\x1a&.transom.admin.v1.ListClustersResponse\"\x17\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/clusters\x90\x02\x01\x12\\\n" +
+	"\fListClusters\x12%.transom.admin.v1.ListClustersRequest\x1a&.transom.admin.v1.ListClustersResponse\"\x17\x82\xd3\xe4\x93\x02\x0e\x12\f/v1/clusters\x90\x02\x01\x12n\n" +
+	"\n" +
+	"ListLimits\x12#.transom.admin.v1.ListLimitsRequest\x1a$.transom.admin.v1.ListLimitsResponse\"\x15\x82\xd3\xe4\x93\x02\f\x12\n" +
+	"/v1/limits\x90\x02\x01\x12\\\n" +
 	"\bGetUsage\x12!.transom.admin.v1.GetUsageRequest\x1a\x17.transom.admin.v1.Usage\"\x14\x82\xd3\xe4\x93\x02\v\x12\t/v1/usage\x90\x02\x01\x12s\n" +
 	"\n" +
 	"PurgeCache\x12#.transom.admin.v1.PurgeCacheRequest\x1a$.transom.admin.v1.PurgeCacheResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/cache:purge\x12Z\n" +
@@ -1944,7 +2214,7 @@ func file_transom_admin_v1_admin_proto_rawDescGZIP() []byte {
 	return file_transom_admin_v1_admin_proto_rawDescData
 }
 
-var file_transom_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_transom_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_transom_admin_v1_admin_proto_goTypes = []any{
 	(*GetStatusRequest)(nil),               // 0: transom.admin.v1.GetStatusRequest
 	(*Status)(nil),                         // 1: transom.admin.v1.Status
@@ -1961,74 +2231,81 @@ var file_transom_admin_v1_admin_proto_goTypes = []any{
 	(*ListClustersResponse)(nil),           // 12: transom.admin.v1.ListClustersResponse
 	(*Cluster)(nil),                        // 13: transom.admin.v1.Cluster
 	(*Endpoint)(nil),                       // 14: transom.admin.v1.Endpoint
-	(*GetUsageRequest)(nil),                // 15: transom.admin.v1.GetUsageRequest
-	(*Usage)(nil),                          // 16: transom.admin.v1.Usage
-	(*UsageRow)(nil),                       // 17: transom.admin.v1.UsageRow
-	(*PurgeCacheRequest)(nil),              // 18: transom.admin.v1.PurgeCacheRequest
-	(*PurgeCacheResponse)(nil),             // 19: transom.admin.v1.PurgeCacheResponse
-	(*ReloadRequest)(nil),                  // 20: transom.admin.v1.ReloadRequest
-	(*DrainRequest)(nil),                   // 21: transom.admin.v1.DrainRequest
-	(*DrainResponse)(nil),                  // 22: transom.admin.v1.DrainResponse
-	(*SetLogLevelRequest)(nil),             // 23: transom.admin.v1.SetLogLevelRequest
-	(*SetLogLevelResponse)(nil),            // 24: transom.admin.v1.SetLogLevelResponse
-	nil,                                    // 25: transom.admin.v1.Method.FromEntry
-	(*timestamppb.Timestamp)(nil),          // 26: google.protobuf.Timestamp
-	(*descriptorpb.FileDescriptorSet)(nil), // 27: google.protobuf.FileDescriptorSet
-	(*v1.Policy)(nil),                      // 28: transom.config.v1.Policy
-	(*durationpb.Duration)(nil),            // 29: google.protobuf.Duration
-	(*v1.Config)(nil),                      // 30: transom.config.v1.Config
+	(*ListLimitsRequest)(nil),              // 15: transom.admin.v1.ListLimitsRequest
+	(*ListLimitsResponse)(nil),             // 16: transom.admin.v1.ListLimitsResponse
+	(*Limit)(nil),                          // 17: transom.admin.v1.Limit
+	(*GetUsageRequest)(nil),                // 18: transom.admin.v1.GetUsageRequest
+	(*Usage)(nil),                          // 19: transom.admin.v1.Usage
+	(*UsageRow)(nil),                       // 20: transom.admin.v1.UsageRow
+	(*PurgeCacheRequest)(nil),              // 21: transom.admin.v1.PurgeCacheRequest
+	(*PurgeCacheResponse)(nil),             // 22: transom.admin.v1.PurgeCacheResponse
+	(*ReloadRequest)(nil),                  // 23: transom.admin.v1.ReloadRequest
+	(*DrainRequest)(nil),                   // 24: transom.admin.v1.DrainRequest
+	(*DrainResponse)(nil),                  // 25: transom.admin.v1.DrainResponse
+	(*SetLogLevelRequest)(nil),             // 26: transom.admin.v1.SetLogLevelRequest
+	(*SetLogLevelResponse)(nil),            // 27: transom.admin.v1.SetLogLevelResponse
+	nil,                                    // 28: transom.admin.v1.Method.FromEntry
+	(*timestamppb.Timestamp)(nil),          // 29: google.protobuf.Timestamp
+	(*descriptorpb.FileDescriptorSet)(nil), // 30: google.protobuf.FileDescriptorSet
+	(*v1.Policy)(nil),                      // 31: transom.config.v1.Policy
+	(*durationpb.Duration)(nil),            // 32: google.protobuf.Duration
+	(*v1.Config)(nil),                      // 33: transom.config.v1.Config
 }
 var file_transom_admin_v1_admin_proto_depIdxs = []int32{
-	26, // 0: transom.admin.v1.Status.start_time:type_name -> google.protobuf.Timestamp
+	29, // 0: transom.admin.v1.Status.start_time:type_name -> google.protobuf.Timestamp
 	2,  // 1: transom.admin.v1.Status.listeners:type_name -> transom.admin.v1.Listener
 	4,  // 2: transom.admin.v1.Status.reloads:type_name -> transom.admin.v1.Reloads
-	26, // 3: transom.admin.v1.Listener.certificate_expire_time:type_name -> google.protobuf.Timestamp
+	29, // 3: transom.admin.v1.Listener.certificate_expire_time:type_name -> google.protobuf.Timestamp
 	3,  // 4: transom.admin.v1.Listener.issued:type_name -> transom.admin.v1.IssuedName
-	26, // 5: transom.admin.v1.IssuedName.expire_time:type_name -> google.protobuf.Timestamp
-	26, // 6: transom.admin.v1.IssuedName.next_time:type_name -> google.protobuf.Timestamp
-	26, // 7: transom.admin.v1.Reloads.last_success_time:type_name -> google.protobuf.Timestamp
-	27, // 8: transom.admin.v1.Schema.files:type_name -> google.protobuf.FileDescriptorSet
+	29, // 5: transom.admin.v1.IssuedName.expire_time:type_name -> google.protobuf.Timestamp
+	29, // 6: transom.admin.v1.IssuedName.next_time:type_name -> google.protobuf.Timestamp
+	29, // 7: transom.admin.v1.Reloads.last_success_time:type_name -> google.protobuf.Timestamp
+	30, // 8: transom.admin.v1.Schema.files:type_name -> google.protobuf.FileDescriptorSet
 	10, // 9: transom.admin.v1.ListMethodsResponse.methods:type_name -> transom.admin.v1.Method
-	28, // 10: transom.admin.v1.Method.policy:type_name -> transom.config.v1.Policy
-	25, // 11: transom.admin.v1.Method.from:type_name -> transom.admin.v1.Method.FromEntry
+	31, // 10: transom.admin.v1.Method.policy:type_name -> transom.config.v1.Policy
+	28, // 11: transom.admin.v1.Method.from:type_name -> transom.admin.v1.Method.FromEntry
 	13, // 12: transom.admin.v1.ListClustersResponse.clusters:type_name -> transom.admin.v1.Cluster
 	14, // 13: transom.admin.v1.Cluster.endpoints:type_name -> transom.admin.v1.Endpoint
-	29, // 14: transom.admin.v1.Endpoint.report_age:type_name -> google.protobuf.Duration
-	29, // 15: transom.admin.v1.Endpoint.latency:type_name -> google.protobuf.Duration
-	29, // 16: transom.admin.v1.Endpoint.age:type_name -> google.protobuf.Duration
-	26, // 17: transom.admin.v1.Usage.start_time:type_name -> google.protobuf.Timestamp
-	26, // 18: transom.admin.v1.Usage.end_time:type_name -> google.protobuf.Timestamp
-	17, // 19: transom.admin.v1.Usage.rows:type_name -> transom.admin.v1.UsageRow
-	29, // 20: transom.admin.v1.UsageRow.time:type_name -> google.protobuf.Duration
-	29, // 21: transom.admin.v1.UsageRow.p50:type_name -> google.protobuf.Duration
-	29, // 22: transom.admin.v1.UsageRow.p95:type_name -> google.protobuf.Duration
-	29, // 23: transom.admin.v1.UsageRow.p99:type_name -> google.protobuf.Duration
-	29, // 24: transom.admin.v1.UsageRow.max:type_name -> google.protobuf.Duration
-	0,  // 25: transom.admin.v1.Admin.GetStatus:input_type -> transom.admin.v1.GetStatusRequest
-	5,  // 26: transom.admin.v1.Admin.GetConfig:input_type -> transom.admin.v1.GetConfigRequest
-	6,  // 27: transom.admin.v1.Admin.GetSchema:input_type -> transom.admin.v1.GetSchemaRequest
-	8,  // 28: transom.admin.v1.Admin.ListMethods:input_type -> transom.admin.v1.ListMethodsRequest
-	11, // 29: transom.admin.v1.Admin.ListClusters:input_type -> transom.admin.v1.ListClustersRequest
-	15, // 30: transom.admin.v1.Admin.GetUsage:input_type -> transom.admin.v1.GetUsageRequest
-	18, // 31: transom.admin.v1.Admin.PurgeCache:input_type -> transom.admin.v1.PurgeCacheRequest
-	20, // 32: transom.admin.v1.Admin.Reload:input_type -> transom.admin.v1.ReloadRequest
-	21, // 33: transom.admin.v1.Admin.Drain:input_type -> transom.admin.v1.DrainRequest
-	23, // 34: transom.admin.v1.Admin.SetLogLevel:input_type -> transom.admin.v1.SetLogLevelRequest
-	1,  // 35: transom.admin.v1.Admin.GetStatus:output_type -> transom.admin.v1.Status
-	30, // 36: transom.admin.v1.Admin.GetConfig:output_type -> transom.config.v1.Config
-	7,  // 37: transom.admin.v1.Admin.GetSchema:output_type -> transom.admin.v1.Schema
-	9,  // 38: transom.admin.v1.Admin.ListMethods:output_type -> transom.admin.v1.ListMethodsResponse
-	12, // 39: transom.admin.v1.Admin.ListClusters:output_type -> transom.admin.v1.ListClustersResponse
-	16, // 40: transom.admin.v1.Admin.GetUsage:output_type -> transom.admin.v1.Usage
-	19, // 41: transom.admin.v1.Admin.PurgeCache:output_type -> transom.admin.v1.PurgeCacheResponse
-	1,  // 42: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
-	22, // 43: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
-	24, // 44: transom.admin.v1.Admin.SetLogLevel:output_type -> transom.admin.v1.SetLogLevelResponse
-	35, // [35:45] is the sub-list for method output_type
-	25, // [25:35] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	32, // 14: transom.admin.v1.Endpoint.report_age:type_name -> google.protobuf.Duration
+	32, // 15: transom.admin.v1.Endpoint.latency:type_name -> google.protobuf.Duration
+	32, // 16: transom.admin.v1.Endpoint.age:type_name -> google.protobuf.Duration
+	17, // 17: transom.admin.v1.ListLimitsResponse.limits:type_name -> transom.admin.v1.Limit
+	32, // 18: transom.admin.v1.Limit.full_in:type_name -> google.protobuf.Duration
+	29, // 19: transom.admin.v1.Usage.start_time:type_name -> google.protobuf.Timestamp
+	29, // 20: transom.admin.v1.Usage.end_time:type_name -> google.protobuf.Timestamp
+	20, // 21: transom.admin.v1.Usage.rows:type_name -> transom.admin.v1.UsageRow
+	32, // 22: transom.admin.v1.UsageRow.time:type_name -> google.protobuf.Duration
+	32, // 23: transom.admin.v1.UsageRow.p50:type_name -> google.protobuf.Duration
+	32, // 24: transom.admin.v1.UsageRow.p95:type_name -> google.protobuf.Duration
+	32, // 25: transom.admin.v1.UsageRow.p99:type_name -> google.protobuf.Duration
+	32, // 26: transom.admin.v1.UsageRow.max:type_name -> google.protobuf.Duration
+	0,  // 27: transom.admin.v1.Admin.GetStatus:input_type -> transom.admin.v1.GetStatusRequest
+	5,  // 28: transom.admin.v1.Admin.GetConfig:input_type -> transom.admin.v1.GetConfigRequest
+	6,  // 29: transom.admin.v1.Admin.GetSchema:input_type -> transom.admin.v1.GetSchemaRequest
+	8,  // 30: transom.admin.v1.Admin.ListMethods:input_type -> transom.admin.v1.ListMethodsRequest
+	11, // 31: transom.admin.v1.Admin.ListClusters:input_type -> transom.admin.v1.ListClustersRequest
+	15, // 32: transom.admin.v1.Admin.ListLimits:input_type -> transom.admin.v1.ListLimitsRequest
+	18, // 33: transom.admin.v1.Admin.GetUsage:input_type -> transom.admin.v1.GetUsageRequest
+	21, // 34: transom.admin.v1.Admin.PurgeCache:input_type -> transom.admin.v1.PurgeCacheRequest
+	23, // 35: transom.admin.v1.Admin.Reload:input_type -> transom.admin.v1.ReloadRequest
+	24, // 36: transom.admin.v1.Admin.Drain:input_type -> transom.admin.v1.DrainRequest
+	26, // 37: transom.admin.v1.Admin.SetLogLevel:input_type -> transom.admin.v1.SetLogLevelRequest
+	1,  // 38: transom.admin.v1.Admin.GetStatus:output_type -> transom.admin.v1.Status
+	33, // 39: transom.admin.v1.Admin.GetConfig:output_type -> transom.config.v1.Config
+	7,  // 40: transom.admin.v1.Admin.GetSchema:output_type -> transom.admin.v1.Schema
+	9,  // 41: transom.admin.v1.Admin.ListMethods:output_type -> transom.admin.v1.ListMethodsResponse
+	12, // 42: transom.admin.v1.Admin.ListClusters:output_type -> transom.admin.v1.ListClustersResponse
+	16, // 43: transom.admin.v1.Admin.ListLimits:output_type -> transom.admin.v1.ListLimitsResponse
+	19, // 44: transom.admin.v1.Admin.GetUsage:output_type -> transom.admin.v1.Usage
+	22, // 45: transom.admin.v1.Admin.PurgeCache:output_type -> transom.admin.v1.PurgeCacheResponse
+	1,  // 46: transom.admin.v1.Admin.Reload:output_type -> transom.admin.v1.Status
+	25, // 47: transom.admin.v1.Admin.Drain:output_type -> transom.admin.v1.DrainResponse
+	27, // 48: transom.admin.v1.Admin.SetLogLevel:output_type -> transom.admin.v1.SetLogLevelResponse
+	38, // [38:49] is the sub-list for method output_type
+	27, // [27:38] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_transom_admin_v1_admin_proto_init() }
@@ -2036,13 +2313,14 @@ func file_transom_admin_v1_admin_proto_init() {
 	if File_transom_admin_v1_admin_proto != nil {
 		return
 	}
+	file_transom_admin_v1_admin_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_transom_admin_v1_admin_proto_rawDesc), len(file_transom_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   26,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Admin_GetSchema_FullMethodName    = "/transom.admin.v1.Admin/GetSchema"
 	Admin_ListMethods_FullMethodName  = "/transom.admin.v1.Admin/ListMethods"
 	Admin_ListClusters_FullMethodName = "/transom.admin.v1.Admin/ListClusters"
+	Admin_ListLimits_FullMethodName   = "/transom.admin.v1.Admin/ListLimits"
 	Admin_GetUsage_FullMethodName     = "/transom.admin.v1.Admin/GetUsage"
 	Admin_PurgeCache_FullMethodName   = "/transom.admin.v1.Admin/PurgeCache"
 	Admin_Reload_FullMethodName       = "/transom.admin.v1.Admin/Reload"
@@ -51,6 +52,8 @@ type AdminClient interface {
 	ListMethods(ctx context.Context, in *ListMethodsRequest, opts ...grpc.CallOption) (*ListMethodsResponse, error)
 	// The clusters and their endpoints, by name and address.
 	ListClusters(ctx context.Context, in *ListClustersRequest, opts ...grpc.CallOption) (*ListClustersResponse, error)
+	// The limits in force, by name, and what one caller has left of them. Asking costs the caller nothing.
+	ListLimits(ctx context.Context, in *ListLimitsRequest, opts ...grpc.CallOption) (*ListLimitsResponse, error)
 	// What consumers used, if usage is counted: by consumer and API, sorted so.
 	GetUsage(ctx context.Context, in *GetUsageRequest, opts ...grpc.CallOption) (*Usage, error)
 	// Drop cached answers: in this process, and if answers are shared in Redis for all. UNAVAILABLE says that Redis does not
@@ -123,6 +126,16 @@ func (c *adminClient) ListClusters(ctx context.Context, in *ListClustersRequest,
 	return out, nil
 }
 
+func (c *adminClient) ListLimits(ctx context.Context, in *ListLimitsRequest, opts ...grpc.CallOption) (*ListLimitsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListLimitsResponse)
+	err := c.cc.Invoke(ctx, Admin_ListLimits_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminClient) GetUsage(ctx context.Context, in *GetUsageRequest, opts ...grpc.CallOption) (*Usage, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(Usage)
@@ -189,6 +202,8 @@ type AdminServer interface {
 	ListMethods(context.Context, *ListMethodsRequest) (*ListMethodsResponse, error)
 	// The clusters and their endpoints, by name and address.
 	ListClusters(context.Context, *ListClustersRequest) (*ListClustersResponse, error)
+	// The limits in force, by name, and what one caller has left of them. Asking costs the caller nothing.
+	ListLimits(context.Context, *ListLimitsRequest) (*ListLimitsResponse, error)
 	// What consumers used, if usage is counted: by consumer and API, sorted so.
 	GetUsage(context.Context, *GetUsageRequest) (*Usage, error)
 	// Drop cached answers: in this process, and if answers are shared in Redis for all. UNAVAILABLE says that Redis does not
@@ -225,6 +240,9 @@ func (UnimplementedAdminServer) ListMethods(context.Context, *ListMethodsRequest
 }
 func (UnimplementedAdminServer) ListClusters(context.Context, *ListClustersRequest) (*ListClustersResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListClusters not implemented")
+}
+func (UnimplementedAdminServer) ListLimits(context.Context, *ListLimitsRequest) (*ListLimitsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListLimits not implemented")
 }
 func (UnimplementedAdminServer) GetUsage(context.Context, *GetUsageRequest) (*Usage, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetUsage not implemented")
@@ -352,6 +370,24 @@ func _Admin_ListClusters_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Admin_ListLimits_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListLimitsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServer).ListLimits(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Admin_ListLimits_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServer).ListLimits(ctx, req.(*ListLimitsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Admin_GetUsage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetUsageRequest)
 	if err := dec(in); err != nil {
@@ -468,6 +504,10 @@ var Admin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListClusters",
 			Handler:    _Admin_ListClusters_Handler,
+		},
+		{
+			MethodName: "ListLimits",
+			Handler:    _Admin_ListLimits_Handler,
 		},
 		{
 			MethodName: "GetUsage",

@@ -26,6 +26,7 @@ func TestArguments(t *testing.T) {
 	set := write("bank.binpb", bank.DescriptorSet())
 	cut := write("cut.binpb", bank.DescriptorSet()[:300])
 	config := write("transom.yaml", []byte("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: "+set+"}]\nclusters: {bank: {target: \"static:///127.0.0.1:1\"}}\n"))
+	open := write("open.yaml", []byte("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: "+set+"}]\nclusters: {bank: {target: \"static:///127.0.0.1:1\"}}\nsecurity: {trusted_proxies: [0.0.0.0/0]}\n"))
 	broken := write("broken.yaml", []byte("listeners: [{adress: a}]\n"))
 	const usage, fault = true, false
 	simple := "--upstream 127.0.0.1:1 --descriptors " + set
@@ -80,6 +81,12 @@ func TestArguments(t *testing.T) {
 		{"check --config " + config + " --max-message-bytes 1", usage, "what --max-message-bytes says goes into the file"},
 		{"check --config " + config + " --tls-cert a", usage, "what --tls-cert says goes into the file"},
 		{"check --config " + config + " --listen :1", usage, "what --listen says goes into the file"},
+
+		{"audit " + simple, usage, ""},
+		{"audit --config " + config, usage, ""},
+		{"audit --config " + broken, fault, broken + ":1:14: "},
+		{"audit --config " + open, fault, "there are findings of high severity"},
+		{"audit extra", usage, `unexpected argument "extra"`},
 
 		{"routes", usage, "name a descriptor set"},
 		{"routes " + set, usage, ""},

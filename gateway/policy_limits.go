@@ -90,7 +90,32 @@ func (b *builder) limits(m *descriptors.Method, eff Effective, authenticated boo
 			b.fault(fmt.Sprintf("%s[%d]", eff.path("limits"), i), "calls of %s cost %d, and no more than %d may ever come at once", m.Name, cost, most)
 		}
 	}
+	b.limitHeaders(eff)
 	return limit.Middleware(limiters, cost, b.limitFields(m, eff), authenticated)
+}
+
+// limitHeaders makes faults of limits by a header that authentication takes out before they are asked: all its calls would count
+// as one caller's.
+func (b *builder) limitHeaders(eff Effective) {
+	gone := map[string]string{} // by provider
+	for _, name := range eff.Policy.GetAuth().GetRequire() {
+		p := b.cfg.GetConsumers().GetProviders()[name]
+		switch {
+		case p.GetForward():
+		case p.GetApiKey() != nil:
+			gone["header:"+apiKeyHeader(p.GetApiKey())] = name
+		case p.GetJwt() != nil || p.GetIntrospection() != nil || p.GetBasic() != nil:
+			gone["header:authorization"] = name
+		}
+	}
+	for i, l := range eff.Policy.GetLimits() {
+		for j, per := range l.GetPer() {
+			if provider := gone[per]; provider != "" {
+				b.fault(fmt.Sprintf("%s[%d].per[%d]", eff.path("limits"), i, j),
+					"%s: provider %s takes it out of calls before they are counted, so that all would be one caller's; count by consumer", per, provider)
+			}
+		}
+	}
 }
 
 // limitFields are the fields of the method's request that its limits count by; nil if by none. Unlike other fields in a policy

@@ -506,6 +506,7 @@ func TestLimitFaults(t *testing.T) {
 		{"policies:\n- selector: bank.v1.Accounts.Deposit\n  limits: [{rate: 10/s}, {quota: 1/day, per: \"field:amount.colour\"}]\n", `3:46: for bank.v1.Accounts.Deposit: amount.colour: bank.v1.Money has no field "colour"`},
 		{"policies:\n- selector: bank.v1.Accounts.Deposit\n  limits: [{rate: 10/s, per: \"field:amount\"}]\n", `3:30: for bank.v1.Accounts.Deposit: amount: bank.v1.DepositRequest.amount is a message; name a field in it`},
 		{"policies:\n- selector: bank.v1.Accounts.Deposit\n  limits: [{rate: 10/s, per: \"field:\"}]\n", `3:30: "field:" is not consumer, ip`},
+		{"consumers: {providers: {keys: {api_key: {header: x-key}}}}\npolicies:\n- selector: bank.v1.Rates.Get\n  auth: {require: [keys]}\n  limits: [{rate: 10/s, per: [ip, \"header:x-key\"]}]\n", `5:35: header:x-key: provider keys takes it out of calls before they are counted, so that all would be one caller's; count by consumer`},
 		{"policies:\n- selector: \"*\"\n  limits: [{rate: 10/s, per: \"field:name\"}]\nunknown_methods: {cluster: bank}\n", `3:30: field:name: nobody knows the fields of methods that no descriptor tells of`},
 		{"policies:\n- selector: \"*\"\n  limits: [{rate: 10/s, plans: {gold: x}}]\n", `3:39: "x" is not a rate`},
 		{"policies:\n- selector: \"*\"\n  cost: 5\n  limits: [{rate: 10/s, burst: 4}]\n", `4:12: calls of bank.v1.Accounts.Balance cost 5, and no more than 4`},

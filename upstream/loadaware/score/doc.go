@@ -23,7 +23,8 @@
 // "In flight from others" is the server's own count of requests in flight, less ours when it counted; it is drawn towards
 // the fleet's mean as it gets old. Thus queue is what the server reported, plus what was sent since, less what was
 // finished since. Concurrency is how many calls the server works at without waiting: its requests in flight divided by its
-// utilization. Slowness is the node's time per call without waiting relative to the fleet's median, shrunk towards 1 while
+// utilization, if the two go together from report to report. Where they do not, as at a server that is bound by CPU and reports 1 while
+// calls queue, it is the fleet's geometric mean. Slowness is the node's time per call without waiting relative to the fleet's median, shrunk towards 1 while
 // few calls were seen, never below the time since a busy node last finished anything: that is what makes a hung node
 // expensive before a single call to it has failed. An error rate above the fleet's is charged as time.
 //

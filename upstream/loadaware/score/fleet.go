@@ -34,7 +34,7 @@ type Params struct {
 	// ReportMemory is the age at which half of a report's deviation from the fleet's mean is still believed.
 	ReportMemory time.Duration
 
-	// Choices is how many nodes are looked at per pick when there are more than ScanAll.
+	// Choices is how many nodes are looked at per pick when there are more than ScanAll, twice as many where others send much of the load.
 	Choices, ScanAll int
 	// OwnWeight counts each call in flight from here as so many more, in proportion to the load that comes from elsewhere: if
 	// the others choose alike, one call from here means as many from them that no report has told of yet (C3).
@@ -227,7 +227,7 @@ func (t *Table) learn(now, elapsed time.Duration) {
 		n.bad.set(n.bad.get()*keep + float64(bd))
 		good += n.good.get()
 		bad += n.bad.get()
-		if c := n.concurrency(); c > 0 {
+		if c, _ := n.concurrency(); c > 0 {
 			caps += math.Log(c)
 			ncaps++
 		}
@@ -305,7 +305,7 @@ func (t *Table) learn(now, elapsed time.Duration) {
 	}
 	for _, n := range t.nodes {
 		c := typical
-		if own := n.concurrency(); own > 0 {
+		if own, sure := n.concurrency(); sure {
 			c = min(max(own, typical/8), typical*8)
 		}
 		if ncaps == 0 {

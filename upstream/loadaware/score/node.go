@@ -79,6 +79,7 @@ type Node struct {
 	rif         number // requests in flight at the server, as last reported
 	rifMean     number // EWMA of what was reported
 	utilMean    number
+	apart       number // how far the two are from going together, EWMA: 0 if they do, at most 1
 	serviceRep  number // the server's own mean time per call in nanoseconds
 	doubt       number // how often fewer requests were reported than are in flight from here, EWMA
 	booted      instant
@@ -148,6 +149,7 @@ func (n *Node) Start(now time.Duration) {
 	n.utilization.set(0)
 	n.rifMean.set(0)
 	n.utilMean.set(0)
+	n.apart.set(0)
 	n.serviceRep.set(0)
 	n.weighed.set(0)
 	n.weighedFrom.set(0)
@@ -411,6 +413,10 @@ func (n *Node) Observe(now time.Duration, r Report) {
 		n.utilization.set(r.Utilization)
 		// The ratio of the means is steadier than the mean of the ratios. 32 reports of memory.
 		const a = 1. / 32
+		if q, u := n.rifMean.get(), n.utilMean.get(); q > 0 && u > 0 {
+			q, u = r.InFlight/q, r.Utilization/u
+			n.apart.set(n.apart.get()*(1-a) + math.Abs(q-u)/max(1, q, u)*a)
+		}
 		if n.utilMean.get() == 0 {
 			n.rifMean.set(r.InFlight)
 			n.utilMean.set(r.Utilization)
@@ -432,7 +438,7 @@ func (n *Node) Observe(now time.Duration, r Report) {
 		// The server's time per call includes waiting. By Little's law its mean number in flight is rate times time; the part
 		// of it that exceeds its concurrency waits.
 		sv := float64(r.Service)
-		if c := n.concurrency(); c > 0 && r.PerSecond > 0 {
+		if c, sure := n.concurrency(); sure && r.PerSecond > 0 {
 			sv /= max(1, r.PerSecond*r.Service.Seconds()/c)
 		}
 		n.serviceRep.set(sv)
@@ -442,13 +448,20 @@ func (n *Node) Observe(now time.Duration, r Report) {
 	n.fleet.remember(n)
 }
 
-// concurrency is how many calls the server works at without waiting, as far as its reports tell; 0 if they do not.
-func (n *Node) concurrency() float64 {
-	if u := n.utilMean.get(); u > 0.01 {
-		return n.rifMean.get() / u
+// concurrency is how many calls the server works at without waiting, as far as its reports tell; 0 if they do not. They tell for sure
+// where the utilization is the part of places that are taken. A server that is bound by CPU reports how much of it it uses: that stays
+// at 1 when calls queue, so that the server would seem the larger the longer its queue is.
+func (n *Node) concurrency() (c float64, sure bool) {
+	u := n.utilMean.get()
+	if u <= 0.01 {
+		return 0, false
 	}
-	return 0
+	c = n.rifMean.get() / u
+	return c, c > 0 && n.apart.get() < togetherAt
 }
+
+// togetherAt is up to where requests in flight and utilization go together: two or three reports in which they do not are past it.
+const togetherAt = 0.005
 
 // elsewhere estimates the calls in flight at the server that did not come from here.
 func (n *Node) elsewhere(now time.Duration) float64 {

@@ -491,6 +491,47 @@ func TestQueueIsReportedPlusSentLessFinished(t *testing.T) {
 	}
 }
 
+// A server that is bound by CPU reports a utilization of 1 however many calls wait for it: its queue is not room. One that reports the
+// part of its places that are taken is known to have many.
+func TestQueueIsNoConcurrency(t *testing.T) {
+	for _, c := range []struct {
+		name        string
+		utilization func(inFlight float64) float64
+		least, most int // of 40 calls, to the node with some 30 in flight
+	}{
+		{"CPU", func(q float64) float64 { return min(1, q/4) }, 0, 0},
+		{"places", func(q float64) float64 { return q / 60 }, 10, 40},
+	} {
+		b := newBench(t, score.Adaptive, 4, func(p *score.Params) { p.OwnWeight = 0 })
+		for k := range 200 {
+			for i, n := range b.nodes {
+				q := float64(1 + (k+i)%3)
+				u := q / 4
+				if i == 0 {
+					q = float64(28 + k%5)
+					u = c.utilization(q)
+				}
+				r := score.NoReport()
+				r.InFlight, r.Utilization, r.Uptime = q, u, time.Hour
+				n.Observe(b.now, r)
+			}
+			b.choose()
+			b.now += 20 * ms
+		}
+		got := 0
+		for range 40 {
+			i := b.choose()
+			b.nodes[i].Begin(b.now, false)
+			if i == 0 {
+				got++
+			}
+		}
+		if got < c.least || got > c.most {
+			t.Errorf("%s: %d of 40 calls to the node with the queue, want %d to %d", c.name, got, c.least, c.most)
+		}
+	}
+}
+
 func TestTriedIsAvoided(t *testing.T) {
 	for _, p := range []score.Policy{score.Adaptive, score.RoundRobin, score.LeastRequest, score.PeakEWMA, score.Random, score.RingHash, score.BoundedHash} {
 		b := newBench(t, p, 3, nil)

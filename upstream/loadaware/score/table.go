@@ -224,8 +224,11 @@ func (t *Table) adaptive(now time.Duration, r *Rand, p *Pick) int {
 		}
 		return b.choice(par)
 	}
+	choices := par.Choices
 	if f.sharing.get() > 0.1 {
-		// Most reports are stale where others send most of the load: look at those that are not.
+		// Others send much of the load, and chose well among the same nodes: it takes more looks to find room that they have left.
+		choices = min(2*choices, n)
+		// Most reports are stale there: look at those that are not.
 		for k := range f.recent {
 			nd := f.recent[k].Load()
 			if nd == nil || now-nd.reported.get() > 2*par.ReportMemory {
@@ -238,11 +241,11 @@ func (t *Table) adaptive(now time.Duration, r *Rand, p *Pick) int {
 	}
 	// Choices without replacement: a random start and random steps, none long enough to come round.
 	at := r.IntN(n)
-	for range par.Choices {
+	for range choices {
 		if t.look(f, par, now, r, p, at, &b) {
 			return b.node
 		}
-		if at += 1 + r.IntN(n/par.Choices); at >= n {
+		if at += 1 + r.IntN(n/choices); at >= n {
 			at -= n
 		}
 	}

@@ -1,6 +1,7 @@
 package score
 
 import (
+	"cmp"
 	"math"
 	"sync/atomic"
 	"time"
@@ -11,6 +12,12 @@ type number struct{ bits atomic.Uint64 }
 
 func (n *number) get() float64  { return math.Float64frombits(n.bits.Load()) }
 func (n *number) set(v float64) { n.bits.Store(math.Float64bits(v)) }
+
+// number32 is a number of which seven digits are enough.
+type number32 struct{ bits atomic.Uint32 }
+
+func (n *number32) get() float64  { return float64(math.Float32frombits(n.bits.Load())) }
+func (n *number32) set(v float64) { n.bits.Store(math.Float32bits(float32(v))) }
 
 // instant is a point in time that may be read and written concurrently. The zero value is "never"; the epoch itself
 // cannot be told from it.
@@ -44,6 +51,7 @@ type Node struct {
 	others   number        // calls in flight from elsewhere, when reported
 	reported instant       // when the last usable report came
 	admit    number        // probability of being considered while warming up
+	seen     atomic.Uint64 // time per call as it was, of one call in four: as timed
 
 	fleet  *Fleet
 	slot   atomic.Int32 // index in the newest table
@@ -58,7 +66,10 @@ type Node struct {
 	samples number  // how many calls are behind them, decaying
 	learnt  instant // when they were last folded with something new
 	// Mean and number of the calls since somebody last went to see whether the node is still slow.
-	fresh, freshCalls number
+	fresh      number
+	freshCalls number32
+	// Mean of the time per call as it was, in nanoseconds; 0 until known.
+	whole number32
 	// Time per call as seen, for the policy that goes by it: peak EWMA in nanoseconds, by whoever holds learning.
 	learning atomic.Bool
 	latency  number
@@ -79,9 +90,9 @@ type Node struct {
 	rif         number // requests in flight at the server, as last reported
 	rifMean     number // EWMA of what was reported
 	utilMean    number
-	apart       number // how far the two are from going together, EWMA: 0 if they do, at most 1
-	serviceRep  number // the server's own mean time per call in nanoseconds
-	doubt       number // how often fewer requests were reported than are in flight from here, EWMA
+	apart       number32 // how far the two are from going together, EWMA: 0 if they do, at most 1
+	doubt       number32 // how often fewer requests were reported than are in flight from here, EWMA
+	serviceRep  number   // the server's own mean time per call in nanoseconds
 	booted      instant
 	hasBooted   atomic.Bool
 	weighed     number // A58 weight
@@ -130,6 +141,8 @@ func (n *Node) SetLimit(calls int) { n.limit.Store(uint32(max(0, calls))) }
 func (n *Node) Start(now time.Duration) {
 	n.timed.Store(0)
 	n.tookSq.Store(0)
+	n.seen.Store(0)
+	n.whole.set(0)
 	n.samples.set(0)
 	n.service.set(0)
 	n.square.set(0)
@@ -291,6 +304,7 @@ func (n *Node) End(now time.Duration, s Sample) {
 	n.timed.Add(1<<timedBits | us)
 	if now&(3<<10) == 0 { // about a microsecond's bits are as good as chance
 		n.tookSq.Add(4 * us * us)
+		n.seen.Add(1<<timedBits | uint64(min(took, float64(10*time.Minute))/1e3))
 	}
 	if n.fleet.peaks.Load() && n.learning.CompareAndSwap(false, true) {
 		lat := n.latency.get()
@@ -329,6 +343,13 @@ func (n *Node) fold(now time.Duration) (answered float64) {
 	a := c / k
 	n.service.set(n.service.get()*(1-a) + mean*a)
 	n.square.set(n.square.get()*(1-a) + sq*a)
+	if seen := n.seen.Swap(0); seen != 0 {
+		mean := float64(seen&(1<<timedBits-1)) * 1e3 / float64(seen>>timedBits)
+		if was := n.whole.get(); was > 0 {
+			mean = was*(1-a) + mean*a
+		}
+		n.whole.set(mean)
+	}
 	return answered
 }
 
@@ -504,7 +525,7 @@ func (n *Node) Stats(now time.Duration) Stats {
 	s := Stats{
 		InFlight: n.InFlight(), Streams: int(n.streams.Load()), Calls: n.calls.Load() + uint64(n.oks.Load()) + n.timed.Load()>>timedBits + uint64(n.bads.Load()) + uint64(max(0, n.inflight.Load())),
 		Utilization: n.utilization.get(), InFlightReported: n.rif.get(), Reported: -1,
-		Latency: time.Duration(n.service.get()), Slowness: n.slowness.get(), Health: 1 - n.errorRate(),
+		Latency: time.Duration(cmp.Or(n.whole.get(), n.service.get())), Slowness: n.slowness.get(), Health: 1 - n.errorRate(),
 		Ejected: g&gateEjected != 0, Probation: g&gateProbation != 0, WarmingUp: g&gateWarmup != 0, Silent: g&gateHung != 0,
 		Age: n.Age(now),
 	}

@@ -532,6 +532,27 @@ func TestQueueIsNoConcurrency(t *testing.T) {
 	}
 }
 
+// What is shown as a node's latency is how long its calls took, whatever its weight: a node of low weight counts as full with one call, but
+// that makes the call no shorter.
+func TestLatencyIsAsSeen(t *testing.T) {
+	b := newBench(t, score.Adaptive, 3, nil)
+	b.nodes[1].SetWeight(0.01)
+	b.nodes[2].SetWeight(3)
+	for range 400 {
+		for _, n := range b.nodes {
+			load := n.Begin(b.now, false)
+			b.now += 10*ms + 300*time.Microsecond
+			n.End(b.now, score.Sample{Outcome: score.Answered, Started: b.now - 10*ms, Load: load})
+		}
+		b.choose()
+	}
+	for i, n := range b.nodes {
+		if got := n.Stats(b.now).Latency; got < 9*ms || got > 11*ms {
+			t.Errorf("node %d of weight %v: latency %v, want 10ms", i, n.Weight(), got)
+		}
+	}
+}
+
 func TestTriedIsAvoided(t *testing.T) {
 	for _, p := range []score.Policy{score.Adaptive, score.RoundRobin, score.LeastRequest, score.PeakEWMA, score.Random, score.RingHash, score.BoundedHash} {
 		b := newBench(t, p, 3, nil)

@@ -33,13 +33,26 @@ type picker struct {
 
 // level is a priority with its part of the calls.
 type level struct {
-	upTo    float64 // cumulative; 1 for the last that is needed, and for those behind it
+	each    float64 // part of the calls that each endpoint that is ready and not ejected can take
 	table   *score.Table
 	targets []target
 }
 
 // overprovision is by how much a priority's ready part may fall before calls spill to the next. Envoy: 1.4.
 const overprovision = 1.4
+
+// spill returns the index of the level that a call goes to by x, which is from 0 to 1: a level takes calls in proportion to overprovision
+// times the part of its endpoints that is ready and not ejected, and what is left goes to the next.
+func (p *picker) spill(x float64) int {
+	last := len(p.levels) - 1
+	for at := range last {
+		l := &p.levels[at]
+		if x -= l.each * float64(l.table.Fit()); x < 0 {
+			return at
+		}
+	}
+	return last
+}
 
 // tried says whether all targets are among nodes.
 func (l *level) tried(nodes []*score.Node) bool {
@@ -55,8 +68,7 @@ func (l *level) tried(nodes []*score.Node) bool {
 }
 
 // newPicker makes a picker of the ready targets, or returns nil if there are none. listed counts the endpoints of each
-// priority, ready or not: a priority takes calls in proportion to overprovision times the part that is ready, and what is
-// left goes to the next; so does what a priority has no room for. The caller holds b.mu.
+// priority, ready or not. What a priority has no room for goes to the next. The caller holds b.mu.
 func newPicker(b *lb, listed map[int]int, ready map[int][]target) *picker {
 	p := &picker{b: b}
 	var priorities []int
@@ -64,7 +76,6 @@ func newPicker(b *lb, listed map[int]int, ready map[int][]target) *picker {
 		priorities = append(priorities, pr)
 	}
 	slices.Sort(priorities)
-	taken := 0.
 	for _, pr := range priorities {
 		ts := ready[pr]
 		nodes := make([]*score.Node, len(ts))
@@ -72,14 +83,12 @@ func newPicker(b *lb, listed map[int]int, ready map[int][]target) *picker {
 		for i, t := range ts {
 			nodes[i], names[i] = t.node, t.endpoint.addr
 		}
-		taken = min(1, taken+overprovision*float64(len(ts))/float64(listed[pr]))
 		fleet := b.fleets[ts[0].endpoint.attrs.Priority]
-		p.levels = append(p.levels, level{upTo: taken, targets: ts, table: fleet.NewTable(b.cfg.policy, nodes, names, rand.Uint64())})
+		p.levels = append(p.levels, level{each: overprovision / float64(listed[pr]), targets: ts, table: fleet.NewTable(b.cfg.policy, nodes, names, rand.Uint64())})
 	}
 	if len(p.levels) == 0 {
 		return nil
 	}
-	p.levels[len(p.levels)-1].upTo = 1
 	return p
 }
 
@@ -103,9 +112,7 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 	now := p.b.now()
 	at := 0
 	if len(p.levels) > 1 {
-		x := rnd.Float64()
-		for at = 0; x >= p.levels[at].upTo; at++ {
-		}
+		at = p.spill(rnd.Float64())
 	}
 	var a *Attempt
 	if info.Ctx != nil {

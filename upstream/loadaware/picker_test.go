@@ -220,12 +220,17 @@ func TestDoneTwiceCountsOnce(t *testing.T) {
 func TestPriorities(t *testing.T) {
 	for _, c := range []struct {
 		listed, ready map[int]int
+		ejected       int // of the ready ones of priority 0
 		want          map[int]float64
 	}{
-		{map[int]int{0: 4, 1: 4}, map[int]int{0: 4, 1: 4}, map[int]float64{0: 1, 1: 1}},
-		{map[int]int{0: 4, 1: 4}, map[int]int{0: 3, 1: 4}, map[int]float64{0: 1, 1: 1}},
-		{map[int]int{0: 4, 1: 4}, map[int]int{0: 2, 1: 4}, map[int]float64{0: 0.7, 1: 1}},
-		{map[int]int{0: 4, 1: 4}, map[int]int{1: 1}, map[int]float64{1: 1}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 4, 1: 4}, 0, map[int]float64{0: 1}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 3, 1: 4}, 0, map[int]float64{0: 1}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 2, 1: 4}, 0, map[int]float64{0: 0.7, 1: 0.3}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{1: 1}, 0, map[int]float64{1: 1}},
+		{map[int]int{0: 5, 1: 5, 2: 5}, map[int]int{0: 1, 1: 2, 2: 5}, 0, map[int]float64{0: 0.28, 1: 0.56, 2: 0.16}},
+		// Ejected ones are not there.
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 4, 1: 4}, 2, map[int]float64{0: 0.7, 1: 0.3}},
+		{map[int]int{0: 4, 1: 4}, map[int]int{0: 3, 1: 4}, 1, map[int]float64{0: 0.7, 1: 0.3}},
 	} {
 		b := &lb{cfg: defaultConfig(), fleets: map[int]*score.Fleet{}}
 		ts := map[int][]target{}
@@ -236,12 +241,25 @@ func TestPriorities(t *testing.T) {
 			}
 		}
 		p := newPicker(b, c.listed, ts)
+		if c.ejected > 0 {
+			var rnd score.Rand
+			p.levels[0].table.Choose(time.Second, &rnd, &score.Pick{}) // the fleet learns its size
+			for _, target := range ts[0][:c.ejected] {
+				for range 5 {
+					target.node.End(time.Second, score.Sample{Outcome: score.Failed, Started: time.Second, Load: target.node.Begin(time.Second, false)})
+				}
+			}
+		}
 		got := map[int]float64{}
-		for _, l := range p.levels {
-			got[l.targets[0].endpoint.attrs.Priority] = math.Round(l.upTo*1000) / 1000
+		const draws = 1000
+		for k := range draws {
+			got[p.levels[p.spill((float64(k)+0.5)/draws)].targets[0].endpoint.attrs.Priority]++
+		}
+		for pr := range got {
+			got[pr] /= draws
 		}
 		if !maps.Equal(got, c.want) {
-			t.Errorf("listed %v, ready %v: cumulative parts %v, want %v", c.listed, c.ready, got, c.want)
+			t.Errorf("listed %v, ready %v, %d ejected: parts %v, want %v", c.listed, c.ready, c.ejected, got, c.want)
 		}
 	}
 }

@@ -102,6 +102,9 @@ func (f *Fleet) NewTable(p Policy, nodes []*Node, names []string, seed uint64) *
 // Len is the number of nodes, Node the i-th of them.
 func (t *Table) Len() int { return len(t.nodes) }
 
+// Fit is how many of the nodes are not ejected.
+func (t *Table) Fit() int { return max(1, len(t.nodes)-int(t.fleet.ejected.Load())) }
+
 // Node returns the i-th node.
 func (t *Table) Node(i int) *Node { return t.nodes[i] }
 

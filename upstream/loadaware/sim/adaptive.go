@@ -56,7 +56,7 @@ func newPolicy(name string, w *World, k int) (policy, error) {
 		s := newScored(w, k, p, score.WeightedRoundRobin)
 		s.averaged = true
 		return s, nil
-	case "random", "round_robin", "least_request", "least_request_distinct", "peak_ewma", "linkerd", "kratos", "netflix", "oracle":
+	case "random", "round_robin", "least_request", "least_request_distinct", "least_loaded", "peak_ewma", "linkerd", "kratos", "netflix", "oracle":
 		return newLocal(w, name, k), nil
 	case "prequal":
 		q := 0.84
@@ -80,7 +80,7 @@ type scored struct {
 	w        *World
 	fleet    *score.Fleet
 	kind     score.Policy
-	averaged bool // takes the averaged utilization, as A58 means it
+	averaged bool // takes the utilization averaged over the time that the rate is, as A58 means it
 	nodes    []*score.Node
 	listed   []int // table index to server
 	was      []bool
@@ -144,7 +144,7 @@ func (s *scored) done(now time.Duration, r *request, o score.Outcome, rep score.
 	n := s.nodes[r.node]
 	n.End(now, score.Sample{Outcome: o, Started: r.sent + 1, Load: r.load})
 	if s.averaged && full != nil {
-		rep.Utilization = full.busy
+		rep.Utilization = full.busyLong
 	}
 	n.Observe(now, rep)
 }
@@ -162,7 +162,7 @@ func (s *scored) probed(now time.Duration, node int, full *fullReport) {
 	if s.nodes[node] != nil {
 		rep := full.Report
 		if s.averaged {
-			rep.Utilization = full.busy
+			rep.Utilization = full.busyLong
 		}
 		s.nodes[node].Observe(now+1, rep)
 	}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math"
+	"slices"
 	"time"
 
 	"transom/upstream/loadaware/score"
@@ -76,16 +77,10 @@ func (l *local) choose(now time.Duration, r *request) int {
 			return b
 		}
 		return a
+	case "least_loaded": // of all, ties at random
+		return l.least(func(i int) float64 { return float64(l.nodes[i].inFlight) })
 	case "oracle":
-		best, least := -1, math.Inf(1)
-		at := c.IntN(n)
-		for k := range n {
-			i := l.alive[(at+k)%n]
-			if v := l.w.oracle(i, r); v < least {
-				best, least = i, v
-			}
-		}
-		return best
+		return l.least(func(i int) float64 { return l.w.oracle(i, r) })
 	}
 	if n == 1 {
 		return l.alive[0]
@@ -128,6 +123,19 @@ func (l *local) choose(now time.Duration, r *request) int {
 		return b
 	}
 	return a
+}
+
+// least is the server with the least of cost, the first from a random one on.
+func (l *local) least(cost func(i int) float64) int {
+	best, least := -1, math.Inf(1)
+	at := l.w.choice.IntN(len(l.alive))
+	for k := range l.alive {
+		i := l.alive[(at+k)%len(l.alive)]
+		if v := cost(i); v < least {
+			best, least = i, v
+		}
+	}
+	return best
 }
 
 func (l *local) cost(now time.Duration, i int) float64 {
@@ -258,7 +266,7 @@ type prequal struct {
 	alive   []int
 	pool    []probeEntry
 	most    int
-	budget  float64 // how often a pooled answer may serve
+	budget  float64 // how often a pooled answer may serve; what is after the point is the part of answers that may once more
 	rifs    [64]int // recent probes' requests in flight
 	nrifs   int
 	removed int
@@ -279,7 +287,7 @@ type probeEntry struct {
 	rif  int
 	lat  float64
 	at   time.Duration
-	uses float64
+	left float64 // how often it may serve still
 }
 
 // The published constants.
@@ -318,20 +326,19 @@ func (p *prequal) list(_ time.Duration, present []bool) {
 	}
 }
 
-// threshold is the number of requests in flight above which a server is hot.
+// threshold is the number of requests in flight above which a server is hot. The quantile 0 makes all of them hot, 1 none.
 func (p *prequal) threshold() int {
 	k := min(p.nrifs, len(p.rifs))
-	if k == 0 {
+	if k == 0 || p.q >= 1 {
 		return math.MaxInt
+	}
+	if p.q <= 0 {
+		return -1
 	}
 	var v [64]int
 	copy(v[:], p.rifs[:k])
 	s := v[:k]
-	for i := 1; i < k; i++ {
-		for j := i; j > 0 && s[j] < s[j-1]; j-- {
-			s[j], s[j-1] = s[j-1], s[j]
-		}
-	}
+	slices.Sort(s)
 	return s[min(k-1, int(p.q*float64(k)))]
 }
 
@@ -379,40 +386,45 @@ func (p *prequal) choose(now time.Duration) int {
 		}
 		return a.lat < b.lat
 	}
-	best, worst, oldest := 0, 0, 0
+	best := 0
 	for i := range p.pool {
 		if better(&p.pool[i], &p.pool[best]) {
 			best = i
-		}
-		if better(&p.pool[worst], &p.pool[i]) {
-			worst = i
-		}
-		if p.pool[i].at < p.pool[oldest].at {
-			oldest = i
 		}
 	}
 	e := &p.pool[best]
 	node := e.node
 	e.rif++
-	e.uses++
-	gone := -1
-	if e.uses >= p.budget {
-		gone = best
+	if e.left--; e.left <= 0 {
+		p.remove(best)
 	}
-	// One entry is removed per query, in turn the oldest and the worst.
-	drop := oldest
+	// One more entry is removed per query, in turn the oldest and the worst.
+	if len(p.pool) == 0 || len(p.pool) < p.most && len(p.alive) <= prequalPool {
+		return node // small fleets: the pool is the fleet
+	}
+	drop := 0
 	if p.removed++; p.removed%2 == 0 {
-		drop = worst
+		for i := range p.pool {
+			if better(&p.pool[drop], &p.pool[i]) {
+				drop = i
+			}
+		}
+	} else {
+		drop = p.oldest()
 	}
-	if len(p.pool) < p.most && len(p.alive) <= prequalPool {
-		drop = -1 // small fleets: the pool is the fleet
-	}
-	if gone >= 0 {
-		p.remove(gone)
-	} else if drop >= 0 && drop != best {
-		p.remove(drop)
-	}
+	p.remove(drop)
 	return node
+}
+
+// oldest is the pool's oldest entry.
+func (p *prequal) oldest() int {
+	oldest := 0
+	for i := range p.pool {
+		if p.pool[i].at < p.pool[oldest].at {
+			oldest = i
+		}
+	}
+	return oldest
 }
 
 func (p *prequal) c3score(e *probeEntry) float64 {
@@ -471,7 +483,10 @@ func (p *prequal) probed(now time.Duration, node int, full *fullReport) {
 	rif := int(full.InFlight)
 	p.rifs[p.nrifs%len(p.rifs)] = rif
 	p.nrifs++
-	e := probeEntry{node: node, rif: rif, lat: full.median.Seconds(), at: now}
+	e := probeEntry{node: node, rif: rif, lat: full.median.Seconds(), at: now, left: math.Floor(p.budget)}
+	if p.w.choice.Float64() < p.budget-e.left {
+		e.left++
+	}
 	for i := range p.pool {
 		if p.pool[i].node == node {
 			p.pool[i] = e
@@ -479,13 +494,7 @@ func (p *prequal) probed(now time.Duration, node int, full *fullReport) {
 		}
 	}
 	if len(p.pool) >= p.most {
-		oldest := 0
-		for i := range p.pool {
-			if p.pool[i].at < p.pool[oldest].at {
-				oldest = i
-			}
-		}
-		p.pool[oldest] = e
+		p.pool[p.oldest()] = e
 		return
 	}
 	p.pool = append(p.pool, e)

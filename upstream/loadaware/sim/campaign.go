@@ -21,6 +21,8 @@ var (
 	baselinesGo string
 	//go:embed cell.go
 	cellGo string
+	//go:embed machine.go
+	machineGo string
 )
 
 // Campaign is a choice of scenarios to run.
@@ -137,6 +139,9 @@ func (c Campaign) one(cell Cell, policy string, seed uint64) (Summary, error) {
 	code := c.Build
 	if !scoredPolicy(policy) {
 		code = engineGo + baselinesGo + cellGo
+		if cell.Machine != nil {
+			code += machineGo
+		}
 	}
 	key, err := json.Marshal([]any{code, cell, policy, seed})
 	if err != nil {

@@ -9,9 +9,13 @@
 // k-th request of a seed is the same under every policy. Latency counts from the arrival at the proxy. A request that
 // takes longer than the timeout is an error; its latency is the timeout.
 //
-// A server reports, in every answer, what transom/upstream/loadaware/report reports, by the same meter. Policies of the
-// literature get what they ask for: a utilization averaged over a second (A58, kratos), the median latency at the
-// present number of requests in flight (Prequal).
+// The set-ups that were published have servers of another kind: each has a part of a machine that it shares with others,
+// serves all its requests at once, and drops those whose caller has given up. See [Machine].
+//
+// A server reports, in every answer, what transom/upstream/loadaware/report reports, by the same meter; on a machine, the use
+// of its allocation over a second as its utilization. Policies of the literature get what they ask for: a utilization averaged
+// over a second (kratos), or over ten as the rate is (A58), the median latency at the present number of requests in flight
+// (Prequal).
 //
 // # Baselines
 // They are written from the published descriptions, with the published constants: see baselines.go. The oracle knows the

@@ -21,13 +21,13 @@ func section(doc []byte, name string, text []byte) ([]byte, error) {
 // DocumentPublished replaces the table of claims in doc, between the lines of "published".
 func DocumentPublished(doc []byte, claims []Claim) ([]byte, error) {
 	var b bytes.Buffer
-	fmt.Fprintln(&b, "| Published by | Published | Simulated | In shape |\n|---|---|---|---|")
+	fmt.Fprintln(&b, "| Published by | Published | Simulated | In shape | Adaptive there |\n|---|---|---|---|---|")
 	for _, c := range claims {
 		shape := "yes"
 		if !c.InShape {
 			shape = "**no**: " + c.Why
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", c.Source, c.Published, c.Simulated, shape)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", c.Source, c.Published, c.Simulated, shape, c.Adaptive)
 	}
 	return section(doc, "published", b.Bytes())
 }
@@ -94,7 +94,7 @@ func ms(v float64) string {
 }
 
 // palette is told apart by most eyes; the adaptive policy is black.
-var palette = []string{"#000000", "#e69f00", "#56b4e9", "#009e73", "#b8a800", "#0072b2", "#d55e00", "#cc79a7", "#999999", "#7f3c8d", "#a05a2c", "#66c2a5", "#8da0cb", "#444444"}
+var palette = []string{"#000000", "#e69f00", "#56b4e9", "#009e73", "#b8a800", "#0072b2", "#d55e00", "#cc79a7", "#999999", "#7f3c8d", "#a05a2c", "#66c2a5", "#8da0cb", "#444444", "#c2185b"}
 
 // Plot draws the p99 of a scenario, a line per policy over its cells, on a logarithmic scale, as SVG.
 func Plot(s *ScenarioResult) []byte {
@@ -124,7 +124,7 @@ func Plot(s *ScenarioResult) []byte {
 	for i, r := range s.Results {
 		fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle" font-size="11">%s</text>`+"\n", x(i), height-bottom+18, r.Cell.Name)
 	}
-	names := Policies()
+	names := append(Policies(), "least_loaded")
 	for k, p := range s.Ran {
 		at := slices.Index(names, p)
 		colour, thick := palette[max(at, 0)%len(palette)], 1.5

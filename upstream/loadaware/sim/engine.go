@@ -3,6 +3,7 @@ package sim
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"transom/upstream/loadaware/report"
@@ -30,6 +31,9 @@ const (
 	evChange                   // Cell.Events[a] begins (b=1) or ends (b=0)
 	evOOB                      // all servers report out of band
 	evHedge                    // request a gets a second attempt, unless it has ended
+	evWorker                   // a worker of proxy a sends its next request
+	evDone                     // the next request is done at server a, unless something changed there since
+	evEvolve                   // the antagonists' demand goes on
 )
 
 // queue is a 4-ary heap of events.
@@ -116,9 +120,11 @@ type server struct {
 	coldLeft       float64
 	coldFrom       float64
 	meter          report.Meter
-	busyAvg        float64 // running/slots, EWMA over a second
+	busyAvg        float64 // utilization, EWMA over a second
+	busyLong       float64 // the same over ten, as the rates
 	busyAt         time.Duration
-	byRIF          [64]recentLatency
+	byRIF          [256]recentLatency
+	cpu            processor     // of a server on a Machine
 	work           time.Duration // remaining, for the oracle
 	probeDebt      time.Duration
 	zone           int
@@ -127,8 +133,9 @@ type server struct {
 
 // recentLatency keeps the last latencies seen at one number of requests in flight.
 type recentLatency struct {
-	v [8]time.Duration
-	n int
+	v  [8]time.Duration
+	n  int
+	at time.Duration // of the last one
 }
 
 // World is one run of one cell under one policy.
@@ -144,16 +151,18 @@ type World struct {
 	present []bool // servers that the resolver lists
 	rnd     *rand.Rand
 	choice  score.Rand
-	rate    float64 // arrivals per second
-	due     []timeout
-	dueHead int
-	end     time.Duration
-	retries *score.Budget // of all proxies together
-	hedges  *score.Budget
-	res     Result
-	zoneCum []float64
-	scratch fullReport
-	live    []int // attempts in flight per server, as the proxies see it
+	// antagonists is apart, so that they do the same under every policy.
+	antagonists *rand.Rand
+	rate        float64 // arrivals per second
+	due         []timeout
+	dueHead     int
+	end         time.Duration
+	retries     *score.Budget // of all proxies together
+	hedges      *score.Budget
+	res         Result
+	zoneCum     []float64
+	scratch     fullReport
+	live        []int // attempts in flight per server, as the proxies see it
 }
 
 type timeout struct {
@@ -191,7 +200,7 @@ type Result struct {
 
 // Run runs a cell under a policy.
 func Run(c Cell, name string, seed uint64) (Result, error) {
-	w := &World{cell: c, rnd: rand.New(rand.NewPCG(seed, 1)), choice: score.Rand{State: seed * 7919}, retries: score.NewBudget(0.2), hedges: score.NewBudget(0.02)}
+	w := &World{cell: c, rnd: rand.New(rand.NewPCG(seed, 1)), antagonists: rand.New(rand.NewPCG(seed, 2)), choice: score.Rand{State: seed * 7919}, retries: score.NewBudget(0.2), hedges: score.NewBudget(0.02)}
 	w.servers = make([]server, c.Nodes)
 	w.present = make([]bool, c.Nodes)
 	w.nominal = make([]int, c.Nodes)
@@ -234,8 +243,13 @@ func Run(c Cell, name string, seed uint64) (Result, error) {
 			w.q.push(event{at: c.Warmup + e.To, kind: evChange, a: int32(i)})
 		}
 	}
+	width := float64(c.Slots)
+	if c.Machine != nil {
+		width = c.Machine.guaranteed()
+		w.evolve(true)
+	}
 	for _, f := range factor {
-		capacity += float64(c.Slots) / c.Mean.Seconds() / f
+		capacity += width / c.meanNeed().Seconds() / f
 	}
 	w.rate = c.Load * capacity
 	if c.Zones > 1 {
@@ -262,7 +276,14 @@ func Run(c Cell, name string, seed uint64) (Result, error) {
 	}
 	w.relist()
 	w.res.PerNode = make([]int, c.Nodes)
-	w.q.push(event{at: w.gap(), kind: evArrival})
+	if c.Workers > 0 {
+		// They begin one after another.
+		for k := range c.Workers {
+			w.q.push(event{at: w.pace() * time.Duration(k) / time.Duration(c.Workers), kind: evWorker, a: int32(k % c.Proxies)})
+		}
+	} else {
+		w.q.push(event{at: w.gap(), kind: evArrival})
+	}
 	if c.Reports == "oob" {
 		w.q.push(event{at: c.OOB, kind: evOOB})
 	}
@@ -273,6 +294,11 @@ func Run(c Cell, name string, seed uint64) (Result, error) {
 
 func (w *World) gap() time.Duration {
 	return w.now + time.Duration(w.rnd.ExpFloat64()/w.rate*float64(time.Second))
+}
+
+// pace is the least time between two requests of one worker.
+func (w *World) pace() time.Duration {
+	return time.Duration(float64(w.cell.Workers) / w.rate * float64(time.Second))
 }
 
 func (w *World) relist() {
@@ -305,7 +331,20 @@ func (w *World) run() {
 		}
 		switch e.kind {
 		case evArrival:
-			w.arrive()
+			if w.now < w.end {
+				w.q.push(event{at: w.gap(), kind: evArrival})
+				w.arrive(w.rnd.IntN(w.cell.Proxies))
+			}
+		case evWorker:
+			if w.now < w.end {
+				w.arrive(int(e.a))
+			}
+		case evDone:
+			if w.servers[e.a].cpu.gen == e.gen {
+				w.done(e.a)
+			}
+		case evEvolve:
+			w.evolve(false)
 		case evReach:
 			w.reach(e.a, e.gen)
 		case evServed:
@@ -364,17 +403,13 @@ func (w *World) draw() (need time.Duration, cheap bool) {
 	return time.Duration(m * w.rnd.ExpFloat64()), true
 }
 
-func (w *World) arrive() {
-	if w.now >= w.end {
-		return
-	}
-	w.q.push(event{at: w.gap(), kind: evArrival})
+// arrive makes a request at proxy pr, or at one of its rank in the zone that the request is of.
+func (w *World) arrive(pr int) {
 	id := w.entry()
 	r := &w.reqs[id]
 	life := r.life + 1
 	*r = request{arrived: w.now, gen: r.gen + 1, life: life, measured: w.now >= w.cell.Warmup, node: -1, twin: -1, tried: [3]int32{-1, -1, -1}}
 	r.need, r.cheap = w.draw()
-	pr := w.rnd.IntN(w.cell.Proxies)
 	if w.zoneCum != nil {
 		x := w.rnd.Float64() * w.zoneCum[len(w.zoneCum)-1]
 		z := 0
@@ -531,7 +566,7 @@ func (w *World) reach(id int32, gen uint32) {
 		return
 	}
 	s.inFlight++
-	r.rifAt = int32(min(s.inFlight-1, len(s.byRIF)-1))
+	r.rifAt = int32(s.inFlight - 1)
 	s.meter.Begin()
 	if s.failing > 0 && (s.failing >= 1 || w.choice.Float64() < s.failing) && !s.frozen {
 		// Fails, or answers nonsense, in a millisecond and without a slot.
@@ -539,6 +574,10 @@ func (w *World) reach(id int32, gen uint32) {
 		return
 	}
 	s.work += time.Duration(float64(r.need) * s.factor)
+	if w.cell.Machine != nil {
+		w.join(id)
+		return
+	}
 	if s.running < s.slots && !s.paused && !s.frozen {
 		w.serve(s, id)
 	} else {
@@ -546,16 +585,33 @@ func (w *World) reach(id int32, gen uint32) {
 	}
 }
 
-func (s *server) busy(now time.Duration, nominal int) {
-	const memory = float64(time.Second)
-	k := math.Exp(-float64(now-s.busyAt) / memory)
-	s.busyAvg = s.busyAvg*k + float64(s.running)/float64(nominal)*(1-k)
+// busy makes the time since it was last called, at a utilization of u, part of the averages.
+func (s *server) busy(now time.Duration, u float64) {
+	if now == s.busyAt {
+		return
+	}
+	k := math.Exp(-float64(now-s.busyAt) / float64(10*time.Second))
+	s.busyLong = s.busyLong*k + u*(1-k)
+	k2 := k * k
+	k = k2 * k2 * k2 * k2 * k2 // over one second
+	s.busyAvg = s.busyAvg*k + u*(1-k)
 	s.busyAt = now
+}
+
+// measure brings the averages of server i's utilization up to now.
+func (w *World) measure(i int) *server {
+	s := &w.servers[i]
+	if w.cell.Machine != nil {
+		w.advance(s)
+	} else {
+		s.busy(w.now, float64(s.running)/float64(w.nominal[i]))
+	}
+	return s
 }
 
 func (w *World) serve(s *server, id int32) {
 	r := &w.reqs[id]
-	s.busy(w.now, w.nominal[r.node])
+	w.measure(int(r.node))
 	s.running++
 	f := s.factor
 	if s.coldLeft > 0 && w.now < s.coldUntil {
@@ -578,8 +634,10 @@ func (w *World) served(id int32, failed int) {
 		return
 	}
 	if failed == 0 {
-		s.busy(w.now, w.nominal[r.node])
-		s.running--
+		if w.cell.Machine == nil {
+			w.measure(int(r.node))
+			s.running--
+		}
 		s.work = max(0, s.work-time.Duration(float64(r.need)*s.factor))
 	}
 	s.inFlight--
@@ -590,9 +648,7 @@ func (w *World) served(id int32, failed int) {
 	}
 	s.meter.End(w.now+time.Hour, took, out != score.Answered)
 	if out == score.Answered {
-		b := &s.byRIF[r.rifAt]
-		b.v[b.n%len(b.v)] = took
-		b.n++
+		w.took(r)
 	}
 	if r.over {
 		w.release(id) // the caller has gone
@@ -682,70 +738,114 @@ func (w *World) finish(id int32, o score.Outcome, timedOut bool) {
 		}
 		r.twin, t.twin = -1, -1
 	}
-	if !timedOut || w.servers[r.node].gone {
+	switch {
+	case !timedOut || w.servers[r.node].gone:
 		w.release(id)
+	case w.cell.Machine != nil:
+		w.abandon(id)
+	}
+	if w.cell.Workers > 0 {
+		w.q.push(event{at: max(w.now, r.arrived+w.pace()), kind: evWorker, a: r.proxy})
 	}
 }
 
-// report is what a server says now.
+// report is what a server says now. One with slots says how many of them are taken.
 func (w *World) report(i int) score.Report {
 	s := &w.servers[i]
 	if s.lying {
 		return score.Report{Uptime: w.now - s.booted, PerSecond: 100}
 	}
 	l := s.meter.Read(w.now + time.Hour)
-	return score.Report{
+	r := score.Report{
 		Utilization: float64(s.inFlight) / float64(w.nominal[i]), InFlight: float64(s.inFlight), Uptime: w.now - s.booted,
 		Service: l.Latency, PerSecond: l.PerSecond, ErrorsPerSecond: l.ErrorsPerSecond,
 	}
+	if w.cell.Machine != nil {
+		r.Utilization = w.reported(i)
+	}
+	return r
 }
 
 // fullReport is what policies of the literature ask for.
 type fullReport struct {
 	score.Report
-	busy   float64       // utilization averaged over a second
-	median time.Duration // latency at the present requests in flight, 0 if unknown
+	busy, busyLong float64       // utilization averaged over one second, and over ten as PerSecond is
+	median         time.Duration // latency at the present requests in flight, 0 if unknown
 }
 
 func (w *World) full(i int, r score.Report) *fullReport {
-	s := &w.servers[i]
-	if s.lying {
-		w.scratch = fullReport{Report: r}
-		return &w.scratch
-	}
-	s.busy(w.now, w.nominal[i])
-	w.scratch = fullReport{Report: r, busy: s.busyAvg}
+	w.scratch = fullReport{Report: r}
 	f := &w.scratch
+	if w.servers[i].lying {
+		return f
+	}
+	s := w.measure(i)
+	f.busy, f.busyLong, f.median = s.busyAvg, s.busyLong, s.median(w.now)
+	return f
+}
+
+// median estimates how long a request that comes now will take, from the last ones that came when as many were there as are now, or as
+// near to that as there were any within fresh; if none was answered since, any. It is 0 if none was answered yet.
+func (s *server) median(now time.Duration) time.Duration {
 	at := min(s.inFlight, len(s.byRIF)-1)
-	for d := range len(s.byRIF) {
-		if at-d >= 0 && s.byRIF[at-d].n > 0 {
-			f.median = s.byRIF[at-d].median()
-			break
+	var old *recentLatency
+	look := func(i int) bool {
+		if i < 0 || i >= len(s.byRIF) || s.byRIF[i].n == 0 {
+			return false
 		}
-		if at+d < len(s.byRIF) && s.byRIF[at+d].n > 0 {
-			f.median = s.byRIF[at+d].median()
-			break
+		if old == nil {
+			old = &s.byRIF[i]
+		}
+		return now-s.byRIF[i].at <= fresh
+	}
+	for d := range len(s.byRIF) {
+		if look(at - d) {
+			return s.byRIF[at-d].median()
+		}
+		if look(at + d) {
+			return s.byRIF[at+d].median()
 		}
 	}
-	return f
+	if old == nil {
+		return 0
+	}
+	return old.median()
+}
+
+// fresh is how old what tells of a server's latency may be, as long as there is anything younger. A probe's answer may be as old.
+const fresh = time.Second
+
+// took notes how long request r was at its server until now.
+func (w *World) took(r *request) {
+	s := &w.servers[r.node]
+	b := &s.byRIF[min(int(r.rifAt), len(s.byRIF)-1)]
+	b.v[b.n%len(b.v)] = w.now - r.reached
+	b.n++
+	b.at = w.now
 }
 
 func (r *recentLatency) median() time.Duration {
 	var v [8]time.Duration
 	k := copy(v[:], r.v[:min(r.n, len(r.v))])
-	for i := 1; i < k; i++ {
-		for j := i; j > 0 && v[j] < v[j-1]; j-- {
-			v[j], v[j-1] = v[j-1], v[j]
-		}
-	}
+	slices.Sort(v[:k])
 	return v[k/2]
 }
 
 // change begins or ends an event.
 func (w *World) change(e *Event, begin bool, index int32) {
 	for i := e.First; i < e.First+e.Count; i++ {
-		s := &w.servers[i]
+		s := w.measure(i)
 		switch e.Kind {
+		case "burn":
+			s.cpu.burners = 0
+			// With a period, for half of it, one server after another.
+			phase := w.now + e.Period*time.Duration(i-e.First)/time.Duration(e.Count)
+			if begin && (e.Period == 0 || phase%e.Period < e.Period/2) {
+				s.cpu.burners = e.Factor
+			}
+			if begin && i == e.First && e.Period > 0 && w.now < w.end {
+				w.q.push(event{at: w.now + e.Period/time.Duration(2*e.Count), kind: evChange, a: index, b: 1})
+			}
 		case "slow":
 			s.factor = 1
 			if begin {
@@ -809,6 +909,9 @@ func (w *World) change(e *Event, begin bool, index int32) {
 			} else {
 				*s = server{slots: w.nominal[i], factor: 1, booted: w.now, zone: s.zone}
 			}
+		}
+		if w.cell.Machine != nil {
+			w.reschedule(int32(i))
 		}
 	}
 	switch e.Kind {

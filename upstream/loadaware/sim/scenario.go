@@ -3,6 +3,7 @@ package sim
 import (
 	_ "embed"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -54,7 +55,12 @@ type Cell struct {
 	HotKey float64       `yaml:"hot_key"`
 	// ProbeCost is the server's work for a probe.
 	ProbeCost time.Duration `yaml:"probe_cost"`
-	Events    []Event       `yaml:"events"`
+	// Machine serves in place of Slots. Load is of the allocation then, or of the whole machine.
+	Machine *Machine `yaml:"machine"`
+	// Workers send the requests in place of a Poisson process: each the next one when it has its answer, but not before its part of
+	// Load allows (closed loop); Requests is how many Load would be of then. 0 is the process.
+	Workers int     `yaml:"workers"`
+	Events  []Event `yaml:"events"`
 }
 
 // Event changes some servers for a time. From and To count from the end of the warm-up; To of 0 is the end.
@@ -65,9 +71,10 @@ type Event struct {
 	Count int           `yaml:"count"`
 	From  time.Duration `yaml:"from"`
 	To    time.Duration `yaml:"to"`
-	// Factor is how much slower (slow, cold), what part of slots is left (slots), what part of calls fails (fail).
+	// Factor is how much slower (slow, cold), what part of slots is left (slots), what part of calls fails (fail), how many threads
+	// run on the server's machine beside it (burn).
 	Factor float64       `yaml:"factor"`
-	Period time.Duration `yaml:"period"` // of slots and gc
+	Period time.Duration `yaml:"period"` // of slots, gc and burn
 	Pause  time.Duration `yaml:"pause"`  // of gc
 	Sync   bool          `yaml:"sync"`
 	Code   string        `yaml:"code"` // of fail: unavailable, exhausted, internal, empty
@@ -123,6 +130,8 @@ func (c Cell) over(b Cell) Cell {
 	or(&c.Cross, b.Cross)
 	or(&c.HotKey, b.HotKey)
 	or(&c.ProbeCost, b.ProbeCost)
+	or(&c.Machine, b.Machine)
+	or(&c.Workers, b.Workers)
 	if c.Events == nil {
 		c.Events = slices.Clone(b.Events)
 	}
@@ -132,6 +141,20 @@ func (c Cell) over(b Cell) Cell {
 	return c
 }
 
+// meanNeed is the mean of what draw draws.
+func (c Cell) meanNeed() time.Duration {
+	m := float64(c.Mean)
+	switch c.Service {
+	case "normal":
+		// What would be below 0 is 0: m · (Φ(1) + φ(1)).
+		m *= 0.5*math.Erfc(-1/math.Sqrt2) + math.Exp(-0.5)/math.Sqrt(2*math.Pi)
+	case "pareto":
+		// What would be above 100 m is 100 m.
+		m *= 1 - 2./3*math.Pow(3, -0.5)/math.Sqrt(100)
+	}
+	return time.Duration(m)
+}
+
 func (c Cell) check() error {
 	if !slices.Contains([]string{"exponential", "normal", "bimodal", "pareto"}, c.Service) {
 		return fmt.Errorf("service %q is not known", c.Service)
@@ -139,9 +162,15 @@ func (c Cell) check() error {
 	if !slices.Contains([]string{"trailer", "none", "lost", "oob"}, c.Reports) {
 		return fmt.Errorf("reports %q is not known", c.Reports)
 	}
+	if m := c.Machine; m != nil && (m.CPUs <= 0 || m.Allocation < 0 || m.Allocation > m.CPUs) {
+		return fmt.Errorf("machine of %v CPUs with an allocation of %v", m.CPUs, m.Allocation)
+	}
 	for _, e := range c.Events {
-		if !slices.Contains([]string{"slow", "fail", "freeze", "kill", "slots", "gc", "cold", "add", "lie", "drain"}, e.Kind) {
+		if !slices.Contains([]string{"slow", "fail", "freeze", "kill", "slots", "gc", "cold", "add", "lie", "drain", "burn"}, e.Kind) {
 			return fmt.Errorf("event %q is not known", e.Kind)
+		}
+		if onMachine := e.Kind == "burn"; e.Kind != "slow" && onMachine != (c.Machine != nil) {
+			return fmt.Errorf("event %q: only a server on a machine has burn, and it has no other but slow", e.Kind)
 		}
 		if e.First < 0 || e.First+e.Count > c.Nodes {
 			return fmt.Errorf("event %q: servers %d to %d of %d", e.Kind, e.First, e.First+e.Count-1, c.Nodes)

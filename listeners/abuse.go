@@ -31,7 +31,7 @@ type quicConn struct {
 	conn *quic.Conn
 	// server serves this connection alone; nil if it is WebTransport's.
 	server *http3.Server
-	// age ends what is the connection's youth, and away begins its leave-taking; both belong to the quicConns.
+	// age has the client told to go once the connection is old, away says that it was; both belong to the quicConns.
 	age  *time.Timer
 	away bool
 }

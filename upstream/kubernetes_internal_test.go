@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/pem"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +15,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/grpc/resolver"
 )
 
 // pipeListener accepts the one connection that it has.
@@ -104,4 +107,34 @@ func TestKubernetesServerGone(t *testing.T) {
 		}
 		tr.CloseIdleConnections()
 	})
+}
+
+// told is a channel that keeps what it is told last.
+type told struct {
+	resolver.ClientConn
+	state resolver.State
+}
+
+func (c *told) UpdateState(s resolver.State) error {
+	c.state = s
+	return nil
+}
+
+// TestKubernetesNull: a null among the slices of a list, which no server should send, is none; it once was a panic.
+func TestKubernetesNull(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"metadata":{"resourceVersion":"7"},"items":[null,{"metadata":{"name":"a"},"ports":[{"port":1}],"endpoints":[{"addresses":["10.0.0.1"]}]}]}`)
+	}))
+	defer srv.Close()
+	k := Kubernetes{Server: srv.URL}
+	client, err := k.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.CloseIdleConnections()
+	var cc told
+	r := &kubeResolver{kubeService: kubeService{"bank", "default", "1"}, api: k, client: client, cc: &cc, log: slog.New(slog.DiscardHandler)}
+	if err := r.list(t.Context()); err != nil || r.version != "7" || len(cc.state.Endpoints) != 1 {
+		t.Errorf("%v, version %s, endpoints %v", err, r.version, cc.state.Endpoints)
+	}
 }

@@ -52,7 +52,7 @@ type FileEndpoint struct {
 	// Zone is where the endpoint runs, in words of the operator's own.
 	Zone string
 	// Priority is 0 (not given) for endpoints of first choice, at most 100. A priority takes 1.4 times the part of its endpoints
-	// that is connected and healthy, so all calls from five of seven on; what is left, or finds no room, goes to the next number.
+	// that is connected, healthy and not ejected, so all calls from five of seven on; what is left, or finds no room, goes to the next.
 	Priority uint32
 	// Drain keeps new calls away; those in flight end in their own time.
 	Drain bool

@@ -15,7 +15,7 @@ func TestDemoPage(t *testing.T) {
 	out, in := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := demo.Run(ctx, demo.Config{Plain: "127.0.0.1:0", TLS: "127.0.0.1:0", Backends: []string{"127.0.0.1:0"}, Out: in})
+		err := demo.Run(ctx, demo.Config{Plain: "127.0.0.1:0", TLS: "127.0.0.1:0", Admin: "127.0.0.1:0", Backends: []string{"127.0.0.1:0"}, Out: in})
 		_ = in.CloseWithError(io.EOF)
 		done <- err
 	}()

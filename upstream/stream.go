@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"runtime"
 	"runtime/debug"
@@ -29,7 +28,7 @@ func (e clientError) Unwrap() error { return e.error }
 func caught(info *rpc.Info, cancel context.CancelCauseFunc) {
 	if p := recover(); p != nil {
 		info.Fail(rpc.SourceGateway)
-		cancel(clientError{fmt.Errorf("panic: %v\n%s", p, debug.Stack())})
+		cancel(clientError{&rpc.PanicError{Value: p, Stack: debug.Stack()}})
 	}
 }
 

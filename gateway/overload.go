@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"log/slog"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"strconv"
@@ -74,14 +75,19 @@ func turnedAway(why string, after time.Duration) error {
 	return rpc.WithHeader(st.Err(), metadata.Pairs("retry-after", strconv.Itoa(int((after+time.Second-1)/time.Second))))
 }
 
-// memoryEvery is how often memory is looked at.
-const memoryEvery = 250 * time.Millisecond
+// memoryEvery is how often memory is looked at, collectEvery how often at most it is collected for that.
+const (
+	memoryEvery  = 250 * time.Millisecond
+	collectEvery = time.Second
+)
 
 // watchMemory looks at memory until ctx ends. Calls are turned away from the configured share of the limit on, until five
-// hundredths less are in use.
+// hundredths less are in use. What decides is what a collection of its own has left: the last one may be of before a thousand
+// streams ended, and takes for live whatever was allocated while it ran.
 func (g *Gateway) watchMemory(ctx context.Context) {
 	tick := time.NewTicker(memoryEvery)
 	defer tick.Stop()
+	var collected time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -96,20 +102,31 @@ func (g *Gateway) watchMemory(ctx context.Context) {
 		if share == 0 {
 			share = defaultMemoryShare
 		}
+		pressed := g.overload.pressed.Load()
+		if pressed {
+			share -= 0.05
+		}
 		used := float64(liveMemory()) / float64(limit)
-		switch pressed := g.overload.pressed.Load(); {
+		if used > share {
+			if time.Since(collected) < collectEvery {
+				continue
+			}
+			runtime.GC()
+			collected, used = time.Now(), float64(liveMemory())/float64(limit)
+		}
+		switch {
 		case !pressed && used > share:
 			g.overload.pressed.Store(true)
 			g.log.LogAttrs(ctx, slog.LevelWarn, "memory is short, new calls are turned away", slog.Float64("share_of_limit", used))
-		case pressed && used < share-0.05:
+		case pressed && used <= share:
 			g.overload.pressed.Store(false)
 			g.log.LogAttrs(ctx, slog.LevelInfo, "memory suffices again", slog.Float64("share_of_limit", used))
 		}
 	}
 }
 
-// liveMemory is what the limit is about but garbage, in bytes: with a limit the heap may well grow up to it, and is then
-// collected. It is as of the last collection, and those come thick where memory is short.
+// liveMemory is what the limit is about but garbage, in bytes, as of the last collection: with a limit the heap may well grow
+// up to it, and is then collected.
 func liveMemory() uint64 {
 	s := []metrics.Sample{
 		{Name: "/memory/classes/total:bytes"},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"testing"
@@ -90,6 +91,33 @@ func TestShedMemory(t *testing.T) {
 		if time.Now().After(limit) {
 			t.Fatal("calls are still turned away")
 		}
+	}
+}
+
+// TestGarbageIsNoShortage lets go of what the last collection found in use: nothing is turned away for what is gone.
+func TestGarbageIsNoShortage(t *testing.T) {
+	_, addr := start(t, nil)
+	const size = 256 << 20
+	var before, now runtime.MemStats
+	held := make([]byte, size)
+	debug.FreeOSMemory()
+	runtime.ReadMemStats(&before)
+	runtime.KeepAlive(held)
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(int64(before.Sys - before.HeapReleased + size/8)))
+	limit := time.Now().Add(20 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond) // so that the calls are not what makes the next collection due
+	defer tick.Stop()
+	for ; now.NumGC <= before.NumGC; <-tick.C {
+		if code, body := get(t, "http://"+addr+"/v1/customers/7/accounts/1"); code != 200 {
+			t.Fatalf("%d %s", code, body)
+		}
+		if time.Now().After(limit) {
+			t.Fatal("memory was never looked at")
+		}
+		runtime.ReadMemStats(&now)
+	}
+	if code, body := get(t, "http://"+addr+"/v1/customers/7/accounts/1"); code != 200 {
+		t.Errorf("after a collection: %d %s", code, body)
 	}
 }
 

@@ -41,8 +41,8 @@ type EdgeConfig struct {
 
 // Edge is a compiled EdgeConfig: immutable, and part of a View. A nil Edge is that of the zero EdgeConfig.
 type Edge struct {
-	// forward are canonical header names: few, and mostly of other lengths than the one that is looked for.
-	forward []string
+	// forward are by canonical header names: few, and mostly of other lengths than the one that is looked for.
+	forward []forwarded
 	proxies []netip.Prefix
 	// requestID is the metadata name, and requestIDHeader the canonical header name.
 	requestID, requestIDHeader string
@@ -61,7 +61,8 @@ func NewEdge(cfg EdgeConfig) *Edge {
 		versionName: cfg.VersionHeader, versionHeader: http.CanonicalHeaderKey(cfg.VersionHeader),
 	}
 	for _, name := range cfg.Forward {
-		e.forward = append(e.forward, http.CanonicalHeaderKey(name))
+		name = http.CanonicalHeaderKey(name)
+		e.forward = append(e.forward, forwarded{name, transcoder.FieldOf(name)})
 	}
 	for name, value := range cfg.ResponseHeader {
 		e.header.Set(name, value)
@@ -78,13 +79,36 @@ func NewEdge(cfg EdgeConfig) *Edge {
 	return e
 }
 
-// forwards reports whether REST and WebSocket requests pass on the header of that canonical name as metadata.
-func (e *Edge) forwards(name string) bool {
-	switch name {
-	case "Authorization", "Cookie", "Traceparent", "Tracestate":
-		return true
+// forwarded is a header of a canonical name that REST and WebSocket requests pass on as metadata.
+type forwarded struct {
+	name  string
+	field transcoder.Field
+}
+
+// always are the headers that pass with any Edge, none too.
+var always = func() (all []forwarded) {
+	for _, name := range [...]string{"Authorization", "Cookie", "Traceparent", "Tracestate"} {
+		all = append(all, forwarded{name, transcoder.FieldOf(name)})
 	}
-	return e != nil && slices.Contains(e.forward, name)
+	return all
+}()
+
+// forwards is what REST and WebSocket requests pass on of the header of that canonical name; nil if nothing.
+func (e *Edge) forwards(name string) *transcoder.Field {
+	for i := range always {
+		if always[i].name == name {
+			return &always[i].field
+		}
+	}
+	if e == nil {
+		return nil
+	}
+	for i := range e.forward {
+		if e.forward[i].name == name {
+			return &e.forward[i].field
+		}
+	}
+	return nil
 }
 
 // version is the API version that a request asks for by header; "" if by none.
@@ -157,7 +181,7 @@ func (e *Edge) trusts(a netip.Addr) bool {
 
 // admit completes a call with what the Edge knows of it: the peer, what backends are told of it, and the request id.
 func (e *Edge) admit(x *exchange, r *http.Request) {
-	e.forwarded(&x.call, r)
+	e.tellForwarded(&x.call, r)
 	if e != nil && e.requestID != "" {
 		e.identify(x)
 	}
@@ -172,10 +196,10 @@ func (e *Edge) behindProxy(peer string) bool {
 	return err == nil && e.trusts(addr)
 }
 
-// forwarded tells the backend in x-forwarded-for, -host and -proto who called, by what name and over what. What the request
+// tellForwarded tells the backend in x-forwarded-for, -host and -proto who called, by what name and over what. What the request
 // says itself is kept only if it comes from a trusted proxy, whose own address is then appended; others could say anything,
 // so that nothing goes on of what they say in these names and the like (forwarded, x-real-ip).
-func (e *Edge) forwarded(call *rpc.Call, r *http.Request) {
+func (e *Edge) tellForwarded(call *rpc.Call, r *http.Request) {
 	client, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil { // it has no address, such as that of a Unix socket
 		client = "unknown" // RFC 7239 section 6.2

@@ -24,17 +24,19 @@ func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
 	var md metadata.MD
 	hop := h["Connection"] // what it names stays here
 	for name, values := range h {
-		switch {
-		case e.forwards(name):
-		case len(name) > len(metadataPrefix) && name[:len(metadataPrefix)] == metadataPrefix:
+		field := e.forwards(name)
+		if field == nil {
+			if len(name) <= len(metadataPrefix) || name[:len(metadataPrefix)] != metadataPrefix {
+				continue
+			}
 			// A proxy in front that sets the name itself may know nothing of the prefix.
 			if name = name[len(metadataPrefix):]; transcoder.Forwarded(transcoder.Lower(name)) {
 				continue
 			}
-		default:
-			continue
+			f := transcoder.FieldOf(name)
+			field = &f
 		}
-		key, values, err := transcoder.RequestField(name, values, hop)
+		key, values, err := field.Metadata(values, hop)
 		if err != nil {
 			return nil, err
 		}

@@ -197,29 +197,55 @@ func RequestMetadata(h map[string][]string) (metadata.MD, error) {
 // RequestField is what a header field of an HTTP request, in any case, is as metadata, whose values may be the field's own
 // slice: the name is lowered; values of "-bin" names are split at commas and decoded from base64, padded or not. The key is
 // empty if it is none: reserved names, those that connection, the values of the Connection field, name, and those in which
-// the gateway itself tells backends who calls (Identity), and aliases of those in which proxies do (Forwarded). A name or value that gRPC cannot carry (ASCII 0x20 to 0x7E) is
-// InvalidArgument naming the field, except in the fields that browsers add unasked, which are none.
+// the gateway itself tells backends who calls (Identity), and aliases of those in which proxies do (Forwarded). A name or value
+// that gRPC cannot carry (ASCII 0x20 to 0x7E) is InvalidArgument naming the field, except in the fields that browsers add
+// unasked, which are none.
 // Source: gRPC over HTTP/2, "Custom-Metadata"; RFC 9110 section 7.6.1.
 func RequestField(name string, values, connection []string) (string, []string, error) {
-	key := Lower(name)
-	f := fateOf(key)
-	if f == drop || Identity(key) || len(connection) > 0 && named(connection, key) || Forwarded(key) && strings.ContainsAny(key, "_.") {
+	f := FieldOf(name)
+	return f.Metadata(values, connection)
+}
+
+// Field is what is known of the fields of one name before there is one; immutable.
+type Field struct {
+	name, key string
+	fate      fate
+	bin, bad  bool
+}
+
+// FieldOf looks at a name, in any case.
+func FieldOf(name string) Field {
+	f := Field{name: name, key: Lower(name)}
+	f.fate = fateOf(f.key)
+	if Identity(f.key) || Forwarded(f.key) && strings.ContainsAny(f.key, "_.") {
+		f.fate = drop
+	}
+	f.bin, f.bad = strings.HasSuffix(f.key, "-bin"), !validKey(f.key)
+	return f
+}
+
+// Metadata is RequestField for a field of that name.
+func (f *Field) Metadata(values, connection []string) (string, []string, error) {
+	if f.fate == drop || len(connection) > 0 && named(connection, f.key) {
 		return "", nil, nil
 	}
-	if !validKey(key) {
-		return "", nil, status.Errorf(codes.InvalidArgument, "header %q: the name has characters that metadata cannot carry", clip(name))
+	if f.bad {
+		return "", nil, status.Errorf(codes.InvalidArgument, "header %q: the name has characters that metadata cannot carry", clip(f.name))
 	}
-	if strings.HasSuffix(key, "-bin") {
-		decoded, err := decodeBins(key, values)
-		return key, decoded, err
+	if f.bin {
+		decoded, err := decodeBins(f.key, values)
+		return f.key, decoded, err
 	}
-	if slices.ContainsFunc(values, invalidText) {
-		if f == ambient {
+	for _, v := range values {
+		if !invalidText(v) {
+			continue
+		}
+		if f.fate == ambient {
 			return "", nil, nil
 		}
-		return "", nil, status.Errorf(codes.InvalidArgument, "header %s: the value has characters that metadata cannot carry; a -bin header may", key)
+		return "", nil, status.Errorf(codes.InvalidArgument, "header %s: the value has characters that metadata cannot carry; a -bin header may", f.key)
 	}
-	return key, values, nil
+	return f.key, values, nil
 }
 
 // named reports whether one of the Connection values lists key.
@@ -338,6 +364,15 @@ func validKey(key string) bool {
 
 // invalidText reports whether v is not a gRPC metadata text value.
 func invalidText(v string) bool {
+	const each = 0x0101010101010101
+	for ; len(v) >= 8; v = v[8:] {
+		w := uint64(v[0]) | uint64(v[1])<<8 | uint64(v[2])<<16 | uint64(v[3])<<24 | uint64(v[4])<<32 | uint64(v[5])<<40 | uint64(v[6])<<48 | uint64(v[7])<<56
+		// Adding 1 takes what is over 0x7E, and taking 0x20 away what is below, to where the high bit is; carries and borrows come only
+		// from bytes that are at fault themselves.
+		if (w|(w+each)|(w-0x20*each))&(0x80*each) != 0 {
+			return true
+		}
+	}
 	for i := range len(v) {
 		if v[i] < 0x20 || v[i] > 0x7E {
 			return true
@@ -348,6 +383,9 @@ func invalidText(v string) bool {
 
 // invalidField reports whether v is not an HTTP field value (RFC 9110 section 5.5).
 func invalidField(v string) bool {
+	if !invalidText(v) { // as most are
+		return false
+	}
 	for i := range len(v) {
 		if v[i] < 0x20 && v[i] != '\t' || v[i] == 0x7F {
 			return true

@@ -72,6 +72,27 @@ func TestRequestMetadata(t *testing.T) {
 	}
 }
 
+// TestValues puts each byte at each place of values of various lengths.
+func TestValues(t *testing.T) {
+	for n := 1; n <= 20; n++ {
+		for at := range n {
+			for c := range 256 {
+				b := []byte(strings.Repeat("~ 0z~ 9!", 3)[:n])
+				b[at] = byte(c)
+				v := []string{string(b)}
+				if _, _, err := transcoder.RequestField("x-field", v, nil); (err != nil) != (c < 0x20 || c > 0x7E) {
+					t.Fatalf("%q as metadata: %v", v, err)
+				}
+				h := http.Header{}
+				transcoder.AddHeader(h, metadata.MD{"x-field": v}, "")
+				if left := h["X-Field"]; (left == nil) != (c < 0x20 && c != '\t' || c == 0x7F) {
+					t.Fatalf("%q as a field: %q", v, left)
+				}
+			}
+		}
+	}
+}
+
 func TestAddHeader(t *testing.T) {
 	h := http.Header{"X-A": {"0"}}
 	transcoder.AddHeader(h, metadata.MD{

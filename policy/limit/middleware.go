@@ -256,8 +256,10 @@ func (a *announced) SendHeader(md metadata.MD) error {
 // put writes what is left into md, before what further limits wrote.
 func (a *announced) put(md metadata.MD) {
 	state, policy := a.state[:], a.policy
-	if had, by := md["ratelimit"], md["ratelimit-policy"]; a.followed && len(had) == 1 && len(by) == 1 {
-		state, policy = []string{state[0] + ", " + had[0]}, []string{policy[0] + ", " + by[0]}
+	if a.followed {
+		if had, by := md["ratelimit"], md["ratelimit-policy"]; len(had) == 1 && len(by) == 1 {
+			state, policy = []string{state[0] + ", " + had[0]}, []string{policy[0] + ", " + by[0]}
+		}
 	}
 	md["ratelimit"], md["ratelimit-policy"] = state, policy
 }

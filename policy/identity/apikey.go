@@ -7,6 +7,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
+	"sync/atomic"
 
 	"transom/rpc"
 )
@@ -18,6 +20,13 @@ type APIKeys struct {
 	// byPrefix are the keys by the first 8 bytes of their hash, so that what is looked up in variable time tells nothing
 	// about a key.
 	byPrefix map[uint64][]apiKey
+	// seen are keys that were found, for each tag in the place that its lower bits say, so that they need not be hashed again.
+	seen []atomic.Pointer[seenKey]
+}
+
+type seenKey struct {
+	tag tag
+	who *caller
 }
 
 type apiKey struct {
@@ -42,6 +51,7 @@ func NewAPIKeys(name, header string, known []*Consumer) (*APIKeys, error) {
 			p.byPrefix[at] = append(p.byPrefix[at], apiKey{hash, who})
 		}
 	}
+	p.seen = make([]atomic.Pointer[seenKey], 1<<bits.Len(uint(2*len(p.byPrefix))))
 	return p, errors.Join(errs...)
 }
 
@@ -64,9 +74,15 @@ func (p *APIKeys) identify(_ context.Context, call *rpc.Call) (*caller, error) {
 	default:
 		return nil, invalid("the call has more than one API key")
 	}
-	hash := hashOf(values[0])
+	t := tagOf(bytesOf(values[0]))
+	at := &p.seen[t.low%uint64(len(p.seen))]
+	if k := at.Load(); k != nil && k.tag == t {
+		return k.who, nil
+	}
+	hash := sha256.Sum256([]byte(values[0]))
 	for _, k := range p.byPrefix[binary.LittleEndian.Uint64(hash[:])] {
 		if subtle.ConstantTimeCompare(k.hash[:], hash[:]) == 1 {
+			at.Store(&seenKey{t, k.who})
 			return k.who, nil
 		}
 	}

@@ -55,9 +55,9 @@ func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	hash := hashOf(v)
+	seen := tagOf(bytesOf(v))
 	now := time.Now()
-	if e, ok := p.cache.get(&hash, now); ok {
+	if e, ok := p.cache.get(seen, now); ok {
 		return e.who, nil
 	}
 	raw, err := base64.StdEncoding.DecodeString(v)
@@ -78,6 +78,6 @@ func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	if bcrypt.CompareHashAndPassword(user.hash, []byte(password)) != nil || !known {
 		return nil, invalid("name or password is wrong")
 	}
-	p.cache.put(hash, cached{who: user.who, until: now.Add(maxCached)}, now)
+	p.cache.put(seen, cached{who: user.who, until: now.Add(maxCached)}, now)
 	return user.who, nil
 }

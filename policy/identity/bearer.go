@@ -1,10 +1,14 @@
 package identity
 
 import (
-	"crypto/sha256"
+	"crypto/rand"
+	"encoding/binary"
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
+
+	"github.com/dchest/siphash"
 
 	"transom/rpc"
 )
@@ -55,18 +59,31 @@ func bearerChallenge(code string) string {
 	return `Bearer realm="transom", error="` + code + `"`
 }
 
-// hashOf is the SHA-256 of a credential, without an allocation for those of ordinary length.
-func hashOf(credential string) [sha256.Size]byte {
-	var buf [1 << 10]byte
-	return sha256.Sum256(append(buf[:0], credential...))
+// tag stands for a credential within this process: its SipHash-2-4 of 128 bits under a key that is drawn anew at each start. Whoever
+// does not know that key finds no other credential of the same tag, and none by its tag.
+type tag struct{ low, high uint64 }
+
+// tagKey is the key of all tags.
+var tagKey = func() (k tag) {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // it never fails
+	return tag{binary.LittleEndian.Uint64(b[:]), binary.LittleEndian.Uint64(b[8:])}
+}()
+
+func tagOf(credential []byte) tag {
+	low, high := siphash.Hash128(tagKey.low, tagKey.high, credential)
+	return tag{low, high}
 }
 
-// credentialCache remembers what became of credentials, by their SHA-256. It holds at most cacheShards*cacheShard entries
+// bytesOf views s as bytes, which nobody may change.
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+
+// credentialCache remembers what became of credentials, by their tags. It holds at most cacheShards*cacheShard entries
 // and starts no goroutine.
 type credentialCache struct {
 	shards [cacheShards]struct {
 		mu sync.RWMutex
-		m  map[[sha256.Size]byte]cached
+		m  map[tag]cached
 	}
 }
 
@@ -83,21 +100,21 @@ type cached struct {
 	epoch uint64
 }
 
-func (c *credentialCache) get(hash *[sha256.Size]byte, now time.Time) (cached, bool) {
-	s := &c.shards[hash[0]%cacheShards]
+func (c *credentialCache) get(t tag, now time.Time) (cached, bool) {
+	s := &c.shards[t.low%cacheShards]
 	s.mu.RLock()
-	e, ok := s.m[*hash]
+	e, ok := s.m[t]
 	s.mu.RUnlock()
 	return e, ok && now.Before(e.until)
 }
 
 // put remembers e. In a full shard what has ended makes room, or else any entry.
-func (c *credentialCache) put(hash [sha256.Size]byte, e cached, now time.Time) {
-	s := &c.shards[hash[0]%cacheShards]
+func (c *credentialCache) put(t tag, e cached, now time.Time) {
+	s := &c.shards[t.low%cacheShards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.m == nil {
-		s.m = map[[sha256.Size]byte]cached{}
+		s.m = map[tag]cached{}
 	}
 	if len(s.m) >= cacheShard {
 		for k, old := range s.m {
@@ -112,5 +129,5 @@ func (c *credentialCache) put(hash [sha256.Size]byte, e cached, now time.Time) {
 			delete(s.m, k)
 		}
 	}
-	s.m[hash] = e
+	s.m[t] = e
 }

@@ -32,20 +32,21 @@ func (p *ClientCertificates) identify(_ context.Context, call *rpc.Call) (*calle
 	if !now.Before(cert.NotAfter) { // since the handshake
 		return nil, &refusal{reasonExpired, "the client certificate has expired"}
 	}
-	hash := sha256.Sum256(cert.Raw)
-	if e, ok := p.cache.get(&hash, now); ok {
+	seen := tagOf(cert.Raw)
+	if e, ok := p.cache.get(seen, now); ok {
 		return e.who, nil
 	}
 	subject := subjectOf(cert)
 	if subject == "" {
 		return nil, invalid("the client certificate does not say whose it is")
 	}
+	hash := sha256.Sum256(cert.Raw)
 	who := &caller{identity: p.name + ":" + subject}
 	who.Principal = rpc.Principal{Consumer: who.identity, Provider: p.name, Expires: cert.NotAfter, Claims: map[string]any{
 		"sub": subject, "cn": cert.Subject.CommonName, "fingerprint": hex.EncodeToString(hash[:]), "serial": cert.SerialNumber.Text(16),
 		"organizations": anyList(cert.Subject.Organization), "dns": anyList(cert.DNSNames), "emails": anyList(cert.EmailAddresses),
 	}}
-	p.cache.put(hash, cached{who: who, until: cert.NotAfter}, now)
+	p.cache.put(seen, cached{who: who, until: cert.NotAfter}, now)
 	return who, nil
 }
 

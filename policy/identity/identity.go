@@ -234,6 +234,9 @@ func (d *Directory) Middleware(req Requirement) (rpc.Middleware, error) {
 		}
 		c.entries = append(c.entries, e)
 	}
+	for i := range c.entries {
+		c.strips = append(c.strips, c.stripsOf(&c.entries[i]))
+	}
 	return func(next rpc.Handler) rpc.Handler {
 		return func(ctx context.Context, call *rpc.Call) error { return c.run(ctx, call, next) }
 	}, nil
@@ -241,8 +244,10 @@ func (d *Directory) Middleware(req Requirement) (rpc.Middleware, error) {
 
 // check is the compiled Requirement.
 type check struct {
-	dir       *Directory
-	entries   []Entry
+	dir     *Directory
+	entries []Entry
+	// strips are, for each of the entries, where credentials are that are taken out of a call that it admits.
+	strips    [][]place
 	anonymous bool
 }
 
@@ -253,7 +258,9 @@ func (c *check) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error
 		who, err := e.Provider.identify(ctx, call)
 		switch err {
 		case nil:
-			c.strip(call, e)
+			for _, p := range c.strips[i] {
+				p.strip(call)
+			}
 			return c.admit(ctx, call, who, next)
 		case errNone:
 			continue
@@ -282,18 +289,20 @@ func (c *check) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error
 	return c.refuse(call, &refusal{reasonMissing, "the call needs a credential"})
 }
 
-// strip takes the credentials out of a call that e admits: its own unless it is to go on, and those that others would have looked
-// for. Nobody has checked these, which the backend could not tell.
-func (c *check) strip(call *rpc.Call, e *Entry) {
+// stripsOf are the places of the credentials that a call which e admits goes on without: e's own unless it is to go on, and those
+// that others would have looked for. Nobody has checked these, which the backend could not tell.
+func (c *check) stripsOf(e *Entry) []place {
 	own := e.Provider.place()
 	if own.all {
-		return
+		return nil
 	}
+	var all []place
 	for i := range c.entries {
-		if p := c.entries[i].Provider.place(); p.header != "" && (p != own || !e.Forward) {
-			p.strip(call)
+		if p := c.entries[i].Provider.place(); p.header != "" && (p != own || !e.Forward) && !slices.Contains(all, p) {
+			all = append(all, p)
 		}
 	}
+	return all
 }
 
 // refuse ends the call with UNAUTHENTICATED.

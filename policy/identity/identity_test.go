@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -103,16 +104,46 @@ func BenchmarkAuthenticate(b *testing.B) {
 	}
 }
 
+// TestManyKeys asks for each of many keys, some of which share the place where those seen before are, several times, and for keys
+// that are none.
+func TestManyKeys(t *testing.T) {
+	name := func(i int) string { return fmt.Sprintf("consumer-%d", i) }
+	key := func(i int) string { return fmt.Sprintf("key-%d-of-the-usual-length-0123456789", i) }
+	const count = 300
+	var known []*Consumer
+	for i := range count {
+		known = append(known, &Consumer{Name: name(i), KeyHashes: [][32]byte{sha256.Sum256([]byte(key(i)))}})
+	}
+	p, err := NewAPIKeys("keys", "x-api-key", known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	identify := func(key string) (*caller, error) {
+		return p.identify(t.Context(), &rpc.Call{Header: metadata.MD{"x-api-key": {key}}})
+	}
+	for round := range 3 {
+		for i := range count {
+			who, err := identify(key(i))
+			if err != nil || who.Consumer != name(i) {
+				t.Fatalf("round %d, key %d: %+v, %v", round, i, who, err)
+			}
+			if who, err := identify(key(count + i)); who != nil || err == nil {
+				t.Fatalf("round %d, a key that is none: %+v, %v", round, who, err)
+			}
+		}
+	}
+}
+
 func TestCacheIsBounded(t *testing.T) {
 	var c credentialCache
 	now := time.Now()
 	for i := range 4 * cacheShards * cacheShard {
-		hash := sha256.Sum256([]byte{byte(i), byte(i >> 8), byte(i >> 16)})
-		c.put(hash, cached{until: now.Add(time.Minute)}, now)
-		if _, ok := c.get(&hash, now); !ok {
+		seen := tagOf([]byte{byte(i), byte(i >> 8), byte(i >> 16)})
+		c.put(seen, cached{until: now.Add(time.Minute)}, now)
+		if _, ok := c.get(seen, now); !ok {
 			t.Fatal("what was just put is gone")
 		}
-		if _, ok := c.get(&hash, now.Add(time.Minute)); ok {
+		if _, ok := c.get(seen, now.Add(time.Minute)); ok {
 			t.Fatal("what has ended is given")
 		}
 	}
@@ -224,10 +255,10 @@ func TestAllocations(t *testing.T) {
 	var c credentialCache
 	token := strings.Repeat("x", 900)
 	now := time.Now()
-	c.put(hashOf(token), cached{until: now.Add(time.Minute)}, now)
+	c.put(tagOf(bytesOf(token)), cached{until: now.Add(time.Minute)}, now)
 	if n := testing.AllocsPerRun(100, func() {
-		hash := hashOf(token)
-		if _, ok := c.get(&hash, now); !ok {
+		seen := tagOf(bytesOf(token))
+		if _, ok := c.get(seen, now); !ok {
 			t.Fatal("what was put is gone")
 		}
 	}); n > 0 {

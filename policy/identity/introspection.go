@@ -2,7 +2,6 @@ package identity
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -52,7 +51,7 @@ type Introspection struct {
 	work sync.WaitGroup
 
 	mu      sync.Mutex
-	flights map[[sha256.Size]byte]*flight
+	flights map[tag]*flight
 }
 
 // flight is one question under way.
@@ -81,7 +80,7 @@ func NewIntrospection(cfg IntrospectionConfig, log *slog.Logger) (*Introspection
 	if cfg.GroupClaims == nil {
 		cfg.GroupClaims = []string{"groups", "roles", "realm_access.roles"}
 	}
-	p := &Introspection{cfg: cfg, client: c, asked: asked{log: log, provider: cfg.Name}, slots: make(chan struct{}, maxFlights), flights: map[[sha256.Size]byte]*flight{}}
+	p := &Introspection{cfg: cfg, client: c, asked: asked{log: log, provider: cfg.Name}, slots: make(chan struct{}, maxFlights), flights: map[tag]*flight{}}
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	return p, nil
 }
@@ -104,14 +103,14 @@ func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, 
 	if len(token) > maxTokenBytes {
 		return nil, invalid("the token is too long")
 	}
-	hash := hashOf(token)
-	if e, ok := p.cache.get(&hash, time.Now()); ok {
+	seen := tagOf(bytesOf(token))
+	if e, ok := p.cache.get(seen, time.Now()); ok {
 		if e.who == nil {
 			return nil, invalid("the token is not active")
 		}
 		return e.who, nil
 	}
-	f := p.ask(hash, token)
+	f := p.ask(seen, token)
 	select {
 	case <-f.done:
 		return f.who, f.err
@@ -142,10 +141,10 @@ func (a *asked) answered(ctx context.Context) {
 }
 
 // ask puts the question, or joins the one under way.
-func (p *Introspection) ask(hash [sha256.Size]byte, token string) *flight {
+func (p *Introspection) ask(seen tag, token string) *flight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if f := p.flights[hash]; f != nil {
+	if f := p.flights[seen]; f != nil {
 		return f
 	}
 	f := &flight{done: make(chan struct{}), err: errNoAnswer}
@@ -160,11 +159,11 @@ func (p *Introspection) ask(hash [sha256.Size]byte, token string) *flight {
 		close(f.done)
 		return f
 	}
-	p.flights[hash] = f
+	p.flights[seen] = f
 	p.work.Go(func() {
-		f.who, f.err = p.introspect(hash, token)
+		f.who, f.err = p.introspect(seen, token)
 		p.mu.Lock()
-		delete(p.flights, hash)
+		delete(p.flights, seen)
 		p.mu.Unlock()
 		<-p.slots
 		close(f.done)
@@ -173,7 +172,7 @@ func (p *Introspection) ask(hash [sha256.Size]byte, token string) *flight {
 }
 
 // introspect asks the server and remembers what it says.
-func (p *Introspection) introspect(hash [sha256.Size]byte, token string) (*caller, error) {
+func (p *Introspection) introspect(seen tag, token string) (*caller, error) {
 	claims, err := p.post(token)
 	if err != nil {
 		if p.ctx.Err() == nil {
@@ -185,14 +184,14 @@ func (p *Introspection) introspect(hash [sha256.Size]byte, token string) (*calle
 	now := time.Now()
 	who, err := p.judge(claims, now)
 	if err != nil {
-		p.cache.put(hash, cached{until: now.Add(min(inactiveCached, p.cfg.Cache))}, now)
+		p.cache.put(seen, cached{until: now.Add(min(inactiveCached, p.cfg.Cache))}, now)
 		return nil, err
 	}
 	until := now.Add(p.cfg.Cache)
 	if !who.Expires.IsZero() && who.Expires.Before(until) {
 		until = who.Expires
 	}
-	p.cache.put(hash, cached{who: who, until: until}, now)
+	p.cache.put(seen, cached{who: who, until: until}, now)
 	return who, nil
 }
 

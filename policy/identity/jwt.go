@@ -111,9 +111,9 @@ func (p *JWT) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	if err != nil {
 		return nil, err
 	}
-	hash := hashOf(token)
+	seen := tagOf(bytesOf(token))
 	now := time.Now()
-	if e, ok := p.cache.get(&hash, now); ok {
+	if e, ok := p.cache.get(seen, now); ok {
 		if set := p.keys.keys.Load(); set != nil && e.epoch == set.epoch {
 			return e.who, nil
 		}
@@ -126,7 +126,7 @@ func (p *JWT) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	if who.Expires.Before(until) {
 		until = who.Expires
 	}
-	p.cache.put(hash, cached{who, until, epoch}, now)
+	p.cache.put(seen, cached{who, until, epoch}, now)
 	return who, nil
 }
 

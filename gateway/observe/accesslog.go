@@ -306,20 +306,20 @@ func appendRequest(b []byte, x *listeners.Exchange) []byte {
 		info = x.Call.Info
 	}
 	if info != nil {
-		b = text(b, `,"request_id":`, info.RequestID)
+		b = text(b, `,"request_id":"`, info.RequestID)
 	}
-	b = text(b, `,"trace_id":`, traceID(r))
-	b = text(b, `,"listener":`, x.Listener)
+	b = text(b, `,"trace_id":"`, traceID(r))
+	b = text(b, `,"listener":"`, x.Listener)
 	b = appendClient(b, x)
-	b = text(b, `,"network.protocol.version":`, versionName(uint8(r.ProtoMajor)))
-	b = text(b, `,"transom.protocol":`, x.Protocol.String())
-	b = text(b, `,"http.request.method":`, r.Method)
-	b = text(b, `,"url.path":`, r.URL.Path)
+	b = text(b, `,"network.protocol.version":"`, versionName(uint8(r.ProtoMajor)))
+	b = text(b, `,"transom.protocol":"`, x.Protocol.String())
+	b = text(b, `,"http.request.method":"`, r.Method)
+	b = text(b, `,"url.path":"`, r.URL.Path)
 	if info != nil && info.Binding != nil {
-		b = text(b, `,"http.route":`, info.Binding.Template)
+		b = text(b, `,"http.route":"`, info.Binding.Template)
 	}
 	if x.Call != nil && x.Call.Method != nil && len(x.Call.Method.FullPath) > 0 {
-		b = text(b, `,"rpc.method":`, x.Call.Method.FullPath[1:])
+		b = text(b, `,"rpc.method":"`, x.Call.Method.FullPath[1:])
 	}
 	return b
 }
@@ -328,11 +328,19 @@ func appendRequest(b []byte, x *listeners.Exchange) []byte {
 func appendClient(b []byte, x *listeners.Exchange) []byte {
 	addr := x.Client.Addr()
 	if !addr.IsValid() {
-		return text(b, `,"client.address":`, x.Request.RemoteAddr)
+		return text(b, `,"client.address":"`, x.Request.RemoteAddr)
 	}
-	b = append(addr.Unmap().AppendTo(append(b, `,"client.address":"`...)), '"')
+	b = append(b, `,"client.address":"`...)
+	from := len(b)
+	b = addr.Unmap().AppendTo(b)
+	is := len(b) - from
+	b = append(b, '"')
 	if port := x.Client.Port(); port != 0 {
 		b = number(b, `,"client.port":`, int64(port))
+		// Most often the client is the peer itself, whose address was written just now.
+		if peer := x.Request.RemoteAddr; len(peer) > is && peer[:is] == string(b[from:from+is]) && peer[is] == ':' && peer[is+1:] == string(b[from+is+len(`","client.port":`):]) {
+			return b
+		}
 	}
 	if peer, err := netip.ParseAddrPort(x.Request.RemoteAddr); err == nil && peer != x.Client {
 		b = append(peer.Addr().Unmap().AppendTo(append(b, `,"network.peer.address":"`...)), '"')
@@ -347,22 +355,22 @@ func appendOutcome(b []byte, x *listeners.Exchange, took time.Duration) []byte {
 		info = x.Call.Info
 	}
 	b = number(b, `,"http.response.status_code":`, int64(x.HTTPStatus))
-	b = text(b, `,"rpc.status_code":`, codeName(x.Status.Code()))
+	b = text(b, `,"rpc.status_code":"`, codeName(x.Status.Code()))
 	if info != nil && info.ErrorSource != rpc.SourceNone {
-		b = text(b, `,"transom.error_source":`, info.ErrorSource.String())
-		b = text(b, `,"transom.policy":`, info.Policy)
+		b = text(b, `,"transom.error_source":"`, info.ErrorSource.String())
+		b = text(b, `,"transom.policy":"`, info.Policy)
 		if x.Err != nil {
-			b = text(b, `,"error":`, x.Err.Error())
+			b = text(b, `,"error":"`, x.Err.Error())
 		}
 	}
 	if x.Call != nil && x.Call.Principal != nil {
-		b = text(b, `,"consumer":`, x.Call.Principal.Consumer)
+		b = text(b, `,"consumer":"`, x.Call.Principal.Consumer)
 	}
 	b = millis(b, `,"duration_ms":`, took)
 	if info != nil {
 		if info.Attempts > 0 {
-			b = text(b, `,"cluster":`, info.Cluster)
-			b = text(b, `,"upstream.address":`, info.Endpoint)
+			b = text(b, `,"cluster":"`, info.Cluster)
+			b = text(b, `,"upstream.address":"`, info.Endpoint)
 			b = number(b, `,"attempts":`, int64(info.Attempts))
 			b = millis(b, `,"upstream_ms":`, info.Upstream)
 		}
@@ -372,7 +380,7 @@ func appendOutcome(b []byte, x *listeners.Exchange, took time.Duration) []byte {
 		b = number(b, `,"messages_out":`, info.MessagesOut)
 		if len(info.Notes) > 0 {
 			for _, k := range slices.Sorted(maps.Keys(info.Notes)) {
-				b = text(b, `,"`+k+`":`, info.Notes[k])
+				b = text(b, `,"`+k+`":"`, info.Notes[k])
 			}
 		}
 	}
@@ -381,7 +389,7 @@ func appendOutcome(b []byte, x *listeners.Exchange, took time.Duration) []byte {
 
 func appendAgent(b []byte, r *http.Request) []byte {
 	if ua := r.Header["User-Agent"]; len(ua) > 0 {
-		b = text(b, `,"user_agent":`, ua[0])
+		b = text(b, `,"user_agent":"`, ua[0])
 	}
 	return b
 }
@@ -397,7 +405,7 @@ func traceID(r *http.Request) string {
 // maxText bounds one value, in bytes.
 const maxText = 1 << 10
 
-// text appends a field whose key is as it is written, `,"key":`, unless v is empty.
+// text appends a field whose key is as it is written, `,"key":"`, unless v is empty.
 func text(b []byte, key, v string) []byte {
 	if v == "" {
 		return b
@@ -405,7 +413,10 @@ func text(b []byte, key, v string) []byte {
 	if len(v) > maxText {
 		v = v[:maxText]
 	}
-	b = append(append(b, key...), '"')
+	b = append(b, key...)
+	if allPlain(v) {
+		return append(append(b, v...), '"')
+	}
 	return append(appendEscaped(b, v), '"')
 }
 
@@ -418,6 +429,25 @@ var plain = func() (p [256]bool) {
 	}
 	return p
 }()
+
+// allPlain reports whether all bytes of v stand for themselves.
+func allPlain(v string) bool {
+	const each = 0x0101010101010101
+	for ; len(v) >= 8; v = v[8:] {
+		w := uint64(v[0]) | uint64(v[1])<<8 | uint64(v[2])<<16 | uint64(v[3])<<24 | uint64(v[4])<<32 | uint64(v[5])<<40 | uint64(v[6])<<48 | uint64(v[7])<<56
+		quote, back := w^'"'*each, w^'\\'*each
+		// Each subtraction sets the high bit of bytes below what is taken away, and of others only above such a one.
+		if (w|(w-' '*each)|(quote-each)|(back-each))&(0x80*each) != 0 {
+			return false
+		}
+	}
+	for i := range len(v) {
+		if !plain[v[i]] {
+			return false
+		}
+	}
+	return true
+}
 
 // appendEscaped appends v as the inside of a JSON string; what is not UTF-8 becomes U+FFFD.
 func appendEscaped(b []byte, v string) []byte {

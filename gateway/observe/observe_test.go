@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/common/expfmt"
@@ -320,13 +321,36 @@ func TestDecisions(t *testing.T) {
 	}
 }
 
+// TestText puts each byte at each place of values of various lengths.
+func TestText(t *testing.T) {
+	for n := 1; n <= 20; n++ {
+		for at := range n {
+			for c := range utf8.RuneSelf {
+				v := []byte(strings.Repeat("! 0z~#9[]", 3)[:n])
+				v[at] = byte(c)
+				var got map[string]string
+				b := text([]byte(`{"a":1`), `,"x":"`, string(v))
+				if err := json.Unmarshal(append(bytes.Replace(b, []byte("1"), []byte(`"1"`), 1), '}'), &got); err != nil || got["x"] != string(v) {
+					t.Fatalf("%q became %s: %v", v, b, err)
+				}
+			}
+		}
+	}
+}
+
 func FuzzEscape(f *testing.F) {
 	for _, s := range []string{"", "plain", "\"\\\n\x00\x1f\x7f", "\xff\xfe", "\u00e9\u2028\U0001f600", "\xed\xa0\x80"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		var got string
-		b := append(appendEscaped([]byte{'"'}, s), '"')
+		if len(s) > maxText {
+			return
+		}
+		b := bytes.TrimPrefix(text(nil, `,"x":"`, s), []byte(`,"x":`))
+		if s == "" {
+			b = []byte(`""`)
+		}
 		if err := json.Unmarshal(b, &got); err != nil || got != strings.ToValidUTF8(s, "\ufffd") && !strings.Contains(s, "\ufffd") && len([]rune(s)) != len([]rune(got)) {
 			t.Errorf("%q became %s: %v", s, b, err)
 		}

@@ -337,9 +337,9 @@ func (r *UsageRow) appendLine(b []byte, start, end time.Time) []byte {
 	b = start.UTC().AppendFormat(b, layout)
 	b = append(b, `","end":"`...)
 	b = append(end.UTC().AppendFormat(b, layout), '"')
-	b = text(b, `,"consumer":`, r.Consumer)
-	b = text(b, `,"plan":`, r.Plan)
-	b = text(b, `,"api":`, r.API)
+	b = text(b, `,"consumer":"`, r.Consumer)
+	b = text(b, `,"plan":"`, r.Plan)
+	b = text(b, `,"api":"`, r.API)
 	for _, f := range []struct {
 		key string
 		n   uint64

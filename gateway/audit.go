@@ -130,7 +130,7 @@ func auditMethods(cfg *configv1.Config, s *Snapshot) (found []finding) {
 	if cfg.GetUnknownMethods() != nil && !cfg.GetSecurity().GetDefaultDeny() && !slices.ContainsFunc(cfg.GetPolicies(), func(p *configv1.Policy) bool {
 		return slices.Contains(p.GetSelector(), "*") && p.GetAuth() != nil
 	}) {
-		found = append(found, finding{medium, "unknown_methods", "anybody may call methods that no descriptor knows, and no policy but that of \"*\" holds for them"})
+		found = append(found, finding{medium, "unknown_methods", "anybody may call methods that no descriptor knows, but for those that a policy with auth has by name"})
 	}
 	return found
 }

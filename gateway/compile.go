@@ -469,12 +469,10 @@ func (b *builder) snapshot() *Snapshot {
 			s.routes[m.ID].Handler, s.chains[m.ID] = handler, append(names, target)
 		}
 	}
-	if u := b.cfg.GetUnknownMethods(); u != nil {
-		cluster := b.clusterOf("unknown_methods.cluster", u.GetCluster())
-		if cluster == nil {
+	if b.cfg.GetUnknownMethods() != nil {
+		if s.opaque = b.opaque(set, edge); s.opaque == nil {
 			return nil
 		}
-		s.opaque = b.opaque(set, edge, cluster.Invoke)
 	}
 	b.lostFields()
 	return s

@@ -19,8 +19,8 @@ import (
 
 // Explain writes what is in force for one method, given by full name ("bank.v1.Accounts.Get") or gRPC path: its HTTP rules,
 // each field of its policy with its value, the selector that set it and where that was written, or "default", and what its
-// calls go through, in order. where gives the place of a field by its path in the configuration ("policies[2].auth"). A
-// method that there is none of is an error with a suggestion.
+// calls go through, in order. where gives the place of a field by its path in the configuration ("policies[2].auth"). Of a name
+// that no descriptor has it writes what becomes of calls by unknown_methods, and without these it is an error with a suggestion.
 func Explain(ctx context.Context, cfg *configv1.Config, method string, where func(path string) string, w io.Writer, log *slog.Logger) error {
 	return offline(ctx, cfg, log, func(s *Snapshot) error {
 		name := strings.ReplaceAll(strings.TrimPrefix(method, "/"), "/", ".")
@@ -31,10 +31,16 @@ func Explain(ctx context.Context, cfg *configv1.Config, method string, where fun
 			}
 		}
 		if m == nil {
+			hint := ""
 			if s := s.schema.Suggest(name); s != "" {
-				return fmt.Errorf("there is no method %s; did you mean %s?", name, s)
+				hint = "; did you mean " + s + "?"
 			}
-			return fmt.Errorf("there is no method %s", name)
+			if s.opaque == nil || !strings.Contains(name, ".") || !protoreflect.FullName(name).IsValid() {
+				return fmt.Errorf("there is no method %s%s", name, hint)
+			}
+			fmt.Fprintf(w, "%s  of which no descriptor tells%s\n  POST %s\n", name, hint, grpcPath(name))
+			r := s.opaque.route(name)
+			return explainPolicy(&r.eff, r.chain, false, cfg, where, w)
 		}
 		fmt.Fprintf(w, "%s  %s\n", m.Name, kindOf(m))
 		fmt.Fprintf(w, "  POST %s\n", m.FullPath)
@@ -48,19 +54,24 @@ func Explain(ctx context.Context, cfg *configv1.Config, method string, where fun
 			_, err := fmt.Fprintln(w, "answered by the gateway itself; no policy holds for it")
 			return err
 		}
-		return s.explainPolicy(m, cfg, where, w)
+		return explainPolicy(&s.effective[m.ID], s.chains[m.ID], m.Unary(), cfg, where, w)
 	})
 }
 
-// explainPolicy writes the table of fields.
-func (s *Snapshot) explainPolicy(m *descriptors.Method, cfg *configv1.Config, where func(string) string, w io.Writer) error {
-	eff := s.effective[m.ID]
+// grpcPath is the path of a method by its full name.
+func grpcPath(name string) string {
+	at := strings.LastIndexByte(name, '.')
+	return "/" + name[:at] + "/" + name[at+1:]
+}
+
+// explainPolicy writes the table of fields, and what a call goes through.
+func explainPolicy(eff *Effective, chain []string, unary bool, cfg *configv1.Config, where func(string) string, w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "\nFIELD\tVALUE\tSELECTOR\tFROM")
 	defaults := map[protoreflect.Name]string{
 		"message_bytes": strconv.Itoa(maxMessageOf(cfg, eff.Policy)),
 	}
-	if m.Unary() {
+	if unary {
 		defaults["timeout"] = timeoutOf(eff.Policy, true).String()
 	} else {
 		defaults["stream_timeout"] = timeoutOf(eff.Policy, false).String()
@@ -93,7 +104,7 @@ func (s *Snapshot) explainPolicy(m *descriptors.Method, cfg *configv1.Config, wh
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(w, "\na call goes through %s\n", strings.Join(s.chains[m.ID], ", "))
+	_, err := fmt.Fprintf(w, "\na call goes through %s\n", strings.Join(chain, ", "))
 	return err
 }
 

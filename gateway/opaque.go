@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"transom/descriptors"
 	"transom/listeners"
@@ -15,13 +16,22 @@ import (
 
 // opaque are the routes of methods without a schema, whose policies go by their names like those of others. It is immutable.
 type opaque struct {
-	rest listeners.Route
+	rest *opaqueRoute
 	// named are by the full name of a method, within by that of a package or service, for all below it.
-	named, within map[string]*listeners.Route
+	named, within map[string]*opaqueRoute
+}
+
+// opaqueRoute is that of the methods without a schema that one selector takes in.
+type opaqueRoute struct {
+	listeners.Route
+
+	eff Effective
+	// chain names what a call goes through, outermost first.
+	chain []string
 }
 
 // route is that of the most specific selector which takes in the method of that full name.
-func (o *opaque) route(name string) *listeners.Route {
+func (o *opaque) route(name string) *opaqueRoute {
 	if r := o.named[name]; r != nil {
 		return r
 	}
@@ -32,30 +42,36 @@ func (o *opaque) route(name string) *listeners.Route {
 			}
 		}
 	}
-	return &o.rest
+	return o.rest
 }
 
 // opaque compiles the routes of methods without a schema, one for each selector. What a policy asks for by the fields of messages
-// cannot be had of them: for "*" that is a fault, and calls that a narrower selector takes in are refused.
-func (b *builder) opaque(set *policySet, edge *listeners.Edge, inner rpc.Handler) *opaque {
-	route := func(selector string) *listeners.Route {
+// cannot be had of them: for "*" that is a fault, and calls that a narrower selector takes in are refused. nil is a fault.
+func (b *builder) opaque(set *policySet, edge *listeners.Edge) *opaque {
+	if b.clusterOf("unknown_methods.cluster", b.cfg.GetUnknownMethods().GetCluster()) == nil {
+		return nil
+	}
+	route := func(selector string) *opaqueRoute {
 		eff, _ := set.effective(selector) // a method of the selector's own name is the same to all others
 		eff.method = ""
-		if selector != "" {
-			eff.Policy.Cache = nil // for unary methods, and of these nobody knows that they are
+		b.unknownTo(&eff)
+		if selector != "" { // for unary methods, and of these nobody knows that they are
+			eff.Policy.Cache = nil
+			delete(eff.From, "cache")
 		}
+		inner := b.destination(eff)
 		before := len(b.faults)
 		handler, names := b.chain(descriptors.Opaque("/*/*"), eff, inner)
-		if selector != "" && len(b.faults) > before {
+		if names = append(names, "the cluster"); selector != "" && len(b.faults) > before {
 			b.faults = b.faults[:before]
-			handler = unheld(selector)
+			handler, names = unheld(selector), []string{"nothing: it is refused, since the policy for " + selector + " needs to know its messages"}
 		}
-		return &listeners.Route{
+		return &opaqueRoute{listeners.Route{
 			Handler: handler, Edge: edge, Timeout: timeoutOf(eff.Policy, false), MaxMessageBytes: maxMessageOf(b.cfg, eff.Policy),
 			Uncompressed: uncompressed(eff.Policy), Private: private(names),
-		}
+		}, eff, names}
 	}
-	o := &opaque{rest: *route(""), named: map[string]*listeners.Route{}, within: map[string]*listeners.Route{}}
+	o := &opaque{rest: route(""), named: map[string]*opaqueRoute{}, within: map[string]*opaqueRoute{}}
 	for _, r := range set.rules {
 		switch {
 		case r.name == "":
@@ -66,6 +82,21 @@ func (b *builder) opaque(set *policySet, edge *listeners.Edge, inner rpc.Handler
 		}
 	}
 	return o
+}
+
+// unknownTo has calls go where unknown_methods says, before what a policy for "*" says of it, and after what narrower ones say.
+func (b *builder) unknownTo(eff *Effective) {
+	fields := eff.Policy.ProtoReflect().Descriptor().Fields()
+	for _, name := range []protoreflect.Name{"cluster", "split", "routes"} {
+		if eff.From[name].Selector == "*" {
+			eff.Policy.ProtoReflect().Clear(fields.ByName(name))
+			delete(eff.From, name)
+		}
+	}
+	if eff.Policy.GetCluster() == "" && eff.Policy.GetSplit() == nil {
+		eff.Policy.Cluster = b.cfg.GetUnknownMethods().GetCluster()
+		eff.From["cluster"] = Origin{Block: unknownBlock}
+	}
 }
 
 // unheld refuses calls that a policy is for which cannot be held to them.

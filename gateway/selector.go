@@ -67,23 +67,30 @@ type Effective struct {
 
 // path leads to where the field was written, for faults; "" if it was not.
 func (e *Effective) path(field protoreflect.Name) string {
-	if from, ok := e.From[field]; ok && from.Block == optionBlock {
+	from, ok := e.From[field]
+	switch {
+	case !ok:
+		return ""
+	case from.Block == optionBlock:
 		return fmt.Sprintf("%s of %s.%s", optionName, e.method, field)
-	} else if ok {
-		return fmt.Sprintf("policies[%d].%s", from.Block, field)
+	case from.Block == unknownBlock:
+		return fmt.Sprintf("unknown_methods.%s", field)
 	}
-	return ""
+	return fmt.Sprintf("policies[%d].%s", from.Block, field)
 }
 
 // Origin is where a field of an effective policy was written.
 type Origin struct {
 	Selector string
-	// Block is the index in the configuration's policies, or optionBlock.
+	// Block is the index in the configuration's policies, optionBlock or unknownBlock.
 	Block int
 }
 
-// optionBlock is the Block of what a method's own option says.
-const optionBlock = -1
+// optionBlock is the Block of what a method's own option says, unknownBlock that of what unknown_methods says.
+const (
+	optionBlock  = -1
+	unknownBlock = -2
+)
 
 // policySet is the compiled list of policy blocks.
 type policySet struct {

@@ -87,7 +87,7 @@ func isMethodPath(p string) bool {
 // Route implements listeners.View.
 func (s *Snapshot) Route(m *descriptors.Method) *listeners.Route {
 	if m.ID < 0 {
-		return s.opaque.route(string(m.Name))
+		return &s.opaque.route(string(m.Name)).Route
 	}
 	return &s.routes[m.ID]
 }

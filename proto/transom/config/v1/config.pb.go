@@ -4141,7 +4141,7 @@ func (x *Drain) GetTimeout() *durationpb.Duration {
 // are refused if its policy has redact, request_fields, limits by field, or allow with request; for "*" these are a fault.
 type UnknownMethods struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where they go. Required.
+	// Where they go, unless cluster, split or routes of a policy narrower than "*" say otherwise for their names. Required.
 	Cluster       string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -295,12 +295,17 @@ func ambient(r *http.Request) ambience {
 
 // checkForgery refuses a request with effects, and with what the user has of cookies, passwords and certificates, that a page of
 // another origin made a browser send (cross-site request forgery), by what browsers say of it: Sec-Fetch-Site, and Origin. A
-// request without any of these carries nothing of the user's. GET is let through: it is for methods without effects. What the
-// listener's CORS allows goes.
-func (e *Edge) checkForgery(r *http.Request, f *Front) error {
+// request without any of these carries nothing of the user's. GET, HEAD and OPTIONS are let through unless effects says that the
+// method called has effects. What the listener's CORS allows goes.
+func (e *Edge) checkForgery(r *http.Request, f *Front, effects bool) error {
 	what := ambient(r)
 	if what == (ambience{}) {
 		return nil
+	}
+	if effects { // whatever the HTTP method
+		as := *r
+		as.Method = http.MethodPost
+		r = &as
 	}
 	var csrf http.CrossOriginProtection
 	if csrf.Check(r) == nil {

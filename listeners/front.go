@@ -123,8 +123,8 @@ func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	defer v.Release()
 	e := v.Edge()
 	e.setHeader(w, r)
-	if r.Header["Origin"] != nil || r.Header["Sec-Fetch-Site"] != nil { // a browser
-		if err := e.checkForgery(r, f); err != nil {
+	if isBrowser(r) {
+		if err := e.checkForgery(r, f, false); err != nil {
 			f.refuse(w, r, v, err)
 			return
 		}
@@ -144,6 +144,11 @@ func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	default:
 		f.serveREST(w, r, v)
 	}
+}
+
+// isBrowser reports whether a request tells what page made it.
+func isBrowser(r *http.Request) bool {
+	return r.Header["Origin"] != nil || r.Header["Sec-Fetch-Site"] != nil
 }
 
 // methodOf finds the method whose gRPC path a request has, byte for byte: one with anything percent-encoded is another path, as

@@ -119,6 +119,12 @@ func (f *Front) serveREST(w http.ResponseWriter, r *http.Request, v View) {
 	}
 }
 
+// hasEffects reports whether a request of that binding may change something even if it is a GET. A rule for GET promises that it
+// does not (RFC 9110, 9.2.1), but if the method says of itself that it writes; one for every HTTP method promises nothing.
+func hasEffects(b *descriptors.Binding) bool {
+	return b.Method.Effect == descriptors.EffectIdempotent || b.Verb == "*" && b.Method.Effect != descriptors.EffectNone
+}
+
 func (s *restStream) serve(v View) error {
 	r := s.Request
 	b := s.match.Binding
@@ -126,6 +132,12 @@ func (s *restStream) serve(v View) error {
 	s.info.Binding = b
 	s.route = v.Route(b.Method)
 	var err error
+	if isBrowser(r) && hasEffects(b) {
+		if err = v.Edge().checkForgery(r, s.front, true); err != nil {
+			s.info.Fail(rpc.SourceClient)
+			return err
+		}
+	}
 	if err = s.negotiate(b); err != nil {
 		s.info.Fail(rpc.SourceClient)
 		return err

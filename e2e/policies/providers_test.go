@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,7 +29,11 @@ import (
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"transom/cmd/transom/demo/bank"
 )
 
 func TestBasic(t *testing.T) {
@@ -556,6 +561,73 @@ listeners:
 			}
 			if o = callWebSocket(t, p, map[string]string{"authorization": "Bearer t", "origin": "https://app.example"}); len(o.seen["authorization"]) != 1 {
 				t.Errorf("WebSocket of anybody's page: of its own token the backend sees %v", o.seen)
+			}
+		}
+	}
+}
+
+// TestForgeryByGet: a GET goes with cookies, wherever the page is from that makes a browser send it, unless the method says itself that
+// it writes, or its rule is one for every HTTP method and nothing says that there are no effects.
+func TestForgeryByGet(t *testing.T) {
+	const any = "/v1/diagnostics/any/x" // of Echo, by a custom rule for every method
+	for level, want := range map[descriptorpb.MethodOptions_IdempotencyLevel]map[string]int{
+		descriptorpb.MethodOptions_NO_SIDE_EFFECTS:     {metadataPath: 200, any: 200},
+		descriptorpb.MethodOptions_IDEMPOTENCY_UNKNOWN: {metadataPath: 200, any: 403},
+		descriptorpb.MethodOptions_IDEMPOTENT:          {metadataPath: 403, any: 403},
+	} {
+		set := &descriptorpb.FileDescriptorSet{}
+		if err := proto.Unmarshal(bank.DescriptorSet(), set); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range set.GetFile() {
+			for _, s := range f.GetService() {
+				for _, m := range s.GetMethod() {
+					if m.GetOptions() != nil {
+						m.Options.IdempotencyLevel = level.Enum()
+					}
+				}
+			}
+		}
+		b, err := proto.Marshal(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "bank.binpb")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := start(t, fmt.Sprintf("security: {trusted_origins: [\"https://app.example\"]}\ndescriptors: [{file: %q}]\n", path))
+		for path, want := range want {
+			for _, verb := range []string{http.MethodGet, http.MethodHead} {
+				for what, tc := range map[string]struct {
+					header map[string]string
+					want   int
+				}{
+					"a foreign page":        {map[string]string{"cookie": "s=1", "origin": "https://evil.example", "sec-fetch-site": "cross-site"}, want},
+					"a link on it":          {map[string]string{"cookie": "s=1", "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, want},
+					"its image, a password": {map[string]string{"authorization": "Basic YTpi", "sec-fetch-site": "cross-site"}, want},
+					"no cookies":            {map[string]string{"origin": "https://evil.example", "sec-fetch-site": "cross-site"}, 200},
+					"a trusted page":        {map[string]string{"cookie": "s=1", "origin": "https://app.example", "sec-fetch-site": "cross-site"}, 200},
+					"the same origin":       {map[string]string{"cookie": "s=1", "sec-fetch-site": "same-origin"}, 200},
+					"typed by the user":     {map[string]string{"cookie": "s=1", "sec-fetch-site": "none"}, 200},
+					"no browser":            {map[string]string{"cookie": "s=1"}, 200},
+				} {
+					r, err := http.NewRequestWithContext(t.Context(), verb, p.url("http")+path, nil)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for k, v := range tc.header {
+						r.Header.Set(k, v)
+					}
+					resp, err := p.http.Do(r)
+					if err != nil {
+						t.Fatal(err)
+					}
+					resp.Body.Close()
+					if resp.StatusCode != tc.want {
+						t.Errorf("%s %s of a method that is %v by %s: %d, want %d", verb, path, level, what, resp.StatusCode, tc.want)
+					}
+				}
 			}
 		}
 	}

@@ -1,0 +1,282 @@
+package identity
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"transom/rpc"
+)
+
+// idp is an OpenID Connect provider without a network, for tests of what takes hours. It is used by one goroutine at a time.
+type idp struct {
+	key     *ecdsa.PrivateKey
+	kid     string
+	header  http.Header // of the answer with the keys
+	down    bool
+	fetches int // of the keys
+	asked   int // about tokens
+	// about is what is said of tokens.
+	about map[string]any
+}
+
+const idpURL = "https://id.example"
+
+func newIDP(t *testing.T) *idp {
+	t.Helper()
+	p := &idp{header: http.Header{}}
+	p.rotate(t, "1")
+	return p
+}
+
+func (p *idp) rotate(t *testing.T, kid string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.key, p.kid = key, kid
+}
+
+// RoundTrip implements http.RoundTripper.
+func (p *idp) RoundTrip(r *http.Request) (*http.Response, error) {
+	var doc any
+	header := http.Header{}
+	switch r.URL.Path {
+	case "/.well-known/openid-configuration":
+		doc = map[string]any{"issuer": idpURL, "jwks_uri": idpURL + "/keys"}
+	case "/keys":
+		if p.fetches++; p.down {
+			return nil, errors.New("down")
+		}
+		header = p.header.Clone()
+		doc = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: p.key.Public(), KeyID: p.kid}}}
+	case "/introspect":
+		if p.asked++; p.down {
+			return nil, errors.New("down")
+		}
+		doc = p.about
+	default:
+		return nil, errors.New("no such document")
+	}
+	b, err := json.Marshal(doc)
+	header.Set("Content-Type", "application/json")
+	return &http.Response{StatusCode: http.StatusOK, Header: header, Body: io.NopCloser(strings.NewReader(string(b))), Request: r}, err
+}
+
+// token is one of alice's, good for a time, with a header typ.
+func (p *idp) token(t *testing.T, life time.Duration, typ string) string {
+	t.Helper()
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: p.key, KeyID: p.kid}}, (&jose.SignerOptions{}).WithType(jose.ContentType(typ)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := jwt.Signed(signer).Claims(map[string]any{"iss": idpURL, "aud": "bank", "sub": "alice", "exp": time.Now().Add(life).Unix()}).Serialize()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// jwt is the provider of tokens of p.
+func (p *idp) jwt(t *testing.T, cfg JWTConfig) *JWT {
+	t.Helper()
+	c, err := newClient(Outbound{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.http.Transport = p
+	cfg.Name, cfg.Issuer, cfg.Audiences, cfg.SubjectClaim = "main", idpURL, []string{"bank"}, "sub"
+	v := &JWT{cfg: cfg, keys: newKeySet(c, idpURL, cfg.JWKSURI, slog.New(slog.DiscardHandler))}
+	for _, a := range cfg.Algorithms {
+		v.algs = append(v.algs, jose.SignatureAlgorithm(a))
+	}
+	t.Cleanup(v.Close)
+	return v
+}
+
+type identifier interface {
+	identify(ctx context.Context, call *rpc.Call) (*caller, error)
+}
+
+// who is alice, or nobody and why: "" for anything but a refusal.
+func who(t *testing.T, v identifier, token string) (*caller, string, error) {
+	t.Helper()
+	c, err := v.identify(t.Context(), &rpc.Call{Header: metadata.MD{"authorization": {"Bearer " + token}}, Info: &rpc.Info{}})
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return c, r.reason, err
+	}
+	return c, "", err
+}
+
+// TestKeysOverTime: keys are fetched again when they are old, used for a day when they cannot be, and not at all after it.
+func TestKeysOverTime(t *testing.T) {
+	for _, tc := range []struct {
+		cacheControl, uri string
+		fresh             time.Duration
+	}{
+		{"", "", 10 * time.Minute},
+		{"public, Max-Age=60", "", time.Minute},
+		{"max-age=1", "", 30 * time.Second},
+		{"max-age=99999", "", 10 * time.Minute},
+		{"", idpURL + "/keys", 10 * time.Minute},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newIDP(t)
+			p.header.Set("Cache-Control", tc.cacheControl)
+			v := p.jwt(t, JWTConfig{JWKSURI: tc.uri, Algorithms: []string{"ES256"}})
+			ask := func(when string, code codes.Code, fetches int) {
+				t.Helper()
+				_, _, err := who(t, v, p.token(t, time.Hour, "JWT"))
+				if synctest.Wait(); rpc.StatusOf(err).Code() != code || err != nil && code == codes.OK || p.fetches != fetches {
+					t.Errorf("%q, %s: %v, %d fetches; want %v, %d", tc.cacheControl, when, err, p.fetches, code, fetches)
+				}
+			}
+			ask("at first", codes.OK, 1)
+			time.Sleep(tc.fresh - time.Second)
+			ask("fresh", codes.OK, 1)
+			time.Sleep(2 * time.Second)
+			ask("old", codes.OK, 2)
+			ask("fresh again", codes.OK, 2)
+			p.down = true
+			fetches := 2
+			for range 23 {
+				time.Sleep(time.Hour)
+				fetches++
+				ask("while the issuer is down", codes.OK, fetches)
+			}
+			time.Sleep(time.Hour + time.Second)
+			ask("a day later", codes.Unavailable, fetches+1)
+			p.down = false
+			time.Sleep(fetchEvery)
+			ask("the issuer is back", codes.OK, fetches+2)
+		})
+	}
+}
+
+// TestVerifiedTokens: a token is verified once in five minutes, not after its end, and again when the keys have changed.
+func TestVerifiedTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newIDP(t)
+		v := p.jwt(t, JWTConfig{Algorithms: []string{"ES256"}})
+		long, short := p.token(t, time.Hour, "JWT"), p.token(t, time.Minute, "JWT")
+		one := func(token string) *caller {
+			t.Helper()
+			c, _, err := who(t, v, token)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c
+		}
+		first, brief := one(long), one(short)
+		time.Sleep(59 * time.Second)
+		if one(long) != first || one(short) != brief {
+			t.Error("a token that is known was verified again")
+		}
+		time.Sleep(time.Second)
+		if c, reason, err := who(t, v, short); reason != reasonExpired {
+			t.Errorf("at its end: %v, %v", c, err)
+		}
+		if one(long) != first {
+			t.Error("a token that is known was verified again")
+		}
+		time.Sleep(maxCached - time.Minute)
+		again := one(long)
+		if again == first {
+			t.Error("after five minutes the token was not verified again")
+		}
+		p.rotate(t, "2")
+		_ = one(p.token(t, time.Hour, "JWT")) // whose key id has the keys be fetched
+		if c, reason, err := who(t, v, long); reason != reasonInvalid {
+			t.Errorf("a known token whose key has left: %v, %v", c, err)
+		}
+	})
+}
+
+// TestAlgorithmsAndTypes: a token is taken only if it says one of the algorithms and the type that the configuration has.
+func TestAlgorithmsAndTypes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newIDP(t)
+		for _, tc := range []struct {
+			algs      []string
+			want, has string
+			ok        bool
+		}{
+			{[]string{"ES256"}, "", "JWT", true},
+			{[]string{"RS256", "ES256"}, "", "", true},
+			{[]string{"RS256"}, "", "JWT", false},
+			{[]string{"ES384", "EdDSA", "PS256"}, "", "JWT", false},
+			{[]string{"ES256"}, "at+jwt", "at+jwt", true},
+			{[]string{"ES256"}, "at+jwt", "application/AT+JWT", true},
+			{[]string{"ES256"}, "at+jwt", "JWT", false},
+			{[]string{"ES256"}, "at+jwt", "", false},
+		} {
+			v := p.jwt(t, JWTConfig{Algorithms: tc.algs, Type: tc.want})
+			if c, reason, err := who(t, v, p.token(t, time.Hour, tc.has)); (err == nil) != tc.ok || !tc.ok && reason != reasonInvalid {
+				t.Errorf("a token of ES256 and type %q where %q and type %q will do: %v, %v", tc.has, tc.algs, tc.want, c, err)
+			}
+		}
+	})
+}
+
+// TestIntrospectionOverTime: an answer is remembered for as long as the configuration says and the token lives, a refusal for ten
+// seconds, and a failure not at all.
+func TestIntrospectionOverTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newIDP(t)
+		v, err := NewIntrospection(IntrospectionConfig{Name: "opaque", URL: idpURL + "/introspect", ClientID: "a", ClientSecret: "b", Cache: time.Minute}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.client.http.Transport = p
+		defer v.Close()
+		ask := func(when, token, reason string, asked int) {
+			t.Helper()
+			if c, got, err := who(t, v, token); got != reason || reason == "" && (err != nil || c.identity != "opaque:alice") || p.asked != asked {
+				t.Errorf("%s: %v, %v, asked %d times; want %q, %d", when, c, err, p.asked, reason, asked)
+			}
+		}
+		p.about = map[string]any{"active": true, "sub": "alice"}
+		ask("at first", "a", "", 1)
+		time.Sleep(59 * time.Second)
+		ask("remembered", "a", "", 1)
+		time.Sleep(2 * time.Second)
+		ask("a minute later", "a", "", 2)
+		p.about["exp"] = time.Now().Add(10 * time.Second).Unix()
+		ask("a token that ends soon", "b", "", 3)
+		time.Sleep(9 * time.Second)
+		ask("remembered", "b", "", 3)
+		time.Sleep(2 * time.Second)
+		ask("it has ended", "b", reasonExpired, 4)
+		p.about = map[string]any{"active": false}
+		ask("revoked", "c", reasonInvalid, 5)
+		time.Sleep(9 * time.Second)
+		ask("remembered", "c", reasonInvalid, 5)
+		p.about = map[string]any{"active": true, "sub": "alice"}
+		time.Sleep(2 * time.Second)
+		ask("active after all", "c", "", 6)
+		p.down = true
+		for n := range 2 {
+			if _, _, err := who(t, v, "d"); rpc.StatusOf(err).Code() != codes.Unavailable || p.asked != 7+n {
+				t.Errorf("while the server is down: %v, asked %d times", err, p.asked)
+			}
+		}
+		p.down = false
+		ask("the server is back", "d", "", 9)
+	})
+}

@@ -39,6 +39,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // patience is how long a test waits for what takes no time on a good day.
 const patience = 20 * time.Second
 
+// reader reads the configurations of all tests: compiling the rules anew for each was most of the time.
+var reader configfile.Reader
+
 // startBank runs a bank until the test ends, and returns its address.
 func startBank(t testing.TB) string {
 	t.Helper()
@@ -140,7 +143,7 @@ func startFor(t testing.TB, text, clusters string) *proxy {
 // parse reads a configuration file that holds text.
 func (p *proxy) parse(t testing.TB, text string) *configfile.File {
 	t.Helper()
-	file, err := configfile.Parse("transom.yaml", p.whole(text), noEnv)
+	file, err := reader.Parse("transom.yaml", p.whole(text), noEnv)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +187,7 @@ func (p *proxy) reload(t *testing.T, text string) {
 func faults(t *testing.T, text string) []string {
 	t.Helper()
 	p := &proxy{bank: "127.0.0.1:1", set: descriptorSet(t)}
-	file, err := configfile.Parse("transom.yaml", p.whole(text), noEnv)
+	file, err := reader.Parse("transom.yaml", p.whole(text), noEnv)
 	if err == nil {
 		err = gateway.Locate(gateway.Check(t.Context(), file.Config, slog.New(slog.DiscardHandler)), file)
 	}

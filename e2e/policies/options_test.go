@@ -18,7 +18,6 @@ import (
 
 	"transom/cmd/transom/demo/bank"
 	"transom/gateway"
-	"transom/gateway/configfile"
 	transomv1 "transom/proto/transom/v1"
 )
 
@@ -172,7 +171,7 @@ descriptors: [{proto: {roots: [%q, ../../proto], files: [shop.proto]}}]
 func explained(t *testing.T, text, method string) string {
 	t.Helper()
 	p := &proxy{bank: "127.0.0.1:1", set: descriptorSet(t)}
-	file, err := configfile.Parse("transom.yaml", p.whole(text), noEnv)
+	file, err := reader.Parse("transom.yaml", p.whole(text), noEnv)
 	if err != nil {
 		t.Fatal(err)
 	}

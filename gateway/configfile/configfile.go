@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"buf.build/go/protovalidate"
@@ -109,8 +110,23 @@ func Load(path string) (*File, error) {
 	return Parse(path, data, os.LookupEnv)
 }
 
-// Parse reads data, which came from a file of that name; env is asked for the variables of "${NAME}". An error is Faults.
+// Parse reads data, which came from a file of that name; env is asked for the variables of "${NAME}". An error is Faults. What
+// config.proto's rules are compiled to is not kept: some megabytes full of pointers would be marked in every collection of garbage
+// for the sake of the next reload.
 func Parse(name string, data []byte, env func(string) (string, bool)) (*File, error) {
+	return new(Reader).Parse(name, data, env)
+}
+
+// A Reader is for reading many files: it keeps the compiled rules, which take most of the time. The zero value is ready; it must not
+// be copied. It is safe for concurrent use.
+type Reader struct {
+	once  sync.Once
+	rules protovalidate.Validator
+	err   error
+}
+
+// Parse is the package's.
+func (r *Reader) Parse(name string, data []byte, env func(string) (string, bool)) (*File, error) {
 	f := &File{Name: name, Config: &configv1.Config{}, lines: strings.Split(string(data), "\n"), at: map[string]position{}}
 	root, faults := f.tree(data)
 	if len(faults) > 0 {
@@ -128,7 +144,7 @@ func Parse(name string, data []byte, env func(string) (string, bool)) (*File, er
 		}
 	}
 	if len(faults) == 0 { // half a Config would be blamed for what is missing of it
-		faults = f.validate()
+		faults = r.validate(f)
 	}
 	if len(faults) > 0 {
 		slices.SortStableFunc(faults, func(a, b *Fault) int {
@@ -293,14 +309,14 @@ func (s *swapRoot) Unmarshal(node *yaml.Node, _ proto.Message) (bool, error) {
 	return false, nil
 }
 
-// validate checks the rules that config.proto states. The validator is not kept: what it compiles, some megabytes full of
-// pointers, would be marked in every collection of garbage for the sake of the next reload.
-func (f *File) validate() Faults {
-	v, err := protovalidate.New()
-	if err != nil {
-		return Faults{f.fault(1, 1, err.Error())}
+// validate checks the rules that config.proto states.
+func (r *Reader) validate(f *File) Faults {
+	r.once.Do(func() { r.rules, r.err = protovalidate.New() })
+	err := r.err
+	if err == nil {
+		err = r.rules.Validate(f.Config)
 	}
-	if err = v.Validate(f.Config); err == nil {
+	if err == nil {
 		return nil
 	}
 	var invalid *protovalidate.ValidationError

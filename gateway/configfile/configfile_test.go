@@ -244,8 +244,9 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add(s)
 	}
+	var r Reader
 	f.Fuzz(func(t *testing.T, s string) {
-		file, err := Parse("f", []byte(s), testEnv)
+		file, err := r.Parse("f", []byte(s), testEnv)
 		if err == nil {
 			if line, column := file.Position("listeners[0]"); line < 1 || column < 1 {
 				t.Errorf("position %d:%d", line, column)

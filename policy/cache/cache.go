@@ -259,27 +259,30 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-while-revalidate")
 		}
 	}
-	f, leads := h.cache.lead(key)
-	if leads {
-		return h.lead(ctx, call, key, request, f, old, now)
+	for {
+		f, leads := h.cache.lead(key)
+		if leads {
+			return h.lead(ctx, call, key, request, f, old, now)
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return rpc.CauseOf(ctx)
+		}
+		switch {
+		case f.entry != nil:
+			return h.give(ctx, call, f.entry, "hit", "transom; hit; collapsed")
+		case f.err != nil && old.saves(f.err, now):
+			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
+		case f.err == nil: // what others may not have: fetch alone, not one after the other
+			return h.alone(ctx, call, request)
+		case !ownFault(f.err):
+			call.Info.Fail(rpc.SourceUpstream)
+			call.Info.Note("cache", "collapsed")
+			return f.err
+		}
+		// The one that fetched has left, or had less time: one of those that wait fetches for the others.
 	}
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		return rpc.CauseOf(ctx)
-	}
-	switch {
-	case f.entry != nil:
-		return h.give(ctx, call, f.entry, "hit", "transom; hit; collapsed")
-	case f.err != nil && old.saves(f.err, now):
-		return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
-	case f.err == nil, ownFault(f.err):
-		// What others may not have, or the other's own deadline: fetch alone, not one after the other.
-		return h.alone(ctx, call, request)
-	}
-	call.Info.Fail(rpc.SourceUpstream)
-	call.Info.Note("cache", "collapsed")
-	return f.err
 }
 
 // ownFault reports whether a call failed for a reason of its own, which says nothing of others.

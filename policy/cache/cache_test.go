@@ -265,7 +265,8 @@ func TestBackendControls(t *testing.T) {
 	}
 }
 
-// TestSingleFlight has a hundred calls at once make one to the backend, and the first one's leaving not be the others' fault.
+// TestSingleFlight has a hundred calls at once make one to the backend, and the first one's leaving not be the others' fault, of
+// whom one fetches for all.
 func TestSingleFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newClient(t, cache.Config{TTL: time.Minute})
@@ -300,7 +301,128 @@ func TestSingleFlight(t *testing.T) {
 		synctest.Wait()
 		cancel()
 		wg.Wait()
+		if n := c.backend.calls.Load(); n != 3 {
+			t.Errorf("once the first had left, those who stayed made %d calls", n-2)
+		}
 	})
+}
+
+// TestNotKept has calls at once whose answer may not be kept each fetch their own, at the same time.
+func TestNotKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, cache.Config{TTL: time.Minute})
+		c.backend.delay = time.Second
+		c.backend.header = metadata.MD{"cache-control": {"no-store"}}
+		began := time.Now()
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if _, note, err := c.do("", nil, usd); note != "miss" || err != nil {
+					t.Errorf("%s, %v", note, err)
+				}
+			})
+		}
+		wg.Wait()
+		if n, took := c.backend.calls.Load(), time.Since(began); n != 10 || took != 2*time.Second {
+			t.Errorf("%d calls reached the backend, in %v", n, took)
+		}
+	})
+}
+
+// TestErrorsOfOthers has calls at once that wait for an answer get the error there is in its place, once.
+func TestErrorsOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, cache.Config{TTL: time.Minute})
+		c.backend.delay, c.backend.err = time.Second, status.Error(codes.NotFound, "none")
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if _, _, err := c.do("", nil, usd); status.Code(err) != codes.NotFound {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := c.backend.calls.Load(); n != 1 {
+			t.Errorf("%d calls reached the backend", n)
+		}
+	})
+}
+
+// TestStaleIfError has an old answer take the place of errors that say nothing of the thing itself, and of no others; of the error of
+// another call as well.
+func TestStaleIfError(t *testing.T) {
+	for code := codes.Canceled; code <= codes.Unauthenticated; code++ {
+		t.Run(code.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				saved := false
+				switch code {
+				case codes.Unavailable, codes.DeadlineExceeded, codes.Internal, codes.Unknown, codes.ResourceExhausted, codes.DataLoss, codes.Aborted:
+					saved = true
+				default:
+				}
+				c := newClient(t, cache.Config{TTL: 10 * time.Second, StaleIfError: time.Minute})
+				c.want("first", "", nil, usd, 1, "miss")
+				c.backend.err, c.backend.delay = status.Error(code, "broken"), time.Second
+				time.Sleep(11 * time.Second)
+				var wg sync.WaitGroup
+				for range 3 {
+					wg.Go(func() {
+						n, note, err := c.do("", nil, usd)
+						if saved && (n != 1 || note != "stale" || err != nil) || !saved && status.Code(err) != code {
+							t.Errorf("answer %d, %s, %v; saved: %v", n, note, err, saved)
+						}
+					})
+				}
+				wg.Wait()
+				time.Sleep(time.Minute) // more than a minute after it was fresh nothing is given any more
+				if _, _, err := c.do("", nil, usd); status.Code(err) != code {
+					t.Errorf("too late: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// TestStaleControls has what the backend says of stale answers go before the policy.
+func TestStaleControls(t *testing.T) {
+	for _, tc := range []struct {
+		control  string
+		swr, sie bool // whether an answer 5 s too old is given at once, and in place of an error
+	}{
+		{"", true, true},
+		{"max-age=60", true, true},
+		{"stale-while-revalidate=10", true, true},
+		{"stale-while-revalidate=2", false, true},
+		{"stale-if-error=2, stale-while-revalidate=0", false, false},
+		{"stale-while-revalidate=0", false, true},
+		{"must-revalidate", false, false},
+		{"Max-Age=60, Proxy-Revalidate", false, false},
+		{"stale-while-revalidate=soon", false, false}, // and nothing is kept
+	} {
+		t.Run(tc.control, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newClient(t, cache.Config{TTL: time.Minute, StaleWhileRevalidate: 20 * time.Second, StaleIfError: 20 * time.Second})
+				c.backend.header = metadata.MD{"cache-control": {tc.control}}
+				c.want("first", "", nil, usd, 1, "miss")
+				time.Sleep(65 * time.Second)
+				c.backend.err = status.Error(codes.Unavailable, "down")
+				n, note, err := c.do("", nil, usd)
+				synctest.Wait()
+				if given := note == "stale" && n == 1 && err == nil; given != (tc.swr || tc.sie) {
+					t.Errorf("an error: answer %d, %s, %v", n, note, err)
+				}
+				c.backend.err = nil
+				want := 3
+				if tc.swr {
+					want = 1
+				}
+				if n, _, err := c.do("", nil, usd); n != want || err != nil {
+					t.Errorf("no error: answer %d, %v; want %d", n, err, want)
+				}
+			})
+		})
+	}
 }
 
 func TestPurgeAndBound(t *testing.T) {

@@ -125,6 +125,29 @@ func TestJWT(t *testing.T) {
 	})
 }
 
+// TestTokenSettings: only tokens of the algorithms and the type that the configuration has are taken, by keys of jwks_uri too.
+func TestTokenSettings(t *testing.T) {
+	id := startOIDC(t)
+	config := func(more string) string {
+		return fmt.Sprintf("consumers: {providers: {main: {jwt: {issuer: %q, audiences: [bank], outbound: {private: true}, %s}}}}\npolicies: [{selector: \"*\", auth: {require: [main]}}]\n", id.URL, more)
+	}
+	p := start(t, config("algorithms: [ES256]"))
+	for more, ok := range map[string]bool{
+		"algorithms: [ES256]": true, "algorithms: [RS256]": false, "algorithms: [RS256, PS512, ES384, EdDSA]": false, "algorithms: [EdDSA, ES256]": true,
+		"type: JWT": true, "type: jwt": true, "type: at+jwt": false, fmt.Sprintf("jwks_uri: %q", id.URL+"/keys"): true,
+	} {
+		p.reload(t, config(more))
+		everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+			o := call(t, p, map[string]string{"authorization": "Bearer " + id.token(t, nil)})
+			if ok {
+				o.wantOK(t, more)
+			} else {
+				o.want(t, more, codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+			}
+		})
+	}
+}
+
 // TestForgedTokens has the known ways to pass off a token of one's own.
 func TestForgedTokens(t *testing.T) {
 	id := startOIDC(t)

@@ -139,6 +139,64 @@ func TestCache(t *testing.T) {
 	})
 }
 
+// TestCacheStale gives old answers while the backend is away, and while a new one is fetched, over REST, gRPC and WebSocket.
+func TestCacheStale(t *testing.T) {
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		addr, stop := bankAt(t, "one", "127.0.0.1:0")
+		config := func(stale string) string {
+			return fmt.Sprintf("clusters: {bank: {target: \"static:///%s\"}}\npolicies: [{selector: bank.v1.Diagnostics.Metadata, cache: {ttl: 1ms, %s: 1h}}]\n", addr, stale)
+		}
+		p := start(t, config("stale_if_error"))
+		ask := func(what string) outcome {
+			t.Helper()
+			o := call(t, p, nil)
+			o.wantOK(t, what)
+			return o
+		}
+		given := func(o outcome, server, status string) bool {
+			return o.server == server && (o.header == nil || slices.Equal(o.header["cache-status"], []string{status})) // a WebSocket's messages have no headers
+		}
+		// old asks until the time of the answer is over, a millisecond after it came.
+		old := func(what string) outcome {
+			t.Helper()
+			for {
+				if o := ask(what); !slices.Equal(o.header["cache-status"], []string{"transom; hit"}) {
+					return o
+				}
+			}
+		}
+		// until asks until the answer is of another bank, which transom must first connect to.
+		until := func(server string) {
+			t.Helper()
+			for deadline := time.Now().Add(patience); ask("a new answer").server != server; {
+				if time.Now().After(deadline) {
+					t.Fatalf("nothing is heard of %s", server)
+				}
+			}
+		}
+		if o := ask("at first"); !given(o, "one", "transom; fwd=miss; stored") {
+			t.Errorf("at first: %q, %v", o.server, o.header["cache-status"])
+		}
+		stop()
+		for range 2 {
+			if o := old("without the backend"); !given(o, "one", "transom; hit; detail=stale-if-error") {
+				t.Errorf("without the backend: %q, %v", o.server, o.header["cache-status"])
+			}
+		}
+		_, stop = bankAt(t, "two", addr)
+		until("two")
+		p.reload(t, config("stale_while_revalidate")) // keeps nothing of another policy
+		ask("kept")
+		stop()
+		_, stop = bankAt(t, "three", addr)
+		defer stop()
+		if o := old("while a new one is fetched"); !given(o, "two", "transom; hit; detail=stale-while-revalidate") {
+			t.Errorf("while a new one is fetched: %q, %v", o.server, o.header["cache-status"])
+		}
+		until("three")
+	})
+}
+
 func TestCacheFaults(t *testing.T) {
 	for _, tc := range []struct{ text, want string }{
 		{"policies:\n- selector: bank.v1.Accounts.Transfer\n  cache: {ttl: 1s}\n", `3:10: answers of bank.v1.Accounts.Transfer cannot be cached: it has side effects`},

@@ -70,6 +70,27 @@ func TestLimits(t *testing.T) {
 	})
 }
 
+// TestCost: a call weighs what its method's cost says, and all methods of a block share its limit.
+func TestCost(t *testing.T) {
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		p := start(t, "policies:\n- {selector: bank.v1.Diagnostics.*, limits: [{name: weight, rate: 7/h}]}\n- {selector: bank.v1.Diagnostics.Metadata, cost: 3}\n")
+		for _, left := range []int{4, 1} {
+			o := call(t, p, nil)
+			o.wantOK(t, "within the limit")
+			if got := o.header["ratelimit"]; o.header != nil && (len(got) != 1 || !strings.HasPrefix(got[0], fmt.Sprintf(`"weight";r=%d;`, left))) {
+				t.Errorf("ratelimit %q, want %d left", got, left)
+			}
+		}
+		call(t, p, nil).want(t, "too heavy for what is left", codes.ResourceExhausted, 429, "RATE_LIMITED")
+		if code, _, body := p.get(t, "/v1/diagnostics/echo?text=light", nil); code != 200 {
+			t.Errorf("a call of weight 1: %d %s", code, body)
+		}
+		if code, _, body := p.get(t, "/v1/diagnostics/echo?text=light", nil); code != 429 {
+			t.Errorf("and one more: %d %s", code, body)
+		}
+	})
+}
+
 // TestLimitsOfErrors: who gets an error from the backend is told as well what is left.
 func TestLimitsOfErrors(t *testing.T) {
 	p := start(t, example(t, "Limits"))

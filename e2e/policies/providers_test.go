@@ -380,12 +380,15 @@ func TestTokenInFrame(t *testing.T) {
 func TestAccess(t *testing.T) {
 	id := startOIDC(t)
 	p := start(t, "")
-	alice := map[string]string{"authorization": "Bearer " + id.token(t, nil)}
+	alice := map[string]string{"authorization": "Bearer " + id.token(t, map[string]any{"roles": "clerk", "realm_access": map[string]any{"roles": []string{"teller"}}})}
 	for _, tc := range []struct{ policy, reason string }{
 		{`access: {scopes: [transfer, accounts.read]}`, ""},
 		{`access: {scopes: [transfer, admin]}`, "SCOPE_MISSING"},
 		{`access: {groups: [admin, staff]}`, ""},
 		{`access: {groups: [admin]}`, "GROUP_MISSING"},
+		{`access: {groups: [teller]}`, ""}, // roles are groups
+		{`access: {groups: [clerk]}`, ""},
+		{`access: {groups: [roles]}`, "GROUP_MISSING"},
 		{`access: {consumers: ["main:alice"]}`, ""},
 		{`access: {consumers: [alice]}`, "CONSUMER_DENIED"},
 		{`access: {allow_ips: [127.0.0.0/8, "::1"]}`, ""},
@@ -476,6 +479,53 @@ policies:
 				if got := o.seen[name]; !slices.Equal(got, []string{want}) {
 					t.Errorf("%v: the backend sees %s %q, want %q", tc, name, got, want)
 				}
+			}
+		})
+	}
+}
+
+// TestHSTS tells browsers to come by TLS, in what TLS carries and nowhere else.
+func TestHSTS(t *testing.T) {
+	ca := newAuthority(t)
+	ca.issue(t, &x509.Certificate{DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, "edge")
+	ca.issue(t, &x509.Certificate{Subject: pkix.Name{CommonName: "ann"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, "ann")
+	const policies = "security: {hsts: 8760h}\npolicies: [{selector: \"*\", access: {deny_ips: [%s]}}]\n"
+	p := start(t, fmt.Sprintf(policies, "192.0.2.1")+fmt.Sprintf("\nlisteners: [{address: \"127.0.0.1:0\", tls: {certificate: %q, key: %q}}]\n", ca.dir+"/edge.crt", ca.dir+"/edge.key"))
+	p.useTLS(t, ca, "ann")
+	plain := start(t, fmt.Sprintf(policies, "192.0.2.1"))
+	want := []string{"max-age=31536000"}
+	if got := callREST(t, p, nil); got.code != codes.OK || !slices.Equal(got.header["strict-transport-security"], want) {
+		t.Errorf("by TLS: %v, %q", got.code, got.header["strict-transport-security"])
+	}
+	if got := callREST(t, plain, nil); got.code != codes.OK || got.header["strict-transport-security"] != nil {
+		t.Errorf("in plain text: %v, %q", got.code, got.header["strict-transport-security"])
+	}
+	p.reload(t, fmt.Sprintf(policies, "127.0.0.1")+fmt.Sprintf("\nlisteners: [{address: \"127.0.0.1:0\", tls: {certificate: %q, key: %q}}]\n", ca.dir+"/edge.crt", ca.dir+"/edge.key"))
+	for name, call := range map[string]caller{"REST": callREST, "WebSocket": callWebSocket} {
+		got := call(t, p, nil)
+		if got.want(t, name, codes.PermissionDenied, 403, "ADDRESS_DENIED"); !slices.Equal(got.header["strict-transport-security"], want) {
+			t.Errorf("a refusal by %s: %q", name, got.header["strict-transport-security"])
+		}
+	}
+}
+
+// TestTraceContext: what a client says of its trace (W3C Trace Context) gets to the backend: as it is, or if transom traces calls
+// itself, with transom's span as the parent.
+func TestTraceContext(t *testing.T) {
+	const trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+	given := map[string]string{"traceparent": "00-" + trace + "-" + span + "-01", "tracestate": "vendor=1"}
+	for _, tracing := range []bool{false, true} {
+		text := "policies: []\n"
+		if tracing {
+			text += "tracing: {endpoint: \"http://127.0.0.1:1\"}\n"
+		}
+		p := start(t, text)
+		everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+			o := call(t, p, given)
+			o.wantOK(t, "with a trace")
+			parent, state := strings.Join(o.seen["traceparent"], " "), strings.Join(o.seen["tracestate"], " ")
+			if own := strings.HasPrefix(parent, "00-"+trace+"-") && strings.HasSuffix(parent, "-01") && !strings.Contains(parent, span); state != "vendor=1" || tracing && !own || !tracing && parent != given["traceparent"] {
+				t.Errorf("tracing %v: the backend sees traceparent %q, tracestate %q", tracing, parent, state)
 			}
 		})
 	}

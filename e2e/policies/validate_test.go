@@ -5,15 +5,23 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"github.com/coder/websocket"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
 
+	"transom/cmd/transom/demo/bank"
 	bankv1 "transom/proto/bank/v1"
 )
 
@@ -144,4 +152,40 @@ func TestValidate(t *testing.T) {
 			t.Errorf("validate: false still refuses: %+v", o)
 		}
 	})
+}
+
+// TestRuleFaults: rules of the descriptors are compiled when the configuration is loaded, and one that cannot be is a fault of the
+// policy that wants them.
+func TestRuleFaults(t *testing.T) {
+	for expression, want := range map[string]string{
+		"this.nothing == 1": `3:13: `, // there is no such field
+		"this.name +":       `3:13: `,
+		"size(this.name)":   `3:13: `, // neither true or false nor a text
+		"this.name != ''":   "",
+	} {
+		set := &descriptorpb.FileDescriptorSet{}
+		if err := proto.Unmarshal(bank.DescriptorSet(), set); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range set.GetFile() {
+			for _, m := range f.GetMessageType() {
+				if f.GetPackage() == "bank.v1" && m.GetName() == "BalanceRequest" {
+					m.Options = &descriptorpb.MessageOptions{}
+					proto.SetExtension(m.Options, validate.E_Message, &validate.MessageRules{Cel: []*validate.Rule{{Id: proto.String("t.rule"), Expression: &expression}}})
+				}
+			}
+		}
+		b, err := proto.Marshal(set)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "bank.binpb")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		found := faults(t, fmt.Sprintf("policies:\n- selector: bank.v1.Accounts.*\n  validate: true\ndescriptors: [{file: %q}]\n", path))
+		if want == "" && len(found) > 0 || want != "" && !slices.ContainsFunc(found, func(f string) bool { return strings.HasPrefix(f, want) && strings.Contains(f, "BalanceRequest") }) {
+			t.Errorf("%s: faults %q", expression, found)
+		}
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net/netip"
 	"slices"
 	"testing"
@@ -112,6 +113,29 @@ func TestMirrorUnary(t *testing.T) {
 	if got := m.Counts(); !slices.Equal(got, []MirrorCounts{{"shadow", 0, 1, 0, 1}}) {
 		t.Errorf("counts %v", got)
 	}
+}
+
+// TestMirrorShare copies a share of the calls: of 10,000, within five standard deviations of the binomial distribution, which fails
+// once in 1.7 million runs.
+func TestMirrorShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n, p = 10_000, 0.1
+		m := NewMirrors()
+		defer m.Close()
+		cfg := mirror(n, time.Minute, primary)
+		cfg.Share = p
+		h := rpc.Chain(primary, m.Middleware(cfg))
+		for range n {
+			if _, err := rpc.Local(t.Context(), h, method(), metadata.MD{}, message("hello")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		got := m.Counts()[0]
+		if d := math.Abs(float64(got.OK) - n*p); d > 5*math.Sqrt(n*p*(1-p)) || got.InFlight+got.Failed+got.Dropped > 0 {
+			t.Errorf("%+v of %d calls, want about %v", got, n, n*p)
+		}
+	})
 }
 
 // TestMirrorTooManyRequests has a client send large messages to a method that takes one: it is told so, and nothing is left of the copy.

@@ -83,10 +83,8 @@ func (k *keySet) close() {
 func (k *keySet) find(ctx context.Context, id string, alg jose.SignatureAlgorithm) (*jose.JSONWebKey, uint64, error) {
 	now := time.Now()
 	set := k.keys.Load()
-	if set != nil && now.Sub(set.fetched) > set.fresh {
-		k.refresh(now) // and go on with what there is
-	}
-	if set == nil || now.Sub(set.fetched) > keysStale || set.key(id, alg) == nil {
+	switch {
+	case set == nil, now.Sub(set.fetched) > keysStale, set.key(id, alg) == nil:
 		if wait := k.refresh(now); wait != nil {
 			select {
 			case <-wait:
@@ -95,6 +93,8 @@ func (k *keySet) find(ctx context.Context, id string, alg jose.SignatureAlgorith
 			}
 		}
 		set = k.keys.Load()
+	case now.Sub(set.fetched) > set.fresh:
+		k.refresh(now) // and go on with what there is
 	}
 	if set == nil || now.Sub(set.fetched) > keysStale {
 		return nil, 0, status.Error(codes.Unavailable, "the keys of the token's issuer cannot be had")

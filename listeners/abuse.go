@@ -25,6 +25,8 @@ type quicConn struct {
 	limit time.Duration
 	open  int
 	timer *time.Timer
+	// requests were made, vain of them taken back before they had an answer.
+	requests, vain int
 	// doubt is nil for a client whose address is its own.
 	doubt *doubt
 
@@ -267,10 +269,26 @@ func (q *quicConn) busy(n int) {
 		q.doubt.end()
 		q.doubt = nil
 	}
+	q.requests += max(0, n)
 	if q.open += n; q.open > 0 {
 		q.timer.Stop()
 	} else {
 		q.timer.Reset(q.limit)
+	}
+}
+
+// leastRequests is from how many requests on a connection it is closed if half or more were taken back unanswered: to open a
+// stream and to reset it costs a client nothing and us a call (CVE-2023-44487).
+const leastRequests = 500
+
+// tookBack hears of a request that its client has taken back before there was an answer.
+func (q *quicConn) tookBack() {
+	q.mu.Lock()
+	q.vain++
+	abused := q.requests >= leastRequests && 2*q.vain >= q.requests
+	q.mu.Unlock()
+	if abused {
+		_ = q.conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeExcessiveLoad), "too many requests that come to nothing")
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -238,6 +239,53 @@ var floods = []attack{
 		}
 		wg.Wait()
 		return fmt.Sprintf("%d streams over 2 connections, %d closed by transom", n.Load(), closed.Load()), nil
+	}},
+	// Each is under way before it is taken back, as the answer to a later one shows.
+	{"calls taken back over HTTP/3", func(ctx context.Context, v *victim) (string, error) {
+		const batch = 50
+		n, closed := 0, 0
+		long, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		for long.Err() == nil && (ctx.Err() == nil || closed == 0) {
+			conn, err := quic.DialAddr(long, v.Secure, h3TLS(v.tls), &quic.Config{})
+			if err != nil {
+				continue
+			}
+			tr := &http3.Transport{}
+			hc := tr.NewClientConn(conn)
+			for err == nil && long.Err() == nil && (ctx.Err() == nil || closed == 0) {
+				streams := make([]*http3.RequestStream, 0, batch)
+				for range batch {
+					var s *http3.RequestStream
+					if s, err = hc.OpenRequestStream(long); err != nil {
+						break
+					}
+					_ = s.SendRequestHeader(newRequest("https://" + v.Secure + slowPath))
+					streams = append(streams, s)
+				}
+				if err == nil {
+					var resp *http.Response
+					if resp, err = hc.RoundTrip(newRequest("https://" + v.Secure + "/healthz").WithContext(long)); err == nil {
+						resp.Body.Close()
+					}
+				}
+				for _, s := range streams {
+					s.CancelRead(0x10c)
+					s.CancelWrite(0x10c)
+					n++
+				}
+			}
+			if err != nil && long.Err() == nil {
+				closed++
+			}
+			_ = conn.CloseWithError(0x100, "")
+			_ = tr.Close()
+		}
+		did := fmt.Sprintf("%d calls, %d connections closed by transom", n, closed)
+		if closed == 0 {
+			return did, errHeld
+		}
+		return did, nil
 	}},
 	{"connections that bring nothing", func(ctx context.Context, v *victim) (string, error) {
 		n := 0

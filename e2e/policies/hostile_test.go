@@ -290,9 +290,9 @@ policies:
 - {selector: "*", auth: {require: [keys]}}
 - selector: bank.v1.Accounts.Get
   redact: [{fields: [owners, labels]}, {fields: [kind], unless_scope: full}]
-  validate: true
   allow: 'request.name != "customers/1/accounts/2"'
   cache: {ttl: 1h}
+- {selector: bank.v1.Accounts.List, validate: true}
 `, sha("shop"), sha("other")))
 	get := func(name, key string) ask {
 		return ask{
@@ -323,7 +323,11 @@ policies:
 		if r := call(t, get("customers/1/accounts/2", "shop")); r.code != codes.PermissionDenied || r.reason != "RULE_DENIED" && !bare(way) {
 			t.Errorf("denied: %v %s", r.code, r.reason)
 		}
-		if r := call(t, get("customers/1/accounts/"+strings.Repeat("9", 300), "shop")); r.code != codes.InvalidArgument && r.code != codes.NotFound {
+		r := call(t, ask{
+			method: "/bank.v1.Accounts/List", rest: "/v1/accounts?page_size=5000", in: &bankv1.ListAccountsRequest{PageSize: 5000},
+			out: func() proto.Message { return &bankv1.ListAccountsResponse{} }, header: http.Header{"x-api-key": {"shop"}},
+		})
+		if r.code != codes.InvalidArgument || r.reason != "REQUEST_INVALID" && !bare(way) {
 			t.Errorf("not valid: %v %s", r.code, r.reason)
 		}
 	})

@@ -3,6 +3,7 @@ package policies_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -736,6 +737,34 @@ func TestSharedLimits(t *testing.T) {
 		t.Errorf("%d calls failed when Redis came back", d.failed)
 	}
 	check("Redis is back")
+}
+
+// TestSharedLimitsCounted: what is decided without Redis is counted.
+func TestSharedLimitsCounted(t *testing.T) {
+	p := start(t, "admin: {address: \"127.0.0.1:0\"}\nredis: {addresses: [\"127.0.0.1:1\"], instances: 2}\npolicies: [{selector: \"*\", limits: [{rate: 10/h, everybody: true}]}]\n")
+	n := 0
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, nil).wantOK(t, "of this transom's part")
+		n++
+	})
+	want := fmt.Sprintf("transom_policy_decisions_total{decision=\"not shared\",policy=\"limit\"} %d\n", n)
+	for deadline := time.Now().Add(patience); ; { // a call is counted after its answer
+		resp, err := p.http.Get("http://" + p.AdminAddr().String() + "/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), want) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the metrics do not say %s", want)
+		}
+	}
 }
 
 // TestSharedLimitsClosed refuses calls while there is no Redis.

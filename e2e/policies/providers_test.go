@@ -34,6 +34,7 @@ import (
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"transom/cmd/transom/demo/bank"
+	bankv1 "transom/proto/bank/v1"
 )
 
 func TestBasic(t *testing.T) {
@@ -421,6 +422,64 @@ policies:
 			o.want(t, tc.policy, codes.PermissionDenied, 403, tc.reason)
 			if tc.reason == "SCOPE_MISSING" && !slices.Equal(o.header["www-authenticate"], []string{`Bearer realm="transom", error="insufficient_scope", scope="transfer admin"`}) {
 				t.Errorf("challenge %q", o.header["www-authenticate"])
+			}
+		})
+	}
+}
+
+// TestAccessOfStreams has a rule about the request hold for each message of a stream: what does not keep it ends the call, and the
+// backend does not get it.
+func TestAccessOfStreams(t *testing.T) {
+	p := start(t, "policies: [{selector: bank.v1.Accounts.Deposit, allow: 'request.amount.units < 100'}]\n")
+	msg := func(units int64) *bankv1.DepositRequest {
+		return &bankv1.DepositRequest{Name: "7", Amount: &bankv1.Money{Currency: "EUR", Units: units}}
+	}
+	lines := func(units ...int64) (lines []string) {
+		for _, n := range units {
+			lines = append(lines, fmt.Sprintf(`{"name":"7","amount":{"currency":"EUR","units":"%d"}}`, n))
+		}
+		return lines
+	}
+	deposits := map[string]func(t *testing.T, units ...int64) outcome{
+		"REST": func(t *testing.T, units ...int64) outcome {
+			return p.post(t, "/v1/accounts:deposit", strings.Join(lines(units...), "\n")+"\n", nil)
+		},
+		"gRPC": func(t *testing.T, units ...int64) outcome {
+			s, err := bankv1.NewAccountsClient(p.conn).Deposit(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range units {
+				_ = s.Send(msg(n))
+			}
+			_, err = s.CloseAndRecv()
+			return ofStatus(err)
+		},
+		"WebSocket": func(t *testing.T, units ...int64) outcome {
+			_, o := p.webSocket(t, "/v1/accounts:deposit", nil, append(lines(units...), "")...)
+			if o.code != codes.OK {
+				o.reason = "RULE_DENIED" // a close frame has no details
+			}
+			return o
+		},
+	}
+	balance := func(t *testing.T) int64 {
+		b, err := bankv1.NewAccountsClient(p.conn).Balance(t.Context(), &bankv1.BalanceRequest{Name: "7"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b.GetBalance().GetUnits()
+	}
+	for name, deposit := range deposits {
+		t.Run(name, func(t *testing.T) {
+			before := balance(t)
+			if o := deposit(t, 1, 99); o.code != codes.OK {
+				t.Errorf("two that keep the rule: %v %s", o.code, o.message)
+			}
+			deposit(t, 100).want(t, "the first breaks it", codes.PermissionDenied, 403, "RULE_DENIED")
+			deposit(t, 1, 2, 500, 3).want(t, "the third breaks it", codes.PermissionDenied, 403, "RULE_DENIED")
+			if after := balance(t); after < before+100 || after > before+103 { // of a call that is ended the bank may have seen a part
+				t.Errorf("the balance went from %d to %d", before, after)
 			}
 		})
 	}

@@ -279,6 +279,32 @@ func TestQuota(t *testing.T) {
 	})
 }
 
+// TestWindow has quotas go by the calendar of UTC, whatever the length of the month.
+func TestWindow(t *testing.T) {
+	for _, tc := range []struct {
+		now    string
+		period time.Duration
+		end    string
+	}{
+		{"2026-01-01T00:00:00Z", Day, "2026-01-02T00:00:00Z"},
+		{"2026-12-31T23:59:59.999999Z", Day, "2027-01-01T00:00:00Z"},
+		{"2028-02-28T12:00:00Z", Day, "2028-02-29T00:00:00Z"},
+		{"2026-02-01T00:00:00Z", Month, "2026-03-01T00:00:00Z"},
+		{"2028-02-29T23:59:59Z", Month, "2028-03-01T00:00:00Z"},
+		{"2026-04-30T23:59:59Z", Month, "2026-05-01T00:00:00Z"},
+		{"2026-12-01T00:00:00Z", Month, "2027-01-01T00:00:00Z"},
+	} {
+		now, err := time.Parse(time.RFC3339Nano, tc.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := epoch().Add(time.Duration(window(float64(now.Sub(epoch()).Microseconds()), tc.period)) * time.Microsecond)
+		if got := end.Format(time.RFC3339Nano); got != tc.end {
+			t.Errorf("%s, %v: the window ends at %s, want %s", tc.now, tc.period, got, tc.end)
+		}
+	}
+}
+
 func TestConcurrent(t *testing.T) {
 	l := New(Config{Name: "c", Kind: Concurrent, Amount: Amount{Count: 2}, Per: parts(t, "header:x-key")})
 	enter, leave := make(chan struct{}), make(chan struct{})
@@ -597,8 +623,8 @@ func TestRedisQuota(t *testing.T) {
 			t.Errorf("step %d: wait %v, %d left, %v; want ok %v, %d left", i, v.wait, v.remaining, err, tc.ok, tc.left)
 		}
 	}
-	if r.Failed() != 0 {
-		t.Errorf("%d decisions without Redis", r.Failed())
+	if c.Info.Notes["limit_shared"] != "" {
+		t.Error("a decision was made without Redis")
 	}
 }
 
@@ -613,8 +639,9 @@ func TestAwait(t *testing.T) {
 	defer r.Close()
 	r.Await(t.Context())
 	l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 3, Period: time.Hour}, Redis: r})
-	if v, err := l.take(t.Context(), newCall("a", "192.0.2.1"), request{}, 1); err != nil || v.remaining != 2 || r.Failed() != 0 {
-		t.Errorf("the first decision: %v, %d left, %d decisions without Redis", err, v.remaining, r.Failed())
+	c := newCall("a", "192.0.2.1")
+	if v, err := l.take(t.Context(), c, request{}, 1); err != nil || v.remaining != 2 || c.Info.Notes["limit_shared"] != "" {
+		t.Errorf("the first decision: %v, %d left, %v", err, v.remaining, c.Info.Notes)
 	}
 	nobody := NewRedis(RedisConfig{Addresses: []string{"127.0.0.1:1"}, Timeout: time.Second}, slog.New(slog.DiscardHandler))
 	defer nobody.Close()
@@ -637,21 +664,25 @@ func TestRedisDown(t *testing.T) {
 		r := NewRedis(RedisConfig{Addresses: []string{"127.0.0.1:1"}, Timeout: 100 * time.Millisecond, Instances: 4, FailClosed: closed}, slog.New(slog.DiscardHandler))
 		l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}, Redis: r})
 		h := late([]*Limiter{l}, 1, nil)(ok)
-		n := 0
+		n, alone := 0, 0
 		var last error
 		for range 200 {
-			if err := h(t.Context(), newCall("a", "192.0.2.1")); err == nil {
+			c := newCall("a", "192.0.2.1")
+			if err := h(t.Context(), c); err == nil {
 				n++
 			} else {
 				last = err
 			}
+			if c.Info.Notes["limit_shared"] == "no" {
+				alone++
+			}
 		}
-		want, code := 25, codes.ResourceExhausted
+		want, wantAlone, code := 25, 200, codes.ResourceExhausted
 		if closed {
-			want, code = 0, codes.Unavailable
+			want, wantAlone, code = 0, 0, codes.Unavailable
 		}
-		if n != want || rpc.StatusOf(last).Code() != code || r.Failed() != 200 {
-			t.Errorf("closed %v: %d through, then %v, %d failed; want %d, %v", closed, n, last, r.Failed(), want, code)
+		if n != want || rpc.StatusOf(last).Code() != code || alone != wantAlone {
+			t.Errorf("closed %v: %d through, then %v, %d decided alone; want %d, %v, %d", closed, n, last, alone, want, code, wantAlone)
 		}
 		r.Close()
 	}

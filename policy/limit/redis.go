@@ -90,10 +90,8 @@ type Redis struct {
 	clock     clock
 	// tried is closed when the first attempt to connect has ended.
 	tried chan struct{}
-	// failed counts the decisions that were not Redis's.
-	failed atomic.Int64
-	stop   context.CancelFunc
-	done   sync.WaitGroup
+	stop  context.CancelFunc
+	done  sync.WaitGroup
 }
 
 // NewRedis connects, in the background, and again until it succeeds.
@@ -150,19 +148,8 @@ func (r *Redis) Close() {
 	}
 }
 
-// Failed is how many decisions had to be made without Redis.
-func (r *Redis) Failed() int64 { return r.failed.Load() }
-
 // take is Limiter.take in Redis.
 func (r *Redis) take(ctx context.Context, l *Limiter, p *plan, key []byte, cost int64) (verdict, error) {
-	v, err := r.ask(ctx, l, p, key, cost)
-	if err != nil {
-		r.failed.Add(1)
-	}
-	return v, err
-}
-
-func (r *Redis) ask(ctx context.Context, l *Limiter, p *plan, key []byte, cost int64) (verdict, error) {
 	client := r.client.Load()
 	now := r.clock.now()
 	until := r.downUntil.Load()

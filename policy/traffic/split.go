@@ -223,14 +223,16 @@ func ofAddr(a netip.Addr) (h uint64, ok bool) {
 	return h, true
 }
 
-// cookie is the value of a cookie by name (RFC 6265 section 4.2.1); "" if there is none.
+// cookie is the value of a cookie by name (RFC 6265 section 4.2.1), the first that has one; "" if there is none.
 func cookie(md metadata.MD, name string) string {
 	for _, line := range md["cookie"] {
 		for line != "" {
 			var pair string
 			pair, line, _ = strings.Cut(line, ";")
 			if n, v, ok := strings.Cut(pair, "="); ok && strings.TrimSpace(n) == name {
-				return strings.Trim(strings.TrimSpace(v), `"`)
+				if v = strings.Trim(strings.TrimSpace(v), `"`); v != "" {
+					return v
+				}
 			}
 		}
 	}

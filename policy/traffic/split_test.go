@@ -144,6 +144,7 @@ func TestKeys(t *testing.T) {
 		{"cookie:session", nil, func(c *rpc.Call) { c.Header["cookie"] = []string{"z=1;session=s 1"} }, false, true},
 		{"cookie:session", nil, func(c *rpc.Call) { c.Header["cookie"] = []string{"session=s 2"} }, false, false},
 		{"cookie:other", nil, nil, false, true},
+		{"cookie:session", nil, func(c *rpc.Call) { c.Header["cookie"] = []string{`session="; session=`, "session=s 1"} }, false, true}, // empty ones are none
 		{"cookie:Session", nil, nil, true, true},
 		{"claim:org.id", nil, func(c *rpc.Call) { c.Principal.Claims["org"] = map[string]any{"id": "7"} }, false, true},
 		{"claim:org.id", nil, func(c *rpc.Call) { c.Principal.Claims["org"] = map[string]any{"id": "8"} }, false, false},
@@ -181,7 +182,7 @@ func TestParseKey(t *testing.T) {
 
 // FuzzCookie: what net/http finds is found, and nothing panics.
 func FuzzCookie(f *testing.F) {
-	for _, s := range []string{"a=1", `a="1"; b=2`, "b=2;a=1", ";;=;a", "a=1=2", " a =1", "a", `a="`} {
+	for _, s := range []string{"a=1", `a="1"; b=2`, "b=2;a=1", ";;=;a", "a=1=2", " a =1", "a", `a="`, `a=";a=0`} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, line string) {

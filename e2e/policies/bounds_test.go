@@ -100,7 +100,11 @@ func TestTimeouts(t *testing.T) {
 	for name, call := range slow {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			if o := call(t, 0, ""); o.code != codes.OK {
+			o := call(t, 0, "")
+			for deadline := time.Now().Add(patience); o.code == codes.DeadlineExceeded && time.Now().Before(deadline); { // so busy a machine
+				o = call(t, 0, "")
+			}
+			if o.code != codes.OK {
 				t.Errorf("at once: %v %s", o.code, o.message)
 			}
 			for _, timeout := range []string{"", "100m", "1H"} {

@@ -14,6 +14,9 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"transom/policy/transform"
 	configv1 "transom/proto/transom/config/v1"
 )
 
@@ -43,7 +46,7 @@ var ErrUnsafe = errors.New("there are findings of high severity")
 // returns ErrUnsafe if something is of high severity, and the faults of cfg if it is not sound.
 func Audit(ctx context.Context, cfg *configv1.Config, where func(path string) string, w io.Writer, log *slog.Logger) error {
 	return offline(ctx, cfg, log, func(s *Snapshot) error {
-		found := slices.Concat(auditListeners(cfg), auditMethods(cfg, s), auditRest(cfg))
+		found := slices.Concat(auditListeners(cfg), auditMethods(cfg, s), auditRedaction(s), auditRest(cfg))
 		if len(found) == 0 {
 			_, err := fmt.Fprintln(w, "nothing found")
 			return err
@@ -133,6 +136,72 @@ func auditMethods(cfg *configv1.Config, s *Snapshot) (found []finding) {
 		found = append(found, finding{medium, "unknown_methods", "anybody may call methods that no descriptor knows, but for those that a policy with auth has by name"})
 	}
 	return found
+}
+
+// auditRedaction looks for what redaction by field leaves in: the contents of google.protobuf.Any.
+func auditRedaction(s *Snapshot) (found []finding) {
+	told := map[string]bool{}
+	for _, m := range s.schema.Methods() {
+		eff := &s.effective[m.ID]
+		var redacted [][]string
+		for _, r := range eff.Policy.GetRedact() {
+			for _, name := range r.GetFields() {
+				if _, err := transform.NewPath(m.Desc.Output(), name); err == nil { // others are of other methods
+					redacted = append(redacted, strings.Split(name, "."))
+				}
+			}
+		}
+		if len(redacted) == 0 || told[eff.path("redact")] {
+			continue
+		}
+		if at := anyIn(m.Desc.Output(), redacted, map[protoreflect.FullName]bool{}); at != "" {
+			told[eff.path("redact")] = true
+			found = append(found, finding{low, eff.path("redact"), fmt.Sprintf("answers of %s have a google.protobuf.Any in %s, of which nothing is taken out; %s.value would be all of it", m.Name, at, at)})
+		}
+	}
+	return found
+}
+
+// anyIn is the path of an Any in messages of a type that is not redacted, nor its value; "" if there is none. Types that were seen
+// are passed over where no redacted path leads on.
+func anyIn(md protoreflect.MessageDescriptor, redacted [][]string, seen map[protoreflect.FullName]bool) string {
+	fields := md.Fields()
+	for i := range fields.Len() {
+		fd := fields.Get(i)
+		within := fd.Message()
+		if fd.IsMap() {
+			within = fd.MapValue().Message()
+		}
+		if within == nil {
+			continue
+		}
+		gone := false
+		var deeper [][]string
+		for _, path := range redacted {
+			if path[0] != string(fd.Name()) && path[0] != fd.JSONName() {
+				continue
+			}
+			if gone = len(path) == 1; gone {
+				break
+			}
+			deeper = append(deeper, path[1:])
+		}
+		switch {
+		case gone:
+		case within.FullName() == "google.protobuf.Any":
+			if !slices.ContainsFunc(deeper, func(p []string) bool { return p[0] == "value" }) {
+				return string(fd.Name())
+			}
+		case len(deeper) > 0 || !seen[within.FullName()]:
+			if len(deeper) == 0 {
+				seen[within.FullName()] = true
+			}
+			if at := anyIn(within, deeper, seen); at != "" {
+				return string(fd.Name()) + "." + at
+			}
+		}
+	}
+	return ""
 }
 
 // some names the first few of names.

@@ -36,6 +36,9 @@ func TestAudit(t *testing.T) {
 			Admin:       &configv1.Admin{Address: "127.0.0.1:9901"},
 		}
 	}
+	redact := func(fields ...string) *configv1.Policy {
+		return &configv1.Policy{Selector: []string{"bank.v1.Diagnostics.*"}, Redact: []*configv1.Redaction{{Fields: fields}}}
+	}
 	token := dir + "/token"
 	replace(t, token, "secret")
 	for _, tc := range []struct {
@@ -74,6 +77,18 @@ func TestAudit(t *testing.T) {
 			c.UnknownMethods = &configv1.UnknownMethods{Cluster: "bank"}
 			c.Security.DefaultDeny, c.Policies[0].Selector = false, []string{"bank.v1.*", "grpc.reflection.*"}
 		}, "medium at unknown_methods"},
+		{"redaction around an Any", func(c *configv1.Config) {
+			c.Policies = append(c.Policies, redact("text", "nested"))
+		}, "low at policies[1].redact: answers of bank.v1.Diagnostics.Echo have a google.protobuf.Any in list.any, of which nothing is taken out"},
+		{"in what is left", func(c *configv1.Config) {
+			c.Policies = append(c.Policies, redact("any", "nested.any", "nested.nested", "nested.list", "nested.messageMap", "nested.choice_message", "list", "message_map.any"))
+		}, "low at policies[1].redact: answers of bank.v1.Diagnostics.Echo have a google.protobuf.Any in message_map.nested.any"},
+		{"redaction of each", func(c *configv1.Config) {
+			c.Policies = append(c.Policies, redact("any.value", "nested", "list", "message_map", "choice_message"))
+		}, ""},
+		{"redaction without any", func(c *configv1.Config) {
+			c.Policies = append(c.Policies, &configv1.Policy{Selector: []string{"bank.v1.Accounts.*"}, Redact: []*configv1.Redaction{{Fields: []string{"owners"}}}})
+		}, ""},
 		{"browsers in plain text", func(c *configv1.Config) { c.Security.Hsts = nil }, "low at listeners[0].tls: security.hsts"},
 		{"compressed sockets", func(c *configv1.Config) { c.Listeners[2].WebsocketCompression = true }, "low at listeners[2].websocket_compression"},
 		{"profiles", func(c *configv1.Config) { c.Admin.Pprof = true }, "low at admin.pprof"},

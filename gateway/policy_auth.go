@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"transom/descriptors"
 	"transom/listeners"
 	"transom/policy/access"
@@ -87,7 +89,7 @@ func consumerOf(name string, c *configv1.Consumer) *identity.Consumer {
 	return out
 }
 
-// provider makes the provider at path, or takes the one of the Snapshot before. It is nil if its cluster has faults.
+// provider makes the provider at path, or takes the one of the Snapshot before. It asks nobody if its cluster has faults.
 func (b *builder) provider(path, name string, p *configv1.Provider, known []*identity.Consumer) (identity.Provider, error) {
 	switch kind := p.GetKind().(type) {
 	case *configv1.Provider_ApiKey:
@@ -137,9 +139,9 @@ func (b *builder) provider(path, name string, p *configv1.Provider, known []*ide
 			return provider, nil, err
 		})
 	case *configv1.Provider_External:
-		cluster := b.clusterOf(path+".external.cluster", kind.External.GetCluster())
-		if cluster == nil {
-			return nil, nil
+		var conn grpc.ClientConnInterface
+		if cluster := b.clusterOf(path+".external.cluster", kind.External.GetCluster()); cluster != nil {
+			conn = cluster.Conn()
 		}
 		cfg := identity.ExternalConfig{Name: name, Timeout: defaultExternalTimeout}
 		if d := kind.External.GetTimeout(); d != nil {
@@ -148,7 +150,7 @@ func (b *builder) provider(path, name string, p *configv1.Provider, known []*ide
 		for _, h := range kind.External.GetHeaders() {
 			cfg.Headers = append(cfg.Headers, strings.ToLower(h))
 		}
-		return identity.NewExternal(cfg, cluster.Conn(), b.log), nil
+		return identity.NewExternal(cfg, conn, b.log), nil
 	}
 	return nil, errors.New("a provider is one of api_key, jwt, introspection, client_certificate, basic, external")
 }

@@ -58,7 +58,7 @@ func TestUnusedPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close(t.Context())
-	directory, err := identity.NewDirectory(nil, nil)
+	directory, err := identity.NewDirectory(nil, nil, &identity.Streams{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -209,8 +209,9 @@ type builder struct {
 	shaping
 	clusters map[string]*upstream.Cluster
 	schema   *descriptors.Schema
-	// directory and rules are of authentication and authorization.
+	// directory, streams and rules are of authentication and authorization.
 	directory *identity.Directory
+	streams   *identity.Streams
 	rules     *access.Compiler
 	// known are the descriptor sources there are, anew says which of them to read again, loaded what came of it.
 	known  map[string]*source
@@ -280,7 +281,7 @@ func (b *builder) build() (*Snapshot, error) {
 		return nil, joinFaults(unique(b.faults))
 	}
 	s.drop, s.clusters, s.accessLog, s.push, s.cache = b.release, b.clusters, b.accessLog, b.push, b.cache
-	s.store, s.limits = b.store, b.allLimits()
+	s.store, s.limits, s.directory = b.store, b.allLimits(), b.directory
 	if b.usage != nil {
 		s.usage = b.usage.Usage
 	}

@@ -25,6 +25,7 @@ import (
 
 	"transom/descriptors"
 	"transom/gateway/observe"
+	"transom/policy/identity"
 	"transom/policy/traffic"
 	configv1 "transom/proto/transom/config/v1"
 )
@@ -58,6 +59,8 @@ type Gateway struct {
 	overload overload
 	// mirrors are the copies of calls, of all Snapshots.
 	mirrors *traffic.Mirrors
+	// streams are the open ones of all Snapshots whose callers are known.
+	streams identity.Streams
 	// metrics are collected while somebody can read them.
 	metrics *observe.Metrics
 	began   time.Time

@@ -50,7 +50,7 @@ func (b *builder) openConsumers() {
 		providers[name] = identity.Entry{Provider: provider, Forward: p.GetForward()}
 	}
 	var err error
-	if b.directory, err = identity.NewDirectory(providers, known); err != nil {
+	if b.directory, err = identity.NewDirectory(providers, known, b.streams); err != nil {
 		b.faultOf("consumers.known", err)
 	}
 	if b.rules, err = access.NewCompiler(); err != nil {

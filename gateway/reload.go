@@ -170,7 +170,7 @@ const redisPatience = time.Second
 
 // compile makes a plan of cfg, without effect on what is in force but that clusters begin to connect.
 func (g *Gateway) compile(ctx context.Context, cfg *configv1.Config, anew rereads) (*plan, error) {
-	b := &builder{ctx: ctx, cfg: cfg, log: g.log, metrics: g.metrics, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, issuing: g.issuers, anew: anew, dry: g.offline, overload: &g.overload, mirrors: g.mirrors}
+	b := &builder{ctx: ctx, cfg: cfg, log: g.log, metrics: g.metrics, health: g.health, holds: holds{keep: &g.keep}, known: g.sources, issuing: g.issuers, anew: anew, dry: g.offline, overload: &g.overload, mirrors: g.mirrors, streams: &g.streams}
 	s, err := b.build()
 	if err != nil {
 		return nil, err
@@ -216,6 +216,7 @@ func (g *Gateway) commit(ctx context.Context, p *plan) error {
 	g.useAdmin(adm)
 	g.sockets.closeRest(ctx, g.log)
 	g.logChanges(ctx, p.changes)
+	g.streams.Use(p.snapshot.directory)
 	g.current.swap(p.snapshot)
 	for i, s := range next {
 		if s.certs != nil {

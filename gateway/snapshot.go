@@ -7,6 +7,7 @@ import (
 	"transom/gateway/observe"
 	"transom/listeners"
 	"transom/policy/cache"
+	"transom/policy/identity"
 	"transom/policy/limit"
 	"transom/transcoder"
 	"transom/upstream"
@@ -35,6 +36,8 @@ type Snapshot struct {
 	limits []*limit.Limiter
 	// cache is nil if no method has one.
 	cache *cache.Cache
+	// directory has who is known.
+	directory *identity.Directory
 	// store is nil if no method shares answers.
 	store *cache.Store
 	// usage is nil if it is not counted.

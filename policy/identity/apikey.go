@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 	"sync/atomic"
 
 	"transom/rpc"
@@ -40,8 +41,8 @@ func NewAPIKeys(name, header string, known []*Consumer) (*APIKeys, error) {
 	p := &APIKeys{header: header, byPrefix: map[uint64][]apiKey{}}
 	var errs []error
 	for _, c := range known {
-		who := callerOfKnown(name, c)
 		for _, hash := range c.KeyHashes {
+			who := callerOfKnown(name, c, string(hash[:]))
 			at := binary.LittleEndian.Uint64(hash[:])
 			for _, other := range p.byPrefix[at] {
 				if other.hash == hash {
@@ -55,13 +56,14 @@ func NewAPIKeys(name, header string, known []*Consumer) (*APIKeys, error) {
 	return p, errors.Join(errs...)
 }
 
-// callerOfKnown is a consumer as a provider that knows it by name identifies it.
-func callerOfKnown(provider string, c *Consumer) *caller {
+// callerOfKnown is a consumer as a provider that knows it by name identifies it. verifier is the hash of the key or password that it
+// did so by.
+func callerOfKnown(provider string, c *Consumer, verifier string) *caller {
 	return &caller{
 		Principal: rpc.Principal{
 			Consumer: c.Name, Provider: provider, Claims: c.Claims, Scopes: c.Scopes, Groups: c.Groups, Plan: c.Plan,
 		},
-		identity: provider + ":" + c.Name,
+		identity: provider + ":" + c.Name, verifier: verifier,
 	}
 }
 
@@ -87,6 +89,14 @@ func (p *APIKeys) identify(_ context.Context, call *rpc.Call) (*caller, error) {
 		}
 	}
 	return nil, invalid("the API key is not valid")
+}
+
+func (p *APIKeys) knows(who *caller) bool {
+	if len(who.verifier) != sha256.Size {
+		return false
+	}
+	keys := p.byPrefix[binary.LittleEndian.Uint64([]byte(who.verifier))]
+	return slices.ContainsFunc(keys, func(k apiKey) bool { return string(k.hash[:]) == who.verifier && k.who.identity == who.identity })
 }
 
 func (p *APIKeys) place() place { return place{header: p.header} }

@@ -40,7 +40,7 @@ func NewBasic(name string, known []*Consumer) (*Basic, error) {
 			return nil, err
 		}
 		cost = max(cost, n)
-		p.users[c.Name] = basicUser{[]byte(c.PasswordHash), callerOfKnown(name, c)}
+		p.users[c.Name] = basicUser{[]byte(c.PasswordHash), callerOfKnown(name, c, c.PasswordHash)}
 	}
 	var err error
 	p.nobody, err = bcrypt.GenerateFromPassword([]byte("nobody"), cost)
@@ -49,6 +49,11 @@ func NewBasic(name string, known []*Consumer) (*Basic, error) {
 
 func (p *Basic) place() place            { return place{header: "authorization", scheme: "basic"} }
 func (p *Basic) challenge(string) string { return `Basic realm="transom", charset="UTF-8"` }
+
+func (p *Basic) knows(who *caller) bool {
+	user, ok := p.users[who.Consumer]
+	return ok && user.who.verifier == who.verifier
+}
 
 func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	v, err := authorization(call, "basic")

@@ -22,6 +22,8 @@ func NewClientCertificates(name string) *ClientCertificates { return &ClientCert
 func (p *ClientCertificates) place() place            { return place{} }
 func (p *ClientCertificates) challenge(string) string { return "" } // HTTP has none
 
+func (p *ClientCertificates) knows(who *caller) bool { return who.verifier == "" }
+
 func (p *ClientCertificates) identify(_ context.Context, call *rpc.Call) (*caller, error) {
 	t := call.Peer.TLS
 	if t == nil || len(t.VerifiedChains) == 0 || len(t.PeerCertificates) == 0 {

@@ -8,6 +8,9 @@
 // If a provider cannot tell, because what it must ask does not answer, the call ends with UNAVAILABLE and a reason of its own: it
 // fails closed.
 //
+// Streams are ended when their credential is: with CREDENTIALS_EXPIRED by its time, with CREDENTIALS_REVOKED when a configuration
+// comes into force that does not have it any more, see [Streams].
+//
 // # What backends see
 // The credential is taken out of the call's metadata, unless the provider is to leave it in, as are those that further providers
 // would have looked for, which nobody has checked. The caller's name comes in as "x-transom-consumer", with "x-transom-provider", "-plan", "-scopes" (split by spaces) and "-groups" (split by
@@ -47,6 +50,9 @@ type Provider interface {
 	// challenge is the value of www-authenticate for a call without a good credential; code is the error code of RFC 6750
 	// section 3.1, or "" if there was no credential. "" if there is no challenge to make.
 	challenge(code string) string
+	// knows reports whether who, that the provider of this name has identified under this or an earlier configuration, still is
+	// whom it says: its key or password is there, its token's issuer is trusted.
+	knows(who *caller) bool
 }
 
 // place is where in a call's metadata a credential is; the zero value is none.
@@ -87,6 +93,7 @@ const (
 	reasonInvalid = "CREDENTIALS_INVALID"
 	reasonExpired = "CREDENTIALS_EXPIRED"
 	reasonUnknown = "CREDENTIALS_UNKNOWN"
+	reasonRevoked = "CREDENTIALS_REVOKED"
 )
 
 func invalid(msg string) *refusal { return &refusal{reasonInvalid, msg} }
@@ -96,6 +103,8 @@ type caller struct {
 	rpc.Principal
 	// identity is "provider:subject".
 	identity string
+	// verifier is the hash of the key or password that is written in the configuration; "" for other credentials.
+	verifier string
 	// extra are claims that backends get as metadata, answer is metadata that the client gets.
 	extra  []field
 	answer metadata.MD
@@ -143,12 +152,13 @@ type Directory struct {
 	providers map[string]Entry
 	// identities are the consumers by "provider:subject".
 	identities map[string]*Consumer
+	streams    *Streams
 }
 
-// NewDirectory joins providers, by name, with the consumers that are known. An identity that two consumers claim is an
-// error.
-func NewDirectory(providers map[string]Entry, known []*Consumer) (*Directory, error) {
-	d := &Directory{providers: providers, identities: map[string]*Consumer{}}
+// NewDirectory joins providers, by name, with the consumers that are known. streams has the streams that it admits. An identity
+// that two consumers claim is an error.
+func NewDirectory(providers map[string]Entry, known []*Consumer, streams *Streams) (*Directory, error) {
+	d := &Directory{providers: providers, identities: map[string]*Consumer{}, streams: streams}
 	var errs []error
 	for _, c := range known {
 		for _, id := range c.Identities {
@@ -344,7 +354,7 @@ func unauthenticated(reason, msg string) error {
 	return st.Err()
 }
 
-// admit runs the call as who. A stream is ended when the credential is.
+// admit runs the call as who. A stream is ended when the credential is, by its time or by a configuration without it.
 func (c *check) admit(ctx context.Context, call *rpc.Call, who *caller, next rpc.Handler) error {
 	if len(who.answer) > 0 {
 		next = answering(who.answer, next)
@@ -360,19 +370,25 @@ func (c *check) admit(ctx context.Context, call *rpc.Call, who *caller, next rpc
 	for _, f := range l.header {
 		call.Header[f.key] = f.values
 	}
-	if who.Expires.IsZero() || call.Method.Unary() {
+	if call.Method.Unary() {
 		return next(ctx, call)
 	}
 	ctx, cut := context.WithCancelCause(ctx)
 	defer cut(nil)
-	expired := unauthenticated(reasonExpired, "the credential has expired while the call was open")
-	timer := time.AfterFunc(time.Until(who.Expires), func() { cut(expired) })
-	defer timer.Stop()
+	if !who.Expires.IsZero() {
+		timer := time.AfterFunc(time.Until(who.Expires), func() {
+			cut(endedBy(reasonExpired, "the credential has expired while the call was open"))
+		})
+		defer timer.Stop()
+	}
+	defer c.dir.streams.enter(c.dir, who, func() {
+		cut(endedBy(reasonRevoked, "the credential was withdrawn while the call was open"))
+	})()
 	err := next(ctx, call)
-	if err != nil && context.Cause(ctx) == expired {
+	if end, ok := errors.AsType[*ended](context.Cause(ctx)); ok && err != nil {
 		call.Info.Fail(rpc.SourceClient)
-		call.Info.Refuse("auth", reasonExpired)
-		return expired
+		call.Info.Refuse("auth", end.reason)
+		return end.status.Err()
 	}
 	return err
 }

@@ -67,7 +67,7 @@ func BenchmarkAuthenticate(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	d, err := NewDirectory(map[string]Entry{"main": {Provider: p}, "keys": {Provider: keys}}, []*Consumer{consumer})
+	d, err := NewDirectory(map[string]Entry{"main": {Provider: p}, "keys": {Provider: keys}}, []*Consumer{consumer}, &Streams{})
 	if err != nil {
 		b.Fatal(err)
 	}

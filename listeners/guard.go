@@ -23,6 +23,8 @@ const (
 	// the buffers on the way. So a slow client gets any answer as long as it is not slower than that.
 	writePiece = 256 << 10
 	writeSmall = 32 << 10
+	// uploadRate is the least that a client must bring of a file, in bytes a second of the time that is waited for it.
+	uploadRate = 240
 )
 
 // guard lets the end of a context release a read or write that is blocked on the client. net/http offers deadlines only; a
@@ -43,6 +45,11 @@ type guard struct {
 	watch          alarm
 	watching, late bool
 	stalled        bool // the body made no progress for too long
+	// paced says that the body must come at uploadRate. waited is how long reads waited for the got bytes that came since that was
+	// last looked at. They belong to the goroutine that reads.
+	paced  bool
+	waited time.Duration
+	got    int
 	// failure is why the body could not be read; it belongs to the goroutine that reads.
 	failure error
 	slow    slowWrite
@@ -97,8 +104,22 @@ func (g *guard) noteRead(ctx context.Context, w http.ResponseWriter) error {
 	return rpc.CauseOf(ctx)
 }
 
-// watchRead gives up a body that stands still, for a call whose client has no reason to wait within it.
-func (g *guard) watchRead() { g.watching, g.watch.owner = true, g }
+// watchRead gives up a body that stands still or comes at less than uploadRate, for a call whose client has no reason to wait
+// within it, and whose every few bytes are a message, so that no other time limit holds for it.
+func (g *guard) watchRead() { g.watching, g.watch.owner, g.paced = true, g, true }
+
+// tooSlow counts n bytes that a read waited for since began, and reports whether the body comes too slowly: each time that IdleBody
+// was waited, as many bytes must have come as uploadRate brings.
+func (g *guard) tooSlow(n int, began time.Time) bool {
+	g.waited += time.Since(began)
+	g.got += n
+	if g.waited < g.front.cfg.IdleBody {
+		return false
+	}
+	slow := float64(g.got) < uploadRate*g.waited.Seconds()
+	g.waited, g.got = 0, 0
+	return slow
+}
 
 // slowRead is how long a read may block before its context is watched.
 const slowRead = 100 * time.Millisecond
@@ -219,8 +240,10 @@ func (b guardedBody) read(p []byte) (int, error) {
 		b.g.leave(&b.g.read)
 		return 0, rpc.CauseOf(b.g.read.ctx)
 	}
+	var began time.Time
 	if b.g.watching {
-		b.g.front.deadlines.add(&b.g.watch, time.Now(), slowRead)
+		began = time.Now()
+		b.g.front.deadlines.add(&b.g.watch, began, slowRead)
 	}
 	n, err := b.r.Read(p)
 	b.g.mu.Lock()
@@ -232,6 +255,9 @@ func (b guardedBody) read(p []byte) (int, error) {
 	b.g.eof = b.g.eof || err == io.EOF
 	if b.g.stalled && n == 0 {
 		err = status.Errorf(codes.DeadlineExceeded, "the request body stood still for %v", b.g.front.cfg.IdleBody)
+	}
+	if b.g.paced && err == nil && b.g.tooSlow(n, began) {
+		err = status.Errorf(codes.DeadlineExceeded, "the request body came at less than %d bytes a second for %v", uploadRate, b.g.front.cfg.IdleBody)
 	}
 	return n, err
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,8 +26,9 @@ const dribbling = 100
 // allDribbles has all slow clients at once.
 func allDribbles(ctx context.Context, v *victim) (string, error) {
 	var wg sync.WaitGroup
-	did, errs := make([]string, len(dribbles)), make([]error, len(dribbles))
-	for i, d := range dribbles {
+	all := slices.Concat(dribbles, slowBodies)
+	did, errs := make([]string, len(all)), make([]error, len(all))
+	for i, d := range all {
 		wg.Go(func() {
 			s, err := d.run(ctx, v)
 			did[i] = d.name + ": " + s

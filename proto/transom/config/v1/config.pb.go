@@ -3898,7 +3898,8 @@ type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long a request's header may take to arrive. Default 10s, 100ms … 10m.
 	HeaderTimeout *durationpb.Duration `protobuf:"bytes,1,opt,name=header_timeout,json=headerTimeout,proto3" json:"header_timeout,omitempty"`
-	// How long a request body may stand still, but for streams, whose clients may wait. Default 30s, 100ms … 1h.
+	// How long a request body may stand still, but for streams, whose clients may wait. A file that is uploaded in parts must also
+	// bring 240 bytes for each second of such a time that is waited for it. Default 30s, 100ms … 1h.
 	BodyIdleTimeout *durationpb.Duration `protobuf:"bytes,2,opt,name=body_idle_timeout,json=bodyIdleTimeout,proto3" json:"body_idle_timeout,omitempty"`
 	// How long a client may read nothing of what is ready for it; large answers are counted by 256 KiB. Default 30s, 100ms … 1h.
 	WriteIdleTimeout *durationpb.Duration `protobuf:"bytes,3,opt,name=write_idle_timeout,json=writeIdleTimeout,proto3" json:"write_idle_timeout,omitempty"`

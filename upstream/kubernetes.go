@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -87,6 +88,8 @@ func parseKubeTarget(s string) (kubeService, error) {
 // kubeBuilder resolves kubernetes:///service.namespace:port by watching the service's EndpointSlices
 // (discovery.k8s.io/v1). Endpoints that terminate but still serve are drained; those that are not ready are left out. The
 // port is one of the pods', by name or number; of a service that has one port only it is that, whatever the number.
+// A service of both IP families has slices of each: a pod that is in both is one endpoint, by its address of the family that
+// the API server's own address is of, which is the cluster's first; IPv4 if that is a name.
 type kubeBuilder struct {
 	api    *Kubernetes // nil is inCluster
 	log    *slog.Logger
@@ -164,12 +167,20 @@ type (
 				Serving     *bool `json:"serving"`
 				Terminating *bool `json:"terminating"`
 			} `json:"conditions"`
+			// TargetRef is the pod.
+			TargetRef objectRef `json:"targetRef"`
 		} `json:"endpoints"`
 		Ports []struct {
 			Name     string `json:"name"`
 			Port     int    `json:"port"`
 			Protocol string `json:"protocol"`
 		} `json:"ports"`
+	}
+	objectRef struct {
+		Kind      string `json:"kind"`
+		Namespace string `json:"namespace"`
+		Name      string `json:"name"`
+		UID       string `json:"uid"`
 	}
 	sliceList struct {
 		Metadata listMeta         `json:"metadata"`
@@ -362,12 +373,32 @@ func (r *kubeResolver) get(ctx context.Context, q url.Values, read func(io.Reade
 // tell hands the endpoints of all slices to the channel.
 func (r *kubeResolver) tell() {
 	eps := map[string]loadaware.EndpointAttrs{}
-	for _, s := range r.slices {
+	first := r.api.family()
+	pods := map[objectRef]string{} // the family that each pod has an address of
+	all := slices.Collect(maps.Values(r.slices))
+	slices.SortFunc(all, func(a, b *endpointSlice) int {
+		switch {
+		case a.AddressType == b.AddressType:
+			return 0
+		case a.AddressType == first:
+			return -1
+		case b.AddressType == first:
+			return 1
+		}
+		return strings.Compare(a.AddressType, b.AddressType)
+	})
+	for _, s := range all {
 		port, ok := s.port(r.port)
 		if !ok || s.AddressType == "FQDN" {
 			continue
 		}
 		for _, e := range s.Endpoints {
+			if e.TargetRef != (objectRef{}) {
+				if known, ok := pods[e.TargetRef]; ok && known != s.AddressType {
+					continue
+				}
+				pods[e.TargetRef] = s.AddressType
+			}
 			c := e.Conditions
 			ready := c.Ready == nil || *c.Ready
 			drain := c.Terminating != nil && *c.Terminating
@@ -390,6 +421,18 @@ func (r *kubeResolver) tell() {
 	// An error here means that the balancer refused the endpoints; it tells the calls.
 	_ = r.cc.UpdateState(state)
 	r.log.Debug("endpoints changed", "endpoints", len(state.Endpoints))
+}
+
+// family is the address type of the API server's own address.
+func (k Kubernetes) family() string {
+	u, err := url.Parse(k.Server)
+	if err != nil {
+		return "IPv4"
+	}
+	if a, err := netip.ParseAddr(u.Hostname()); err == nil && a.Unmap().Is6() {
+		return "IPv6"
+	}
+	return "IPv4"
 }
 
 // port finds the slice's port by name or number.

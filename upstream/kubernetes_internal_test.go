@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -136,5 +138,47 @@ func TestKubernetesNull(t *testing.T) {
 	r := &kubeResolver{kubeService: kubeService{"bank", "default", "1"}, api: k, client: client, cc: &cc, log: slog.New(slog.DiscardHandler)}
 	if err := r.list(t.Context()); err != nil || r.version != "7" || len(cc.state.Endpoints) != 1 {
 		t.Errorf("%v, version %s, endpoints %v", err, r.version, cc.state.Endpoints)
+	}
+}
+
+// TestKubernetesDualStack: a pod that is in slices of both IP families is one endpoint, whichever slice is known first, and one that
+// has an address of one family only is another.
+func TestKubernetesDualStack(t *testing.T) {
+	const (
+		four = `{"metadata":{"name":"bank-4"},"addressType":"IPv4","ports":[{"port":1}],"endpoints":[
+			{"addresses":["10.0.0.1"],"zone":"z1","targetRef":{"kind":"Pod","namespace":"default","name":"a","uid":"1"}},
+			{"addresses":["10.0.0.2"],"targetRef":{"kind":"Pod","namespace":"default","name":"b","uid":"2"}},
+			{"addresses":["10.0.0.9"]}]}`
+		six = `{"metadata":{"name":"bank-6"},"addressType":"IPv6","ports":[{"port":1}],"endpoints":[
+			{"addresses":["fd00::1"],"zone":"z1","targetRef":{"kind":"Pod","namespace":"default","name":"a","uid":"1"}},
+			{"addresses":["fd00::2"],"targetRef":{"kind":"Pod","namespace":"default","name":"b","uid":"2"}},
+			{"addresses":["fd00::3"],"targetRef":{"kind":"Pod","namespace":"default","name":"c","uid":"3"}}]}`
+	)
+	for _, tc := range []struct {
+		server string
+		slices []string
+		want   string
+	}{
+		{"https://10.96.0.1:443", []string{four, six}, "10.0.0.1:1 10.0.0.2:1 10.0.0.9:1 [fd00::3]:1"},
+		{"https://10.96.0.1:443", []string{six, four}, "10.0.0.1:1 10.0.0.2:1 10.0.0.9:1 [fd00::3]:1"},
+		{"https://kubernetes.default.svc", []string{six, four}, "10.0.0.1:1 10.0.0.2:1 10.0.0.9:1 [fd00::3]:1"},
+		{"https://[fd00::a]:443", []string{four, six}, "10.0.0.9:1 [fd00::1]:1 [fd00::2]:1 [fd00::3]:1"},
+		{"https://[fd00::a]:443", []string{four}, "10.0.0.1:1 10.0.0.2:1 10.0.0.9:1"},
+		{"https://10.96.0.1:443", []string{six}, "[fd00::1]:1 [fd00::2]:1 [fd00::3]:1"},
+	} {
+		var cc told
+		r := &kubeResolver{kubeService: kubeService{"bank", "default", "1"}, api: Kubernetes{Server: tc.server}, cc: &cc, slices: map[string]*endpointSlice{}, log: slog.New(slog.DiscardHandler)}
+		for _, s := range tc.slices {
+			if err := r.apply(watchEvent{"ADDED", json.RawMessage(s)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var got []string
+		for _, e := range cc.state.Endpoints {
+			got = append(got, e.Addresses[0].Addr)
+		}
+		if strings.Join(got, " ") != tc.want {
+			t.Errorf("%s, %d slices: %q, want %s", tc.server, len(tc.slices), got, tc.want)
+		}
 	}
 }

@@ -63,7 +63,7 @@ var watchers = map[string]watcher{
 				return "", fmt.Errorf("the end of the body: %w", lines.Err())
 			case strings.Contains(lines.Text(), "CREDENTIALS_REVOKED") && strings.Contains(lines.Text(), `"code":16`):
 				return "", errRevoked
-			case strings.HasPrefix(lines.Text(), `{"error"`):
+			case strings.HasPrefix(lines.Text(), `{"@error"`):
 				return "", errors.New(lines.Text())
 			}
 			return lines.Text(), nil

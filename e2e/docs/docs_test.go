@@ -154,7 +154,8 @@ func demonstration(t *testing.T) (replace *strings.Replacer, admin string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	out, in := io.Pipe()
-	done := make(chan error, 1)
+	done := make(chan struct{})
+	var failed error // before done is closed
 	var free []string
 	for range 4 { // plain, TLS, admin, bank
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -165,18 +166,19 @@ func demonstration(t *testing.T) (replace *strings.Replacer, admin string) {
 		_ = l.Close()
 	}
 	go func() {
-		err := demo.Run(ctx, demo.Config{Plain: free[0], TLS: free[1], Admin: free[2], Backends: []string{free[3]}, Out: in})
+		failed = demo.Run(ctx, demo.Config{Plain: free[0], TLS: free[1], Admin: free[2], Backends: []string{free[3]}, Out: in})
 		_ = in.CloseWithError(io.EOF)
-		done <- err
+		close(done)
 	}()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("the demo: %v", err)
+		if <-done; failed != nil {
+			t.Errorf("the demo: %v", failed)
 		}
 	})
 	if _, err := out.Read(make([]byte, 64<<10)); err != nil {
-		t.Fatalf("the demo does not start: %v", <-done)
+		<-done
+		t.Fatalf("the demo does not start: %v", failed)
 	}
 	return strings.NewReplacer(
 		"localhost:8080", free[0], "localhost:8443", free[1], "localhost:9901", free[2], "127.0.0.1:9901", free[2], "localhost:50061", free[3],

@@ -22,14 +22,8 @@ import (
 func Against(ctx context.Context, cfg, running *configv1.Config, schema *adminv1.Schema, log *slog.Logger) (settings []string, changes []descriptors.Change, err error) {
 	err = offline(ctx, cfg, log, func(s *Snapshot) error {
 		opts := descriptors.Options{IgnoreTrailingSlash: running.GetHttpRules().GetIgnoreTrailingSlash()}
-		if path := schema.GetServiceConfig(); path != "" {
-			text, err := os.ReadFile(path)
-			if err == nil {
-				opts.Rules, err = descriptors.ParseServiceConfig(path, text)
-			}
-			if err != nil {
-				return fmt.Errorf("the service config of the running transom: %w", err)
-			}
+		if err := readRules(&opts, schema.GetServiceConfig()); err != nil {
+			return fmt.Errorf("the service config of the running transom: %w", err)
 		}
 		old, err := descriptors.Compile([]*descriptors.Set{{Origin: "the running transom", Files: schema.GetFiles().GetFile()}}, opts)
 		if err != nil {
@@ -50,6 +44,39 @@ func Against(ctx context.Context, cfg, running *configv1.Config, schema *adminv1
 		return nil, nil, err
 	}
 	return differences(nil, "", was, now), changes, nil
+}
+
+// readRules sets the HTTP rules of the service config at path, if there is one.
+func readRules(opts *descriptors.Options, path string) error {
+	if path == "" {
+		return nil
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	opts.Rules, err = descriptors.ParseServiceConfig(path, text)
+	return err
+}
+
+// DiffFiles compares the descriptor sets in two files, as Against does those of a running transom. serviceConfig, which may be
+// empty, is a file with the HTTP rules of both.
+func DiffFiles(old, new, serviceConfig string) ([]descriptors.Change, error) {
+	var opts descriptors.Options
+	if err := readRules(&opts, serviceConfig); err != nil {
+		return nil, err
+	}
+	var schemas [2]*descriptors.Schema
+	for i, path := range [...]string{old, new} {
+		set, err := descriptors.FromFile(path)
+		if err != nil {
+			return nil, err
+		}
+		if schemas[i], err = descriptors.Compile([]*descriptors.Set{set}, opts); err != nil {
+			return nil, err
+		}
+	}
+	return descriptors.Diff(schemas[0], schemas[1]), nil
 }
 
 // jsonOf is a configuration as JSON has it, by the names of the file.

@@ -6,8 +6,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
 
 	"transom/cmd/transom/demo/bank"
 )
@@ -25,6 +29,7 @@ func TestArguments(t *testing.T) {
 	}
 	set := write("bank.binpb", bank.DescriptorSet())
 	cut := write("cut.binpb", bank.DescriptorSet()[:300])
+	less := write("less.binpb", without(t, "Rates", "Get"))
 	config := write("transom.yaml", []byte("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: "+set+"}]\nclusters: {bank: {target: \"static:///127.0.0.1:1\"}}\n"))
 	open := write("open.yaml", []byte("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: "+set+"}]\nclusters: {bank: {target: \"static:///127.0.0.1:1\"}}\nsecurity: {trusted_proxies: [0.0.0.0/0]}\n"))
 	broken := write("broken.yaml", []byte("listeners: [{adress: a}]\n"))
@@ -92,6 +97,16 @@ func TestArguments(t *testing.T) {
 		{"routes " + set, usage, ""},
 		{"routes " + set + " --config " + config, usage, "what --descriptors says goes into the file"},
 		{"routes " + cut, fault, "descriptor set " + cut},
+		{"diff", usage, "name two descriptor sets"},
+		{"diff " + set, usage, "name two descriptor sets"},
+		{"diff " + set + " " + set, usage, ""},
+		{"diff " + less + " " + set, usage, ""},
+		{"diff " + set + " " + less, fault, "2 of 2 changes break clients"},
+		{"diff " + set + " " + cut, fault, "descriptor set " + cut},
+		{"diff " + filepath.Join(dir, "none") + " " + set, fault, "no such file"},
+		{"diff " + set + " " + set + " --service-config " + filepath.Join(dir, "none"), fault, "no such file"},
+
+
 		{"explain " + simple, usage, "name one method"},
 		{"explain a b " + simple, usage, "name one method"},
 		{"explain bank.v1.Accounts.Nope " + simple, fault, "there is no method bank.v1.Accounts.Nope"},
@@ -120,6 +135,51 @@ func TestArguments(t *testing.T) {
 			t.Errorf("transom %s: %v, want %s", tc.args, err, tc.want)
 		case errors.As(err, new(usageError)) != tc.usage:
 			t.Errorf("transom %s: %v; a fault of the command line: %v, want %v", tc.args, err, !tc.usage, tc.usage)
+		}
+	}
+}
+
+// without is the bank's descriptor set without a method.
+func without(t *testing.T, service, method string) []byte {
+	t.Helper()
+	var set descriptorpb.FileDescriptorSet
+	if err := proto.Unmarshal(bank.DescriptorSet(), &set); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range set.GetFile() {
+		for _, s := range f.GetService() {
+			if f.GetPackage() == "bank.v1" && s.GetName() == service {
+				s.Method = slices.DeleteFunc(s.GetMethod(), func(m *descriptorpb.MethodDescriptorProto) bool { return m.GetName() == method })
+			}
+		}
+	}
+	b, err := proto.Marshal(&set)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// TestDiff: what changes for clients is said, and what breaks them goes first.
+func TestDiff(t *testing.T) {
+	dir := t.TempDir()
+	set, less := filepath.Join(dir, "bank.binpb"), filepath.Join(dir, "less.binpb")
+	for path, b := range map[string][]byte{set: bank.DescriptorSet(), less: without(t, "Rates", "Get")} {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct{ old, new, want string }{
+		{set, set, "ok; 0 changes, none of which breaks clients\n"},
+		{set, less, "breaking: method bank.v1.Rates.Get is removed\nbreaking: route GET /v1/rates/{base}/{quote} of bank.v1.Rates.Get is removed\n"},
+		{less, set, "method bank.v1.Rates.Get is added\nroute GET /v1/rates/{base}/{quote} of bank.v1.Rates.Get is added\nok; 2 changes, none of which breaks clients\n"},
+	} {
+		var out bytes.Buffer
+		cmd := command()
+		cmd.SetArgs([]string{"diff", tc.old, tc.new})
+		cmd.SetOut(&out)
+		if err := cmd.ExecuteContext(t.Context()); (err != nil) != strings.HasPrefix(tc.want, "breaking") || out.String() != tc.want {
+			t.Errorf("%q, %v; want %q", out.String(), err, tc.want)
 		}
 	}
 }

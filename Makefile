@@ -109,10 +109,11 @@ fmt: ## Format Go and proto files
 	@$(BUF) format -w proto
 
 .PHONY: generate
-generate: imports ## Regenerate the Go code beside the .proto files, and docs/configuration.md
+generate: imports ## Regenerate the Go code beside the .proto files, docs/configuration.md and the JSON Schema of configurations
 	@$(BUF) format -w proto
 	@$(BUF) generate
 	@go run ./.tools/configdoc proto >build/configuration.md && mv build/configuration.md docs/configuration.md
+	@go run ./.tools/configdoc -schema proto >build/schema.json && mv build/schema.json gateway/configfile/schema.json
 
 # Compares with a fresh copy, so that it is right in a tree with uncommitted work too.
 .PHONY: checkgenerate
@@ -123,6 +124,7 @@ checkgenerate: imports tidy ## Check that the .proto files are clean, that the g
 	@diff <(cd build/.generated && find . -name '*.pb.go' | sort) <(find . -name '*.pb.go' -not -path './build/*' -not -path './e2e/benchproxy/*' | sort)
 	@cd build/.generated && find . -name '*.pb.go' | while read -r f; do diff -q "$$f" "../../$$f"; done
 	@go run ./.tools/configdoc proto | diff docs/configuration.md - >/dev/null || { echo "docs/configuration.md is not what the protos say: make generate" >&2; exit 1; }
+	@go run ./.tools/configdoc -schema proto | diff gateway/configfile/schema.json - >/dev/null || { echo "gateway/configfile/schema.json is not what the protos say: make generate" >&2; exit 1; }
 
 # Needs the modules of the tests of dependencies, which nothing else does: where they cannot be had there is no telling.
 .PHONY: tidy

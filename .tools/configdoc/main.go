@@ -1,10 +1,12 @@
-// Command configdoc writes docs/configuration.md from the comments of transom's configuration protos. It fails if a field's
-// comment does not say what the field is by default. Its argument is the directory of the protos.
+// Command configdoc writes docs/configuration.md from the comments of transom's configuration protos, or with -schema the JSON Schema
+// of configuration files. It fails if a field's comment does not say what the field is by default. Its argument is the directory of
+// the protos.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -15,18 +17,19 @@ import (
 	validatepb "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"github.com/bufbuild/protocompile"
 	_ "google.golang.org/genproto/googleapis/rpc/code" // an import of the protos
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
 func main() {
-	if len(os.Args) != 2 {
-		fmt.Fprintln(os.Stderr, "usage: configdoc DIRECTORY >FILE")
+	asSchema := flag.Bool("schema", false, "write the JSON Schema")
+	flag.Parse()
+	if flag.NArg() != 1 {
+		fmt.Fprintln(os.Stderr, "usage: configdoc [-schema] DIRECTORY >FILE")
 		os.Exit(2)
 	}
-	if err := run(os.Args[1], os.Stdout); err != nil {
+	if err := run(flag.Arg(0), *asSchema, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "configdoc:", err)
 		os.Exit(1)
 	}
@@ -38,7 +41,7 @@ const (
 	syntaxPath = 12
 )
 
-func run(dir string, out io.Writer) error {
+func run(dir string, asSchema bool, out io.Writer) error {
 	files, err := (&protocompile.Compiler{
 		Resolver: protocompile.CompositeResolver{
 			&protocompile.SourceResolver{ImportPaths: []string{dir}},
@@ -50,6 +53,14 @@ func run(dir string, out io.Writer) error {
 		return err
 	}
 	file := files.FindFileByPath(root)
+	if asSchema {
+		b, err := jsonSchema(file.Messages().ByName("Config"))
+		if err != nil {
+			return err
+		}
+		_, err = out.Write(b)
+		return err
+	}
 	d := &doc{}
 	d.printf("# Configuration\n\n")
 	d.printf("<!-- Written by `make generate` from proto/%s and its neighbour. Change the comments there. -->\n\n", root)
@@ -193,15 +204,7 @@ func valueName(v protoreflect.EnumValueDescriptor) string {
 
 // rulesOf are the messages of the rules that hold between fields.
 func rulesOf(m protoreflect.MessageDescriptor) []string {
-	b, err := proto.Marshal(m.Options())
-	if err != nil {
-		return nil
-	}
-	options := m.Options().ProtoReflect().New().Interface()
-	if err := proto.Unmarshal(b, options); err != nil {
-		return nil
-	}
-	rules, _ := proto.GetExtension(options, validatepb.E_Message).(*validatepb.MessageRules)
+	rules, _ := extension(m.Options(), validatepb.E_Message).(*validatepb.MessageRules)
 	var texts []string
 	for _, r := range rules.GetCel() {
 		texts = append(texts, r.GetMessage())

@@ -106,6 +106,8 @@ func TestArguments(t *testing.T) {
 		{"diff " + filepath.Join(dir, "none") + " " + set, fault, "no such file"},
 		{"diff " + set + " " + set + " --service-config " + filepath.Join(dir, "none"), fault, "no such file"},
 
+		{"schema x", usage, `unexpected argument "x"`},
+		{"schema", usage, ""},
 
 		{"explain " + simple, usage, "name one method"},
 		{"explain a b " + simple, usage, "name one method"},

@@ -10,7 +10,14 @@ import (
 )
 
 // TestSecurity has every test that docs/security.md names exist, and every row name one or say that it is open.
-func TestSecurity(t *testing.T) {
+func TestSecurity(t *testing.T) { checkRows(t, "security.md", "| Threat |", 3, 25) }
+
+// TestComplaints does the same for what docs/migrating.md says of complaints.
+func TestComplaints(t *testing.T) { checkRows(t, "migrating.md", "| Complaint |", 4, 24) }
+
+// checkRows looks at the rows of the table with that head, the last cell of which names tests.
+func checkRows(t *testing.T, document, head string, columns, least int) {
+	t.Helper()
 	tests := map[string]bool{}
 	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)[A-Za-z0-9]+)\(`)
 	err := filepath.WalkDir(repository, func(path string, d fs.DirEntry, err error) error {
@@ -31,19 +38,19 @@ func TestSecurity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := os.ReadFile(repository + "/docs/security.md")
+	text, err := os.ReadFile(repository + "/docs/" + document)
 	if err != nil {
 		t.Fatal(err)
 	}
 	named := regexp.MustCompile("`((?:Test|Fuzz)[A-Za-z0-9]+)`")
-	rows := 0
+	rows, within := 0, false
 	for i, line := range strings.Split(string(text), "\n") {
-		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| Threat |") {
+		if within = strings.HasPrefix(line, head) || within && strings.HasPrefix(line, "|"); !within || !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, head) {
 			continue
 		}
 		rows++
 		cells := strings.Split(line, " | ")
-		if len(cells) != 3 {
+		if len(cells) != columns {
 			t.Errorf("line %d has %d columns", i+1, len(cells))
 		}
 		last := cells[len(cells)-1]
@@ -57,7 +64,7 @@ func TestSecurity(t *testing.T) {
 			}
 		}
 	}
-	if rows < 25 {
+	if rows < least {
 		t.Errorf("%d rows, want more", rows)
 	}
 }

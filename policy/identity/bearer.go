@@ -93,7 +93,7 @@ const (
 )
 
 type cached struct {
-	who *caller // nil: refused
+	who *caller
 	// until is when the entry ends.
 	until time.Time
 	// epoch is the key set that who was verified with; 0 if there is none.

@@ -108,6 +108,8 @@ type caller struct {
 	// extra are claims that backends get as metadata, answer is metadata that the client gets.
 	extra  []field
 	answer metadata.MD
+	// refused is why a credential that is remembered is no good; then there is nothing else.
+	refused *refusal
 	// linked is the caller joined with the consumer of one Directory.
 	linked atomic.Pointer[linked]
 }

@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -107,8 +108,8 @@ func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, 
 	}
 	seen := tagOf(bytesOf(token))
 	if e, ok := p.cache.get(seen, time.Now()); ok {
-		if e.who == nil {
-			return nil, invalid("the token is not active")
+		if e.who.refused != nil {
+			return nil, e.who.refused
 		}
 		return e.who, nil
 	}
@@ -186,7 +187,9 @@ func (p *Introspection) introspect(seen tag, token string) (*caller, error) {
 	now := time.Now()
 	who, err := p.judge(claims, now)
 	if err != nil {
-		p.cache.put(seen, cached{until: now.Add(min(inactiveCached, p.cfg.Cache))}, now)
+		if r, ok := errors.AsType[*refusal](err); ok {
+			p.cache.put(seen, cached{who: &caller{refused: r}, until: now.Add(min(inactiveCached, p.cfg.Cache))}, now)
+		}
 		return nil, err
 	}
 	until := now.Add(p.cfg.Cache)

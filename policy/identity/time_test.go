@@ -263,6 +263,7 @@ func TestIntrospectionOverTime(t *testing.T) {
 		ask("remembered", "b", "", 3)
 		time.Sleep(2 * time.Second)
 		ask("it has ended", "b", reasonExpired, 4)
+		ask("its end is remembered", "b", reasonExpired, 4)
 		p.about = map[string]any{"active": false}
 		ask("revoked", "c", reasonInvalid, 5)
 		time.Sleep(9 * time.Second)

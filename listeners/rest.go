@@ -23,6 +23,8 @@ import (
 	"transom/transcoder"
 )
 
+var _ rpc.RateLimited = (*restStream)(nil)
+
 // restStream is a REST call by google.api.http.
 type restStream struct {
 	exchange
@@ -52,6 +54,8 @@ type restStream struct {
 	abort     bool       // the response must be seen to be cut off
 	beat      *heartbeat // of a stream of events whose status is written
 	plans     *transcoder.Plans
+	// limit and limitPolicy are the values of RateLimit and RateLimit-Policy; "" for none.
+	limit, limitPolicy [1]string
 }
 
 // upload says how the request body becomes messages.
@@ -646,6 +650,23 @@ func (s *restStream) SendHeader(md metadata.MD) error {
 	return nil
 }
 
+// RateLimit implements rpc.RateLimited.
+func (s *restStream) RateLimit(state, policy string) {
+	if s.limit[0] != "" && state != "" {
+		state, policy = s.limit[0]+", "+state, s.limitPolicy[0]+", "+policy
+	}
+	s.limit[0], s.limitPolicy[0] = state, policy
+}
+
+// writeHeader sets the header of the answer that is metadata.
+func (s *restStream) writeHeader(h http.Header) {
+	writeMetadata(h, "", s.header, false)
+	s.header = nil
+	if s.limit[0] != "" {
+		h["Ratelimit"], h["Ratelimit-Policy"] = s.limit[:], s.limitPolicy[:]
+	}
+}
+
 // SetTrailer implements rpc.Stream.
 func (s *restStream) SetTrailer(md metadata.MD) { s.trailer = md }
 
@@ -749,8 +770,7 @@ func (s *restStream) commit(code int, contentType []string, last bool) {
 	s.committed = true
 	s.settle(last)
 	h := s.w.Header()
-	writeMetadata(h, "", s.header, false)
-	s.header = nil
+	s.writeHeader(h)
 	h["Content-Type"] = contentType
 	if s.down == downloadStream && s.format != transcoder.StreamArray {
 		h["Cache-Control"] = []string{"no-cache"}
@@ -947,8 +967,7 @@ func (s *restStream) unchanged() bool {
 				}
 				s.committed = true
 				s.settle(true)
-				writeMetadata(h, "", s.header, false)
-				s.header = nil
+				s.writeHeader(h)
 				s.keepPrivate(s.route)
 				s.w.WriteHeader(http.StatusNotModified)
 				return true
@@ -983,6 +1002,9 @@ func (s *restStream) finishError(err error, st *status.Status) int {
 	*body = s.plans.AppendStatus(*body, st, code)
 	h := s.w.Header()
 	addHeaderOf(h, err)
+	if h["Ratelimit"] != nil {
+		s.limit[0] = ""
+	}
 	h["Cache-Control"] = noStore
 	if code == http.StatusRequestEntityTooLarge && s.Request.ProtoMajor == 1 {
 		h["Connection"] = connClose

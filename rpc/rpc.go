@@ -64,6 +64,15 @@ func (c *Call) SetHeader(key string, values ...string) {
 	c.Header[key] = values
 }
 
+// RateLimited is a Stream that tells the client of limits by itself, which spares a Stream around it.
+type RateLimited interface {
+	Stream
+	// RateLimit has the fields "ratelimit" and "ratelimit-policy" be in the header of whatever answers the call, in place of the
+	// backend's, but not of an error's. Of several the values are a list; an empty state takes all back. It is called before
+	// SendHeader and Send.
+	RateLimit(state, policy string)
+}
+
 // Stream is the client's side of a call: what the client sends is received, and what is sent goes to the client. How the
 // call ends (status, trailers, close frame) is not here: the Handler's return value says it, and the listener sends it.
 //

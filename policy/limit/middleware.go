@@ -137,14 +137,20 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 		}
 	}
 	var left *announced
+	stream, direct := call.Stream.(rpc.RateLimited)
 	if len(g.calls) > 0 {
 		var few [2]verdict
 		all, err := take(ctx, call, req, g.calls, g.cost, few[:0])
 		if err != nil {
 			return &refused{err}
 		}
-		left = g.announce(call.Stream, all)
-		call.Stream = left
+		state, policy := g.tell(all)
+		if direct {
+			stream.RateLimit(state, policy)
+		} else {
+			left = &announced{Stream: call.Stream, state: [1]string{state}, policy: [1]string{policy}, followed: g.followed}
+			call.Stream = left
+		}
 	}
 	if len(g.messages) > 0 {
 		call.Stream = &counted{call.Stream, g, call}
@@ -152,6 +158,9 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 	err := next(ctx, call)
 	if _, further := errors.AsType[*refused](err); further { // refused by a gate further in
 		giveBack(ctx, call, req, g.calls, g.cost)
+		if direct {
+			stream.RateLimit("", "")
+		}
 		return err
 	}
 	if left != nil {
@@ -212,36 +221,33 @@ func leave(s slot[int32]) {
 	}
 }
 
-// announced tells the client in the response metadata what it has left.
+// tell is what the client is told of what the limits said.
+func (g *gate) tell(all []verdict) (state, policy string) {
+	var buf [128]byte
+	b := buf[:0]
+	for i, v := range all {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = g.calls[i].state(b, v)
+	}
+	if len(all) == 1 {
+		return string(b), all[0].plan.policy[0]
+	}
+	policies := make([]string, len(all))
+	for i, v := range all {
+		policies[i] = v.plan.policy[0]
+	}
+	return string(b), strings.Join(policies, ", ")
+}
+
+// announced tells the client in the response metadata what it has left, for a Stream that does not do so itself.
 type announced struct {
 	rpc.Stream
 	// state and policy are the values of "ratelimit" and "ratelimit-policy".
-	state  [1]string
-	policy []string
+	state, policy [1]string
 	// followed says that further limits have told already.
 	followed, told bool
-}
-
-// announce has a client of the stream s told what the limits said.
-func (g *gate) announce(s rpc.Stream, all []verdict) *announced {
-	a := &announced{Stream: s, policy: all[0].plan.policy, followed: g.followed}
-	var buf [128]byte
-	state := buf[:0]
-	for i, v := range all {
-		if i > 0 {
-			state = append(state, ", "...)
-		}
-		state = g.calls[i].state(state, v)
-	}
-	a.state[0] = string(state)
-	if len(all) > 1 {
-		policies := make([]string, len(all))
-		for i, v := range all {
-			policies[i] = v.plan.policy[0]
-		}
-		a.policy = []string{strings.Join(policies, ", ")}
-	}
-	return a
 }
 
 func (a *announced) SendHeader(md metadata.MD) error {
@@ -255,13 +261,12 @@ func (a *announced) SendHeader(md metadata.MD) error {
 
 // put writes what is left into md, before what further limits wrote.
 func (a *announced) put(md metadata.MD) {
-	state, policy := a.state[:], a.policy
 	if a.followed {
 		if had, by := md["ratelimit"], md["ratelimit-policy"]; len(had) == 1 && len(by) == 1 {
-			state, policy = []string{state[0] + ", " + had[0]}, []string{policy[0] + ", " + by[0]}
+			a.state[0], a.policy[0] = a.state[0]+", "+had[0], a.policy[0]+", "+by[0]
 		}
 	}
-	md["ratelimit"], md["ratelimit-policy"] = state, policy
+	md["ratelimit"], md["ratelimit-policy"] = a.state[:], a.policy[:]
 }
 
 func (a *announced) Send(ctx context.Context, m rpc.Message) error {

@@ -157,21 +157,40 @@ func TestValidate(t *testing.T) {
 // TestRuleFaults: rules of the descriptors are compiled when the configuration is loaded, and one that cannot be is a fault of the
 // policy that wants them.
 func TestRuleFaults(t *testing.T) {
-	for expression, want := range map[string]string{
-		"this.nothing == 1": `3:13: `, // there is no such field
-		"this.name +":       `3:13: `,
-		"size(this.name)":   `3:13: `, // neither true or false nor a text
-		"this.name != ''":   "",
+	for _, tc := range []struct{ message, field, expression, want string }{
+		{"BalanceRequest", "", "this.nothing == 1", `3:13: rules of bank.v1.BalanceRequest: `}, // there is no such field
+		{"BalanceRequest", "", "this.name +", `3:13: rules of bank.v1.BalanceRequest: `},
+		{"BalanceRequest", "", "size(this.name)", `3:13: rules of bank.v1.BalanceRequest: `}, // neither true or false nor a text
+		{"BalanceRequest", "name", "this > 3", `3:13: rules of bank.v1.BalanceRequest: `},
+		{"Money", "", "this.nothing == 1", `3:13: rules of bank.v1.Money: `}, // in a message within
+		{"Money", "units", "this.startsWith('x')", `3:13: rules of bank.v1.Money: `},
+		{"Account", "number", "this.startsWith('x')", `3:13: rules of bank.v1.Account: `},
+		{"DepositRequest", "amount", "this.nothing == 1", `3:13: rules of bank.v1.DepositRequest: `},
+		{"TransferRequest", "account", "this > 3", `3:13: rules of bank.v1.TransferRequest: `}, // one of a oneof
+		{"BatchGetAccountsRequest", "names", "this > 3", `3:13: rules of bank.v1.BatchGetAccountsRequest: `},
+		{"Account", "labels", "this > 3", `3:13: rules of bank.v1.Account: `},
+		{"BalanceRequest", "", "this.name != ''", ""},
+		{"Money", "units", "this < 100", ""},
 	} {
 		set := &descriptorpb.FileDescriptorSet{}
 		if err := proto.Unmarshal(bank.DescriptorSet(), set); err != nil {
 			t.Fatal(err)
 		}
+		rule := []*validate.Rule{{Id: proto.String("t.rule"), Expression: &tc.expression}}
 		for _, f := range set.GetFile() {
 			for _, m := range f.GetMessageType() {
-				if f.GetPackage() == "bank.v1" && m.GetName() == "BalanceRequest" {
+				if f.GetPackage() != "bank.v1" || m.GetName() != tc.message {
+					continue
+				}
+				if tc.field == "" {
 					m.Options = &descriptorpb.MessageOptions{}
-					proto.SetExtension(m.Options, validate.E_Message, &validate.MessageRules{Cel: []*validate.Rule{{Id: proto.String("t.rule"), Expression: &expression}}})
+					proto.SetExtension(m.Options, validate.E_Message, &validate.MessageRules{Cel: rule})
+				}
+				for _, fd := range m.GetField() {
+					if fd.GetName() == tc.field {
+						fd.Options = &descriptorpb.FieldOptions{}
+						proto.SetExtension(fd.Options, validate.E_Field, &validate.FieldRules{Cel: rule})
+					}
 				}
 			}
 		}
@@ -184,8 +203,8 @@ func TestRuleFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 		found := faults(t, fmt.Sprintf("policies:\n- selector: bank.v1.Accounts.*\n  validate: true\ndescriptors: [{file: %q}]\n", path))
-		if want == "" && len(found) > 0 || want != "" && !slices.ContainsFunc(found, func(f string) bool { return strings.HasPrefix(f, want) && strings.Contains(f, "BalanceRequest") }) {
-			t.Errorf("%s: faults %q", expression, found)
+		if tc.want == "" && len(found) > 0 || tc.want != "" && !slices.ContainsFunc(found, func(f string) bool { return strings.HasPrefix(f, tc.want) }) {
+			t.Errorf("%s of %s: faults %q, want one that begins with %s", tc.expression, tc.message, found, tc.want)
 		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	validatepb "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
@@ -52,18 +53,22 @@ func (c *Compiler) Middleware(m *descriptors.Method) (rpc.Middleware, error) {
 		return nil, errors.New("a method without a schema has no rules to enforce")
 	}
 	input := m.Desc.Input()
-	if !hasRules(input, map[protoreflect.FullName]bool{}) {
+	types := within(input, map[protoreflect.FullName]bool{})
+	if !slices.ContainsFunc(types, hasRules) {
 		return nil, nil
 	}
 	v := c.compiled[input.FullName()]
 	if v == nil {
 		var err error
-		if v, err = protovalidate.New(protovalidate.WithMessageDescriptors(input), protovalidate.WithDisableLazy()); err != nil {
+		if v, err = protovalidate.New(protovalidate.WithMessageDescriptors(types...), protovalidate.WithDisableLazy()); err != nil {
 			return nil, fmt.Errorf("rules of %s: %w", input.FullName(), err)
 		}
-		// A rule that does not compile shows when it is first used.
-		if _, broken := errors.AsType[*protovalidate.CompilationError](v.Validate(dynamicpb.NewMessage(input))); broken {
-			return nil, fmt.Errorf("rules of %s: %w", input.FullName(), v.Validate(dynamicpb.NewMessage(input)))
+		// A rule that does not compile shows when its message is first looked at, and none within an empty one is.
+		for _, md := range types {
+			err := v.Validate(dynamicpb.NewMessage(md))
+			if _, broken := errors.AsType[*protovalidate.CompilationError](err); broken {
+				return nil, fmt.Errorf("rules of %s: %w", md.FullName(), err)
+			}
 		}
 		c.compiled[input.FullName()] = v
 	}
@@ -73,13 +78,27 @@ func (c *Compiler) Middleware(m *descriptors.Method) (rpc.Middleware, error) {
 	}, nil
 }
 
-// hasRules reports whether md, or a message that it can hold, carries rules. Options that were not understood count as
-// rules.
-func hasRules(md protoreflect.MessageDescriptor, seen map[protoreflect.FullName]bool) bool {
+// within are the types of the messages that one of type md can hold, those within others before them, and md at last; without those
+// that were seen.
+func within(md protoreflect.MessageDescriptor, seen map[protoreflect.FullName]bool) (types []protoreflect.MessageDescriptor) {
 	if seen[md.FullName()] {
-		return false
+		return nil
 	}
 	seen[md.FullName()] = true
+	for i := range md.Fields().Len() {
+		fd := md.Fields().Get(i)
+		if fd.IsMap() {
+			fd = fd.MapValue()
+		}
+		if inner := fd.Message(); inner != nil {
+			types = append(types, within(inner, seen)...)
+		}
+	}
+	return append(types, md)
+}
+
+// hasRules reports whether md itself carries rules. Options that were not understood count as rules.
+func hasRules(md protoreflect.MessageDescriptor) bool {
 	if marked(md.Options(), validatepb.E_Message) {
 		return true
 	}
@@ -89,8 +108,7 @@ func hasRules(md protoreflect.MessageDescriptor, seen map[protoreflect.FullName]
 		}
 	}
 	for i := range md.Fields().Len() {
-		fd := md.Fields().Get(i)
-		if marked(fd.Options(), validatepb.E_Field) || fd.Message() != nil && hasRules(fd.Message(), seen) {
+		if marked(md.Fields().Get(i).Options(), validatepb.E_Field) {
 			return true
 		}
 	}

@@ -2,6 +2,7 @@ package policies_test
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -546,16 +547,18 @@ func TestLimitFaults(t *testing.T) {
 // redisServer is Debian's, to be stopped and started again on the same port.
 type redisServer struct {
 	addr, port string
-	cmd        *exec.Cmd
+	// args are further ones; with a TLS port among them there is no other.
+	args []string
+	cmd  *exec.Cmd
 }
 
-func startRedis(t *testing.T) *redisServer {
+func startRedis(t *testing.T, args ...string) *redisServer {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &redisServer{addr: l.Addr().String(), port: strconv.Itoa(l.Addr().(*net.TCPAddr).Port)}
+	r := &redisServer{args: args, addr: l.Addr().String(), port: strconv.Itoa(l.Addr().(*net.TCPAddr).Port)}
 	l.Close()
 	r.run(t)
 	t.Cleanup(r.kill)
@@ -565,7 +568,11 @@ func startRedis(t *testing.T) *redisServer {
 // run starts the server and waits until it answers.
 func (r *redisServer) run(t *testing.T) {
 	t.Helper()
-	r.cmd = exec.Command("redis-server", "--port", r.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir())
+	args := []string{"--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir(), "--port", r.port}
+	if slices.Contains(r.args, "--tls-cert-file") {
+		args = append(args, "--port", "0", "--tls-port", r.port)
+	}
+	r.cmd = exec.Command("redis-server", append(args, r.args...)...)
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -737,6 +744,55 @@ func TestSharedLimits(t *testing.T) {
 		t.Errorf("%d calls failed when Redis came back", d.failed)
 	}
 	check("Redis is back")
+}
+
+// TestRedisSettings: transom logs in to Redis, checks its certificate, and keeps to its database and the prefix of its keys; and where
+// it may not, or it is not the right server, nothing is counted there.
+func TestRedisSettings(t *testing.T) {
+	ca := newAuthority(t)
+	ca.issue(t, &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, "address")
+	ca.issue(t, &x509.Certificate{DNSNames: []string{"redis.internal"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, "name")
+	secured := func(name string) *redisServer {
+		return startRedis(t, "--tls-cert-file", ca.dir+"/"+name+".crt", "--tls-key-file", ca.dir+"/"+name+".key", "--tls-ca-cert-file", ca.dir+"/ca.crt", "--tls-auth-clients", "no")
+	}
+	open, locked := startRedis(t), startRedis(t, "--requirepass", "s3cret")
+	users := startRedis(t, "--user", "default", "off", "--user", "app", "on", ">s3cret", "~shop:*", "&*", "+@all")
+	address, named := secured("address"), secured("name")
+	for _, tc := range []struct {
+		what     string
+		redis    *redisServer
+		settings string
+		ok       bool
+	}{
+		{"no password", open, "", true},
+		{"a password", locked, ", password: s3cret", true},
+		{"no password where there must be one", locked, "", false},
+		{"another password", locked, ", password: secret", false},
+		{"a user", users, ", username: app, password: s3cret, prefix: \"shop:\"", true},
+		{"a user, and keys that are not its", users, ", username: app, password: s3cret", false},
+		{"another user", users, ", password: s3cret, prefix: \"shop:\"", false},
+		{"another database", open, ", database: 3", true},
+		{"another prefix", open, ", prefix: \"other:\"", true},
+		{"TLS, by address", address, fmt.Sprintf(", tls: {ca: %q}", ca.dir+"/ca.crt"), true},
+		{"TLS, by name", named, fmt.Sprintf(", tls: {ca: %q, server_name: redis.internal}", ca.dir+"/ca.crt"), true},
+		{"TLS, of another name", named, fmt.Sprintf(", tls: {ca: %q}", ca.dir+"/ca.crt"), false},
+		{"TLS, of nobody known", address, ", tls: {}", false},
+		{"plain text where there must be TLS", address, "", false},
+	} {
+		config := fmt.Sprintf("redis: {addresses: [%q], timeout: 10s, fail_closed: true%s}\npolicies: [{selector: \"*\", limits: [{name: all, rate: 100/h, everybody: true}]}]\n", tc.redis.addr, tc.settings)
+		for i := range 2 { // of two transoms; each setting that does has a count of its own
+			p := start(t, config)
+			o := callREST(t, p, nil)
+			if !tc.ok {
+				o.want(t, tc.what, codes.Unavailable, 503, "LIMIT_UNKNOWN")
+				break
+			}
+			o.wantOK(t, tc.what)
+			if got, want := o.header["ratelimit"], fmt.Sprintf(`"all";r=%d;t=`, 99-i); len(got) != 1 || !strings.HasPrefix(got[0], want) {
+				t.Errorf("%s, transom %d: ratelimit %q, want %s…", tc.what, i, got, want)
+			}
+		}
+	}
 }
 
 // TestSharedLimitsCounted: what is decided without Redis is counted.

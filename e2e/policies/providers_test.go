@@ -96,7 +96,7 @@ func startIntrospector(t *testing.T) *introspector {
 		answer := map[string]any{"active": false}
 		switch r.PostFormValue("token") {
 		case "opaque-of-bob":
-			answer = map[string]any{"active": true, "sub": "bob", "scope": "accounts.read", "exp": time.Now().Add(time.Hour).Unix()}
+			answer = map[string]any{"active": true, "sub": "bob", "username": "bobby", "aud": "bank", "teams": []string{"red"}, "scope": "accounts.read", "exp": time.Now().Add(time.Hour).Unix()}
 		case "opaque-of-a-machine":
 			answer = map[string]any{"active": true, "client_id": "cron"}
 		case "ended":
@@ -154,6 +154,52 @@ policies:
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
 		call(t, p, map[string]string{"authorization": "Bearer new"}).want(t, "fails closed", codes.Unavailable, 503, "CREDENTIALS_UNKNOWN")
 	})
+}
+
+// TestClaimSettings: who callers are, what groups they are in, and for whom their tokens must be, is taken from the claims that the
+// configuration names.
+func TestClaimSettings(t *testing.T) {
+	id, as := startOIDC(t), startIntrospector(t)
+	token := map[string]string{"authorization": "Bearer " + id.token(t, map[string]any{"org": map[string]any{"teams": []string{"blue", "green"}, "user": "al"}, "https://id.example/roles": "chief"})}
+	opaque := map[string]string{"authorization": "Bearer opaque-of-bob"}
+	p := start(t, "")
+	for _, tc := range []struct {
+		jwt, introspection      string
+		header                  map[string]string
+		code                    codes.Code
+		consumer, groups, email string
+	}{
+		{"", "", token, codes.OK, "main:alice", "staff", ""},
+		{"group_claims: [org.teams]", "", token, codes.OK, "main:alice", "blue,green", ""},
+		{"group_claims: [org.teams, groups, \"https://id.example/roles\"]", "", token, codes.OK, "main:alice", "blue,green,staff,chief", ""},
+		{"subject_claim: org.user, metadata: {x-transom-email: email}", "", token, codes.OK, "main:al", "staff", "alice@example.com"},
+		{"subject_claim: org.nobody", "", token, codes.Unauthenticated, "", "", ""},
+		{"", "", opaque, codes.OK, "opaque:bob", "", ""},
+		{"", "group_claims: [teams], subject_claim: username, metadata: {x-transom-email: username}", opaque, codes.OK, "opaque:bobby", "red", "bobby"},
+		{"", "audiences: [bank]", opaque, codes.OK, "opaque:bob", "", ""},
+		{"", "audiences: [others]", opaque, codes.Unauthenticated, "", "", ""},
+	} {
+		p.reload(t, fmt.Sprintf(`
+consumers:
+  providers:
+    main: {jwt: {issuer: %q, audiences: [bank], outbound: {private: true}, %s}}
+    opaque: {introspection: {url: %q, client_id: gateway, client_secret: s3cret, outbound: {private: true}, %s}}
+policies: [{selector: "*", auth: {require: [main, opaque]}}]
+`, id.URL, tc.jwt, as.URL, tc.introspection))
+		everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+			o := call(t, p, tc.header)
+			if tc.code != codes.OK {
+				o.want(t, tc.jwt+tc.introspection, tc.code, 401, "CREDENTIALS_INVALID")
+				return
+			}
+			o.wantOK(t, tc.jwt+tc.introspection)
+			for name, want := range map[string]string{"x-transom-consumer": tc.consumer, "x-transom-groups": tc.groups, "x-transom-email": tc.email} {
+				if got := strings.Join(o.seen[name], "; "); got != want {
+					t.Errorf("%s%s: the backend sees %s %q, want %q", tc.jwt, tc.introspection, name, got, want)
+				}
+			}
+		})
+	}
 }
 
 // authorizer is an external authorization server.

@@ -232,7 +232,7 @@ compare: ## Run the cases of REST and JSON against transom, grpc-gateway and Van
 	@cd e2e/compare && go run -mod=mod . -markdown ../../docs/comparison.md $(ARGS)
 
 .PHONY: bench-idle
-bench-idle: build ## Compare the memory of idle WebSockets with open streams and of idle connections: transom, a null proxy
+bench-idle: build ## Compare the memory of idle WebSockets with open streams and of idle HTTP/1.1 and HTTP/3 connections: transom, a null proxy
 	@go run ./e2e/benchidle
 
 .PHONY: difftest

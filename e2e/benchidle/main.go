@@ -1,6 +1,6 @@
 // Command benchidle compares the memory that a proxy holds for what lies idle: a WebSocket with an open backend stream, and an
-// HTTP connection between two requests. It runs transom with its default settings, and null proxies (coder/websocket or
-// net/http, and grpc-go) that forward the same bytes.
+// HTTP connection between two requests, of HTTP/1.1 and of HTTP/3. It runs transom with its default settings, and null proxies
+// (coder/websocket, net/http or quic-go, and grpc-go) that forward the same bytes.
 //
 // Each runs as a process of its own in front of one backend process. The driver opens all sockets, has one message
 // answered on each, lets them lie, reads the proxy's resident memory from /proc, and has another message answered on each
@@ -8,13 +8,14 @@
 // null proxy's. Sockets made to carry several calls (transom.v1) are measured too, with one call each, which is the worst that
 // they can do.
 //
-//	go run ./e2e/benchidle [-sockets N] [-connections N] [-settle D] -transom BINARY
+//	go run ./e2e/benchidle [-sockets N] [-connections N] [-quic N] [-settle D] -transom BINARY
 package main
 
 import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"flag"
 	"fmt"
@@ -31,11 +32,14 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
+	"transom/cmd/transom/demo"
 	"transom/cmd/transom/demo/bank"
 	bankv1 "transom/proto/bank/v1"
 	wsv1 "transom/proto/transom/ws/v1"
@@ -56,14 +60,17 @@ func main() {
 			log.Fatal(runNull(os.Args[2]))
 		case "null-http":
 			log.Fatal(runNullHTTP(os.Args[2]))
+		case "null-quic":
+			log.Fatal(runNullQUIC(os.Args[2], os.Args[3], os.Args[4]))
 		}
 	}
 	sockets := flag.Int("sockets", 5000, "open sockets")
 	connections := flag.Int("connections", 10000, "idle HTTP connections")
+	quics := flag.Int("quic", 2000, "idle HTTP/3 connections")
 	settle := flag.Duration("settle", 20*time.Second, "how long they lie idle before memory is read")
 	binary := flag.String("transom", "bin/transom", "path of the transom binary")
 	flag.Parse()
-	if err := drive(*sockets, *connections, *settle, *binary); err != nil {
+	if err := drive(*sockets, *connections, *quics, *settle, *binary); err != nil {
 		log.Fatal(err)
 	}
 }
@@ -146,7 +153,34 @@ func runNullHTTP(upstream string) error {
 		return err
 	}
 	fmt.Printf("listening address=%s\n", l.Addr())
-	return http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.Serve(l, forward(cc))
+}
+
+// runNullQUIC is runNullHTTP over HTTP/3. All connections are of one http3.Server.
+func runNullQUIC(upstream, certificate, key string) error {
+	cc, err := grpc.NewClient(upstream, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(bytesCodec{})))
+	if err != nil {
+		return err
+	}
+	cert, err := tls.LoadX509KeyPair(certificate, key)
+	if err != nil {
+		return err
+	}
+	l, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("listening address=%s\n", l.LocalAddr())
+	srv := &http3.Server{
+		TLSConfig:  http3.ConfigureTLSConfig(&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}),
+		QUICConfig: &quic.Config{MaxIdleTimeout: time.Hour}, Handler: forward(cc),
+	}
+	return srv.Serve(l)
+}
+
+// forward makes a unary call of each request.
+func forward(cc *grpc.ClientConn) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		in, err := io.ReadAll(r.Body)
 		var out []byte
 		if err == nil {
@@ -157,7 +191,7 @@ func runNullHTTP(upstream string) error {
 			return
 		}
 		_, _ = w.Write(out)
-	}))
+	})
 }
 
 // proc is a process under measurement.
@@ -208,7 +242,7 @@ func (p *proc) rss() (int64, error) {
 	return n << 10, err
 }
 
-func drive(sockets, connections int, settle time.Duration, transom string) error {
+func drive(sockets, connections, quics int, settle time.Duration, transom string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -259,8 +293,87 @@ func drive(sockets, connections int, settle time.Duration, transom string) error
 	if each[1] > ratio*each[0] {
 		return fmt.Errorf("an idle HTTP connection costs %.2f of the null proxy's, want at most %.2f", each[1]/each[0], ratio)
 	}
+	return driveQUIC(quics, settle, self, transom, set, back.addr)
+}
+
+// driveQUIC measures idle HTTP/3 connections. Most of what they hold is quic-go's and crypto/tls's.
+func driveQUIC(connections int, settle time.Duration, self, transom, set, backend string) error {
+	dir, err := os.MkdirTemp("", "benchidle")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	cert, key, err := demo.SelfSigned(dir)
+	if err != nil {
+		return err
+	}
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	defer udp.Close()
+	tr := &quic.Transport{Conn: udp}
+	defer tr.Close()
+	fmt.Printf("%d idle HTTP/3 connections\n", connections)
+	var each [2]float64
+	for i, args := range [][]string{
+		{self, "null-quic", backend, cert, key},
+		{transom, "serve", "--listen-tls", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key, "--http3", "--descriptors", set, "--upstream", "static:///" + backend},
+	} {
+		if each[i], err = measure(connections, settle, args, func(addr string) (client, error) { return dialQUIC(tr, addr) }); err != nil {
+			return fmt.Errorf("%s: %w", args[0], err)
+		}
+	}
+	fmt.Printf("  null %.1f KiB, transom %.1f KiB per connection: %.2f\n", each[0]/1024, each[1]/1024, each[1]/each[0])
 	return nil
 }
+
+// quicConn is an HTTP/3 client of one connection.
+type quicConn struct {
+	*quic.Conn
+	http *http3.ClientConn
+	url  string
+}
+
+// dialQUIC opens a connection and makes a call.
+func dialQUIC(tr *quic.Transport, addr string) (client, error) {
+	to, err := net.ResolveUDPAddr("udp", addr)
+	if err != nil {
+		return nil, err
+	}
+	tc := http3.ConfigureTLSConfig(&tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})
+	conn, err := tr.Dial(context.Background(), to, tc, &quic.Config{MaxIdleTimeout: time.Hour})
+	if err != nil {
+		return nil, err
+	}
+	c := quicConn{conn, (&http3.Transport{}).NewClientConn(conn), "https://" + addr + bankv1.Accounts_Get_FullMethodName}
+	return c, c.chat()
+}
+
+// chat makes a unary call, in Connect's form, and reads the answer.
+func (c quicConn) chat() error {
+	msg, err := proto.Marshal(&bankv1.GetAccountRequest{Name: "customers/3/accounts/1"})
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, c.url, bytes.NewReader(msg))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/proto")
+	resp, err := c.http.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("answer %s, %w", resp.Status, err)
+	}
+	return nil
+}
+
+// Close implements client.
+func (c quicConn) Close() error { return c.CloseWithError(0x100, "") }
 
 // client is an open connection of the driver.
 type client interface {

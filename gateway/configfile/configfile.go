@@ -206,7 +206,16 @@ func (f *File) tree(data []byte) (*yaml.Node, Faults) {
 	default:
 		return nil, Faults{f.fault(second.Line, second.Column, "a second YAML document; the configuration is one")}
 	}
+	f.keepWithin(doc.Content[0])
 	return doc.Content[0], nil
+}
+
+// keepWithin has no node stand behind the last line: the parser's place of nothing may, and the decoder looks for its text there.
+func (f *File) keepWithin(n *yaml.Node) {
+	n.Line = min(n.Line, len(f.lines))
+	for _, c := range n.Content {
+		f.keepWithin(c)
+	}
 }
 
 // checkText refuses what would make YAML's idea of a line differ from everybody else's.

@@ -121,6 +121,7 @@ func TestFaults(t *testing.T) {
 	for _, c := range []struct{ name, yaml, want string }{
 		{"empty", "", "1:1: listeners: must contain at least 1 item(s)|1:1: clusters: map must be at least 1 entries"},
 		{"comment only", "# nothing\n", "1:1: listeners: must contain at least 1 item(s)|1:1: clusters: map must be at least 1 entries"},
+		{"nothing behind the last line", "?  |\n  5", `1:4: unknown field "5"; the fields here are |2:1: expected sequence, got scalar`},
 		{"not a mapping", "- a\n", "1:1: expected fields for transom.config.v1.Config, got sequence"},
 		{"syntax", "listeners: [\n", "1:1: YAML: did not find expected node content"},
 		{"tab", "listeners:\n\t- a\n", "2:1: YAML: a tab; lines are indented with spaces"},
@@ -239,7 +240,7 @@ func TestLoad(t *testing.T) {
 // What is read again from its own text is the same, and whatever the text is, a fault lies within it.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
-		good, minimal, "", "a", "- a", "listeners: [", "a: &a b\nc: *a", "listeners:\r\n- address: x\r\n", "? [a]\n: b", "a: !!binary x",
+		good, minimal, "", "a", "- a", "listeners: [", "a: &a b\nc: *a", "listeners:\r\n- address: x\r\n", "? [a]\n: b", "a: !!binary x", "?  |\n  5",
 		"listeners: !!null\nclusters: ~", "policies: {selector: ${A}}", "\ufefflisteners: 1", "a: |\n  x\n ...\n", "%YAML 1.1\n---\na",
 	} {
 		f.Add(s)

@@ -106,6 +106,11 @@ func TestArguments(t *testing.T) {
 		{"diff " + filepath.Join(dir, "none") + " " + set, fault, "no such file"},
 		{"diff " + set + " " + set + " --service-config " + filepath.Join(dir, "none"), fault, "no such file"},
 
+		{"fmt " + config + " " + filepath.Join(dir, "none"), fault, "no such file"},
+		{"fmt " + cut, fault, cut + ":"},
+		{"fmt --check " + config, usage, ""},
+		{"fmt --check ../../deploy/transom.yaml ../../deploy/compose/transom.yaml", usage, ""},
+
 		{"schema x", usage, `unexpected argument "x"`},
 		{"schema", usage, ""},
 
@@ -183,5 +188,56 @@ func TestDiff(t *testing.T) {
 		if err := cmd.ExecuteContext(t.Context()); (err != nil) != strings.HasPrefix(tc.want, "breaking") || out.String() != tc.want {
 			t.Errorf("%q, %v; want %q", out.String(), err, tc.want)
 		}
+	}
+}
+
+// TestFmt: --check names what is not in canonical form and changes nothing; without it the file is replaced, and keeps its mode; what
+// a symbolic link leads to is, and not the link.
+func TestFmt(t *testing.T) {
+	dir := t.TempDir()
+	path, link := filepath.Join(dir, "transom.yaml"), filepath.Join(dir, "link.yaml")
+	const odd, canonical = "listeners:\n    - address: \":1\"   # plain\n", "listeners:\n- address: \":1\" # plain\n"
+	if err := os.WriteFile(path, []byte(odd), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	run := func(in string, args ...string) (string, error) {
+		var out bytes.Buffer
+		cmd := command()
+		cmd.SetArgs(append([]string{"fmt"}, args...))
+		cmd.SetIn(strings.NewReader(in))
+		cmd.SetOut(&out)
+		err := cmd.ExecuteContext(t.Context())
+		return out.String(), err
+	}
+	holds := func(want string) {
+		t.Helper()
+		b, err := os.ReadFile(path)
+		info, statErr := os.Stat(path)
+		if err != nil || statErr != nil || string(b) != want || info.Mode() != 0o640 {
+			t.Errorf("the file is %q, %v, %v", b, err, info)
+		}
+	}
+	if out, err := run("", "--check", path); !errors.Is(err, errNotFormatted) || out != path+"\n" {
+		t.Errorf("--check: %q, %v", out, err)
+	}
+	holds(odd)
+	if out, err := run("", link); err != nil || out != link+"\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+	holds(canonical)
+	if out, err := run("", "--check", path, link); err != nil || out != "" {
+		t.Errorf("--check of what was formatted: %q, %v", out, err)
+	}
+	if out, err := run(odd); err != nil || out != canonical {
+		t.Errorf("standard input: %q, %v", out, err)
+	}
+	if out, err := run(odd, "--check"); !errors.Is(err, errNotFormatted) || out != "" {
+		t.Errorf("--check of standard input: %q, %v", out, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+		t.Errorf("left over: %v, %v", left, err)
 	}
 }

@@ -51,7 +51,7 @@ func command() *cobra.Command {
 	root.SuggestionsMinimumDistance = 2
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.SetHelpCommand(helpCommand(root))
-	root.AddCommand(serveCommand(), checkCommand(), auditCommand(), routesCommand(), explainCommand(), diffCommand(), schemaCommand(), demoCommand(), versionCommand(),
+	root.AddCommand(serveCommand(), checkCommand(), auditCommand(), routesCommand(), explainCommand(), diffCommand(), schemaCommand(), fmtCommand(), demoCommand(), versionCommand(),
 		statusCommand(), clustersCommand(), limitsCommand(), usageCommand(), purgeCommand(), reloadCommand(), logLevelCommand(), drainCommand(), healthcheckCommand())
 	// Cobra's own prints its help for a shell that it does not know, and is content.
 	root.InitDefaultCompletionCmd()

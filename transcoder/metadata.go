@@ -237,7 +237,7 @@ func (f *Field) Metadata(values, connection []string) (string, []string, error) 
 		return f.key, decoded, err
 	}
 	for _, v := range values {
-		if !invalidText(v) {
+		if grpcwire.ValidText(v) {
 			continue
 		}
 		if f.fate == ambient {
@@ -362,28 +362,9 @@ func validKey(key string) bool {
 	return key != ""
 }
 
-// invalidText reports whether v is not a gRPC metadata text value.
-func invalidText(v string) bool {
-	const each = 0x0101010101010101
-	for ; len(v) >= 8; v = v[8:] {
-		w := uint64(v[0]) | uint64(v[1])<<8 | uint64(v[2])<<16 | uint64(v[3])<<24 | uint64(v[4])<<32 | uint64(v[5])<<40 | uint64(v[6])<<48 | uint64(v[7])<<56
-		// Adding 1 takes what is over 0x7E, and taking 0x20 away what is below, to where the high bit is; carries and borrows come only
-		// from bytes that are at fault themselves.
-		if (w|(w+each)|(w-0x20*each))&(0x80*each) != 0 {
-			return true
-		}
-	}
-	for i := range len(v) {
-		if v[i] < 0x20 || v[i] > 0x7E {
-			return true
-		}
-	}
-	return false
-}
-
 // invalidField reports whether v is not an HTTP field value (RFC 9110 section 5.5).
 func invalidField(v string) bool {
-	if !invalidText(v) { // as most are
+	if grpcwire.ValidText(v) { // as most are
 		return false
 	}
 	for i := range len(v) {

@@ -156,6 +156,9 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 		call.Stream = &counted{call.Stream, g, call}
 	}
 	err := next(ctx, call)
+	if err == nil {
+		return nil
+	}
 	if _, further := errors.AsType[*refused](err); further { // refused by a gate further in
 		giveBack(ctx, call, req, g.calls, g.cost)
 		if direct {
@@ -281,7 +284,7 @@ func (a *announced) Send(ctx context.Context, m rpc.Message) error {
 
 // end has the client told with an error that is the call's whole answer. A limit that refuses has told already.
 func (a *announced) end(err error) error {
-	if err == nil || a.told {
+	if a.told {
 		return err
 	}
 	md := metadata.MD{}

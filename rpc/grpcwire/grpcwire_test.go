@@ -151,3 +151,18 @@ func TestCodeOfReset(t *testing.T) {
 		}
 	}
 }
+
+// TestValidText puts each byte at each place of values of various lengths.
+func TestValidText(t *testing.T) {
+	for n := 1; n <= 20; n++ {
+		for at := range n {
+			for c := range 256 {
+				b := []byte("~ 0z~ 9!~ 0z~ 9!~ 0z")[:n]
+				b[at] = byte(c)
+				if got, want := grpcwire.ValidText(string(b)), c >= 0x20 && c <= 0x7E; got != want {
+					t.Fatalf("%q: %v, want %v", b, got, want)
+				}
+			}
+		}
+	}
+}

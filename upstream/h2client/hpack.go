@@ -193,10 +193,8 @@ func checkMetadata(md metadata.MD) (size int, err error) {
 				continue
 			}
 			size += len(name) + len(v) + 32
-			for i := range len(v) {
-				if v[i] < 0x20 || v[i] > 0x7e {
-					return 0, fmt.Errorf("metadata key %q has a value with characters that metadata cannot carry", name)
-				}
+			if !grpcwire.ValidText(v) {
+				return 0, fmt.Errorf("metadata key %q has a value with characters that metadata cannot carry", name)
 			}
 		}
 	}

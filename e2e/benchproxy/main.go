@@ -17,6 +17,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"math"
 	"net/http"
@@ -244,14 +245,14 @@ func startTransom(binary, set, backend string) (*proc, error) {
 	if err != nil {
 		return nil, err
 	}
-	return runTransom("transom", addr, binary, "serve", "--listen", addr, "--descriptors", set, "--upstream", "static:///"+backend)
+	return runTransom("transom", addr, os.Stderr, binary, "serve", "--listen", addr, "--descriptors", set, "--upstream", "static:///"+backend)
 }
 
-// runTransom runs the real binary, which listens on addr, and waits until it is ready.
-func runTransom(name, addr, binary string, args ...string) (*proc, error) {
+// runTransom runs the real binary, which listens on addr and logs to log, and waits until it is ready.
+func runTransom(name, addr string, log io.Writer, binary string, args ...string) (*proc, error) {
 	cmd := exec.Command(binary, args...)
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=2", "GOGC=100")
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}

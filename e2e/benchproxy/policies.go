@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -8,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -15,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -23,11 +26,14 @@ import (
 )
 
 // The comparison of policies: transom with one against transom without, both given the very same requests, and answers from
-// the cache against the null proxy. Each comparison has two processes of its own, since what one has served before decides
-// how often it collects garbage; all run at once, and each round goes over all comparisons.
+// the cache against the null proxy. With and without are one process, which a reload takes from one to the other between
+// rounds: where a process has its memory costs it up to a twentieth more or less for as long as it lives, which no number of
+// rounds would tell from what its policies cost. Each comparison has a process of its own, since what one has served before
+// decides how often it collects garbage; all run at once, and each round goes over all comparisons. A round is long, of a second
+// of CPU time: the least of many short ones is a matter of luck.
 
-// lifetime is the number of rounds after which all processes are started anew: where a process has its memory costs it up to
-// a twentieth more or less for as long as it lives, which no number of rounds would tell from what its policies cost.
+// lifetime is the number of rounds after which all processes are started anew, so that it is not one place in memory that
+// speaks for all.
 const lifetime = 5
 
 const apiKey = "4f9a1c0b7d2e68351122334455667788"
@@ -42,9 +48,16 @@ type contest struct {
 	requests       int     // in one round, at scale 1
 	bound          float64 // of the factor; 0 for none
 	load           *httpLoad
-	procs          [2]*proc // with, without
+	// sides are with and without.
+	sides [2]side
 	// spent is the CPU time a call of either in each round, in µs.
 	spent [2][]float64
+}
+
+// side is one of the two that a contest compares: a process, and how it gets to be it.
+type side struct {
+	*proc
+	become func() error // nil if the process is nothing else
 }
 
 // ratio is what with spends as a factor of without: by the least round of each, by the mean of the half of the rounds in which
@@ -96,12 +109,12 @@ policies:
 	observed := fmt.Sprintf("admin: {address: %q}\naccess_log: {file: %q}\n", admin, filepath.Join(dir, "access.log"))
 	cached := "policies:\n- {selector: [transom.bench.v1.Bench.Unary, transom.bench.v1.Bench.List], cache: {ttl: 1h}}\n"
 	return []*contest{
-		{name: "the same twice", than: "transom", requests: 4000, load: small("", "")},
-		{name: "API key and rate limit", policies: keys, than: "transom", requests: 4000, bound: 1.05, load: small("X-Api-Key", apiKey)},
-		{name: "JWT, verified before", policies: tokens, than: "transom", requests: 4000, bound: 1.03, load: small("Authorization", "Bearer "+token)},
-		{name: "metrics and access log", policies: observed, observed: true, than: "transom", requests: 4000, bound: 1.08, load: small("", "")},
-		{name: "200 B from the cache", policies: cached, than: "null", requests: 4000, bound: 0.7, load: small("", "")},
-		{name: "256 KiB from the cache", policies: cached, than: "transom", requests: 160, bound: 0.5, load: large},
+		{name: "the same twice", than: "transom", requests: 16000, load: small("", "")},
+		{name: "API key and rate limit", policies: keys, than: "transom", requests: 16000, bound: 1.05, load: small("X-Api-Key", apiKey)},
+		{name: "JWT, verified before", policies: tokens, than: "transom", requests: 16000, bound: 1.03, load: small("Authorization", "Bearer "+token)},
+		{name: "metrics and access log", policies: observed, observed: true, than: "transom", requests: 16000, bound: 1.08, load: small("", "")},
+		{name: "200 B from the cache", policies: cached, than: "null", requests: 16000, bound: 0.7, load: small("", "")},
+		{name: "256 KiB from the cache", policies: cached, than: "transom", requests: 640, bound: 0.5, load: large},
 	}, nil
 }
 
@@ -142,11 +155,18 @@ func drivePolicies(rounds int, scale float64, only, binary string) (bool, error)
 	}
 	list = slices.DeleteFunc(list, func(c *contest) bool { return !strings.Contains(c.name, only) })
 	for done := 0; done < rounds; done += lifetime {
-		if err := live(list, min(lifetime, rounds-done), scale, func(c *contest, which int) (*proc, error) {
-			if which == 1 && c.than == "null" {
-				return start("null", self, "null", backend.addr)
+		if err := live(list, min(lifetime, rounds-done), scale, func(c *contest) ([]*proc, error) {
+			p, f, err := startReloadable(binary, dir, set, backend.addr, c.policies)
+			if err != nil {
+				return nil, err
 			}
-			return startWithPolicies(binary, dir, set, backend.addr, []string{c.policies, ""}[which])
+			c.sides = [2]side{{p, f.with(c.policies)}, {p, f.with("")}}
+			if c.than != "null" {
+				return []*proc{p}, nil
+			}
+			null, err := start("null", self, "null", backend.addr)
+			c.sides = [2]side{{p, nil}, {null, nil}}
+			return []*proc{p, null}, err
 		}); err != nil {
 			return false, err
 		}
@@ -169,15 +189,14 @@ func drivePolicies(rounds int, scale float64, only, binary string) (bool, error)
 
 // live starts the processes of all contests, lets them warm up for a round, makes further rounds of which it keeps what was
 // spent, and ends them.
-func live(list []*contest, rounds int, scale float64, start func(c *contest, which int) (*proc, error)) error {
+func live(list []*contest, rounds int, scale float64, start func(c *contest) ([]*proc, error)) error {
 	for _, c := range list {
-		for which := range c.procs {
-			p, err := start(c, which)
-			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
-			}
+		procs, err := start(c)
+		for _, p := range procs {
 			defer p.end()
-			c.procs[which] = p
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
 	for r := range rounds + 1 {
@@ -185,9 +204,9 @@ func live(list []*contest, rounds int, scale float64, start func(c *contest, whi
 			n := max(1, int(float64(c.requests)*scale))
 			for i := range 2 {
 				which := (i + r) % 2
-				spent, err := spend(c.procs[which], c.load, n)
+				spent, err := c.sides[which].spend(c.load, n)
 				if err != nil {
-					return fmt.Errorf("%s, %s: %w", c.name, c.procs[which].name, err)
+					return fmt.Errorf("%s, %s: %w", c.name, c.sides[which].name, err)
 				}
 				if r > 0 {
 					c.spent[which] = append(c.spent[which], float64(spent)/float64(n)/1e3)
@@ -198,18 +217,97 @@ func live(list []*contest, rounds int, scale float64, start func(c *contest, whi
 	return nil
 }
 
-// startWithPolicies runs the real binary with a configuration of which policies is a part.
-func startWithPolicies(binary, dir, set, backend, policies string) (*proc, error) {
+// spend is the CPU time that the side needs for n calls of load, once it has become what it is and served a few.
+func (s side) spend(load *httpLoad, n int) (time.Duration, error) {
+	if s.become != nil {
+		if err := s.become(); err != nil {
+			return 0, err
+		}
+		if _, err := spend(s.proc, load, max(1, n/10)); err != nil {
+			return 0, err
+		}
+	}
+	return spend(s.proc, load, n)
+}
+
+// configFile is the configuration of a process.
+type configFile struct {
+	path, rest string
+	proc       *proc
+	said       <-chan string // a line when there was a reload
+}
+
+// startReloadable runs the real binary with a configuration of which policies is a part, and may be replaced.
+func startReloadable(binary, dir, set, backend, policies string) (*proc, *configFile, error) {
 	addr, err := freeAddress()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	text := policies + fmt.Sprintf("listeners: [{address: %q}]\ndescriptors: [{file: %q}]\nclusters: {bench: {target: \"static:///%s\"}}\n", addr, set, backend)
-	file := filepath.Join(dir, addr+".yaml")
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		return nil, err
+	f := &configFile{
+		path: filepath.Join(dir, addr+".yaml"),
+		rest: fmt.Sprintf("listeners: [{address: %q}]\ndescriptors: [{file: %q}]\nclusters: {bench: {target: \"static:///%s\"}}\n", addr, set, backend),
 	}
-	return runTransom("transom", addr, binary, "serve", "--config", file)
+	if err := f.write(policies); err != nil {
+		return nil, nil, err
+	}
+	said := make(chan string, 1)
+	f.said = said
+	f.proc, err = runTransom("transom", addr, &reloads{said: said}, binary, "serve", "--config", f.path)
+	return f.proc, f, err
+}
+
+func (f *configFile) write(policies string) error {
+	next := f.path + ".next"
+	if err := os.WriteFile(next, []byte(policies+f.rest), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, f.path)
+}
+
+// with is what makes the process one with those policies.
+func (f *configFile) with(policies string) func() error {
+	return func() error {
+		if err := f.write(policies); err != nil {
+			return err
+		}
+		if err := f.proc.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			return err
+		}
+		select {
+		case line := <-f.said:
+			if !strings.Contains(line, " msg=reloaded ") {
+				return errors.New(line)
+			}
+			return nil
+		case <-time.After(10 * time.Second):
+			return errors.New("the reload takes too long")
+		}
+	}
+}
+
+// reloads takes what a process logs, tells of reloads, and passes on the rest.
+type reloads struct {
+	said chan<- string
+	part []byte
+}
+
+func (r *reloads) Write(p []byte) (int, error) {
+	r.part = append(r.part, p...)
+	for {
+		line, rest, whole := bytes.Cut(r.part, []byte{'\n'})
+		if !whole {
+			return len(p), nil
+		}
+		if bytes.Contains(line, []byte("reload")) {
+			select {
+			case r.said <- string(line):
+			default: // it has said so before
+			}
+		} else {
+			fmt.Fprintf(os.Stderr, "%s\n", line)
+		}
+		r.part = rest
+	}
 }
 
 // spend is the CPU time that p needs for n calls of load.

@@ -53,7 +53,7 @@ func record(into, binary string) error {
 		if err != nil {
 			return err
 		}
-		p, err := startWithPolicies(binary, dir, set, backend.addr, policies+fmt.Sprintf("admin: {address: %q, pprof: true}\naccess_log: {file: %q}\n", admin, filepath.Join(dir, "access.log")))
+		p, _, err := startReloadable(binary, dir, set, backend.addr, policies+fmt.Sprintf("admin: {address: %q, pprof: true}\naccess_log: {file: %q}\n", admin, filepath.Join(dir, "access.log")))
 		if err != nil {
 			return err
 		}

@@ -330,7 +330,8 @@ func (x *exchange) end(err error, st *status.Status, httpStatus int) {
 	if x.front.cfg.Observer != nil {
 		x.front.cfg.Observer.End(&x.Exchange)
 	}
-	if x.Request.ProtoMajor == 3 && st.Code() == codes.Canceled && x.info.MessagesOut == 0 {
+	// Calls within a WebTransport session are no requests.
+	if x.Request.ProtoMajor == 3 && x.Protocol != rpc.ProtocolWebTransport && st.Code() == codes.Canceled && x.info.MessagesOut == 0 {
 		if q, ok := x.Request.Context().Value(quicKey{}).(*quicConn); ok {
 			q.tookBack()
 		}

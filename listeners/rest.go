@@ -652,9 +652,6 @@ func (s *restStream) SendHeader(md metadata.MD) error {
 
 // RateLimit implements rpc.RateLimited.
 func (s *restStream) RateLimit(state, policy string) {
-	if s.limit[0] != "" && state != "" {
-		state, policy = s.limit[0]+", "+state, s.limitPolicy[0]+", "+policy
-	}
 	s.limit[0], s.limitPolicy[0] = state, policy
 }
 

@@ -68,8 +68,7 @@ func (c *Call) SetHeader(key string, values ...string) {
 type RateLimited interface {
 	Stream
 	// RateLimit has the fields "ratelimit" and "ratelimit-policy" be in the header of whatever answers the call, in place of the
-	// backend's, but not of an error's. Of several the values are a list; an empty state takes all back. It is called before
-	// SendHeader and Send.
+	// backend's, but not of an error's. It is called before SendHeader and Send.
 	RateLimit(state, policy string)
 }
 

@@ -752,6 +752,33 @@ type headerOnly struct {
 
 func (h *headerOnly) SendHeader(md metadata.MD) error { h.md = md; return nil }
 
+// teller is a Stream that tells of limits itself.
+type teller struct {
+	headerOnly
+	state string
+}
+
+func (t *teller) RateLimit(state, _ string) { t.state = state }
+
+// TestTwoGatesTell has something between the gates wrap the client's Stream, which tells of limits itself: what either gate says
+// reaches the client.
+func TestTwoGatesTell(t *testing.T) {
+	rate := func(name, per string) *Limiter {
+		return New(Config{Name: name, Kind: Rate, Amount: Amount{Count: 10, Period: time.Hour, Burst: 10}, Per: parts(t, per)})
+	}
+	early, late := Middleware([]*Limiter{rate("address", "ip"), rate("shop", "consumer")}, 1, nil, true)
+	client := &teller{}
+	c := newCall("the-shop", "192.0.2.1")
+	c.Stream = client
+	err := early(func(ctx context.Context, call *rpc.Call) error {
+		call.Stream = struct{ rpc.Stream }{call.Stream}
+		return late(func(_ context.Context, call *rpc.Call) error { return call.Stream.SendHeader(nil) })(ctx, call)
+	})(t.Context(), c)
+	if got := client.md.Get("ratelimit"); err != nil || client.state != "" || len(got) != 1 || !strings.HasPrefix(got[0], `"address";`) || !strings.Contains(got[0], `, "shop";`) {
+		t.Errorf("told %q and %q, %v", client.state, got, err)
+	}
+}
+
 // TestEarly: of limits on authenticated calls those by address alone stand before authentication.
 func TestEarly(t *testing.T) {
 	rate := func(per ...string) Config {

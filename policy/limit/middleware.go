@@ -137,7 +137,6 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 		}
 	}
 	var left *announced
-	stream, direct := call.Stream.(rpc.RateLimited)
 	if len(g.calls) > 0 {
 		var few [2]verdict
 		all, err := take(ctx, call, req, g.calls, g.cost, few[:0])
@@ -145,7 +144,7 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 			return &refused{err}
 		}
 		state, policy := g.tell(all)
-		if direct {
+		if stream, ok := call.Stream.(rpc.RateLimited); ok && !g.followed {
 			stream.RateLimit(state, policy)
 		} else {
 			left = &announced{Stream: call.Stream, state: [1]string{state}, policy: [1]string{policy}, followed: g.followed}
@@ -161,9 +160,6 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 	}
 	if _, further := errors.AsType[*refused](err); further { // refused by a gate further in
 		giveBack(ctx, call, req, g.calls, g.cost)
-		if direct {
-			stream.RateLimit("", "")
-		}
 		return err
 	}
 	if left != nil {

@@ -66,9 +66,8 @@ type place struct {
 }
 
 // strip takes the credential out of the call's metadata.
-func (p place) strip(call *rpc.Call) {
-	values := call.Header[p.header]
-	if p.scheme == "" || slices.ContainsFunc(values, func(v string) bool { return isOf(p.scheme, v) }) {
+func (p *place) strip(call *rpc.Call) {
+	if p.scheme == "" || slices.ContainsFunc(call.Header[p.header], func(v string) bool { return isOf(p.scheme, v) }) {
 		delete(call.Header, p.header)
 	}
 }
@@ -98,33 +97,34 @@ const (
 
 func invalid(msg string) *refusal { return &refusal{reasonInvalid, msg} }
 
-// caller is what a provider found out. It is shared by the calls of one credential and immutable but for linked.
+// caller is what a provider found out. It is shared by the calls of one credential and immutable but for linked. What each call
+// looks at is at the beginning, and so in few lines of the processor's cache.
 type caller struct {
-	rpc.Principal
 	// identity is "provider:subject".
 	identity string
-	// verifier is the hash of the key or password that is written in the configuration; "" for other credentials.
-	verifier string
-	// extra are claims that backends get as metadata, answer is metadata that the client gets.
-	extra  []field
-	answer metadata.MD
-	// refused is why a credential that is remembered is no good; then there is nothing else.
-	refused *refusal
 	// linked is the caller joined with the consumer of one Directory.
 	linked atomic.Pointer[linked]
+	// refused is why a credential that is remembered is no good; then there is nothing else.
+	refused *refusal
+	// answer is metadata that the client gets, extra are claims that backends get as metadata.
+	answer metadata.MD
+	extra  []field
+	// verifier is the hash of the key or password that is written in the configuration; "" for other credentials.
+	verifier string
+	rpc.Principal
 }
 
-// field is one metadata entry whose values are shared and never changed.
+// field is one metadata entry, shared and never changed.
 type field struct {
-	key    string
-	values []string
+	key   string
+	value [1]string
 }
 
 // linked is a caller as one Directory knows it.
 type linked struct {
 	by        *Directory
-	principal *rpc.Principal
 	header    []field
+	principal rpc.Principal
 }
 
 // Consumer is a caller that is known by name.
@@ -195,7 +195,7 @@ func (d *Directory) link(c *caller) *linked {
 			p.Claims = claims
 		}
 	}
-	l := &linked{by: d, principal: &p, header: append(headerOf(&p), c.extra...)}
+	l := &linked{by: d, principal: p, header: together(append(headerOf(&p), c.extra...))}
 	c.linked.Store(l)
 	return l
 }
@@ -213,15 +213,32 @@ func union(a, b []string) []string {
 
 // headerOf is the metadata that tells backends who calls.
 func headerOf(p *rpc.Principal) []field {
-	h := []field{{"x-transom-consumer", []string{rpc.MetadataText(p.Consumer)}}, {"x-transom-provider", []string{rpc.MetadataText(p.Provider)}}}
+	h := []field{{"x-transom-consumer", [1]string{rpc.MetadataText(p.Consumer)}}, {"x-transom-provider", [1]string{rpc.MetadataText(p.Provider)}}}
 	for _, f := range []struct{ key, value string }{
 		{"x-transom-plan", p.Plan}, {"x-transom-scopes", strings.Join(p.Scopes, " ")}, {"x-transom-groups", strings.Join(p.Groups, ",")},
 	} {
 		if f.value != "" {
-			h = append(h, field{f.key, []string{rpc.MetadataText(f.value)}})
+			h = append(h, field{f.key, [1]string{rpc.MetadataText(f.value)}})
 		}
 	}
 	return h
+}
+
+// together is h in one piece of memory, and all of its text in another: calls take it from there one after the other, mostly when
+// the processor's caches have forgotten it.
+func together(h []field) []field {
+	var b strings.Builder
+	for _, f := range h {
+		b.WriteString(f.key)
+		b.WriteString(f.value[0])
+	}
+	text := b.String()
+	all := make([]field, len(h))
+	for i, f := range h {
+		all[i].key, text = text[:len(f.key)], text[len(f.key):]
+		all[i].value[0], text = text[:len(f.value[0])], text[len(f.value[0]):]
+	}
+	return all
 }
 
 // Requirement says who must show who they are.
@@ -249,9 +266,7 @@ func (d *Directory) Middleware(req Requirement) (rpc.Middleware, error) {
 	for i := range c.entries {
 		c.strips = append(c.strips, c.stripsOf(&c.entries[i]))
 	}
-	return func(next rpc.Handler) rpc.Handler {
-		return func(ctx context.Context, call *rpc.Call) error { return c.run(ctx, call, next) }
-	}, nil
+	return c.wrap, nil
 }
 
 // check is the compiled Requirement.
@@ -263,42 +278,78 @@ type check struct {
 	anonymous bool
 }
 
-func (c *check) run(ctx context.Context, call *rpc.Call, next rpc.Handler) error {
+// wrap is the rpc.Middleware. Little of it is on the stack while next runs.
+func (c *check) wrap(next rpc.Handler) rpc.Handler {
+	return func(ctx context.Context, call *rpc.Call) error {
+		who, err := c.identify(ctx, call)
+		if err != nil {
+			return err
+		}
+		if who == nil || call.Method.Unary() && len(who.answer) == 0 {
+			return next(ctx, call)
+		}
+		return c.hold(ctx, call, who, next)
+	}
+}
+
+// identify finds out who calls, and says so in the call. It returns nil if the call may go on without.
+func (c *check) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	var foreign bool
 	for i := range c.entries {
-		e := &c.entries[i]
-		who, err := e.Provider.identify(ctx, call)
+		who, err := c.entries[i].Provider.identify(ctx, call)
 		switch err {
 		case nil:
-			for _, p := range c.strips[i] {
-				p.strip(call)
+			for j := range c.strips[i] {
+				c.strips[i][j].strip(call)
 			}
-			return c.admit(ctx, call, who, next)
+			c.name(call, who)
+			return who, nil
 		case errNone:
 			continue
 		case errForeign:
 			foreign = true
 			continue
 		}
-		if r, ok := errors.AsType[*refusal](err); ok {
-			return c.refuse(call, r)
-		}
-		if d, ok := errors.AsType[*denial](err); ok {
-			call.Info.Fail(rpc.SourceClient)
-			call.Info.Refuse("auth", "DENIED")
-			return d.error
-		}
-		call.Info.Fail(rpc.SourceGateway)
-		call.Info.Refuse("auth", "unavailable")
-		return unknown(err)
+		return nil, c.fail(call, err)
 	}
 	switch {
 	case foreign:
-		return c.refuse(call, invalid("the credential is of no issuer that is trusted here"))
+		return nil, c.refuse(call, invalid("the credential is of no issuer that is trusted here"))
 	case c.anonymous:
-		return next(ctx, call)
+		return nil, nil
 	}
-	return c.refuse(call, &refusal{reasonMissing, "the call needs a credential"})
+	return nil, c.refuse(call, &refusal{reasonMissing, "the call needs a credential"})
+}
+
+// name says in the call who makes it.
+func (c *check) name(call *rpc.Call, who *caller) {
+	if who.identity == "" { // allowed, by an External, without saying who it is
+		return
+	}
+	l := c.dir.link(who)
+	call.Principal = &l.principal
+	if call.Header == nil {
+		call.Header = make(metadata.MD, len(l.header))
+	}
+	for i := range l.header {
+		f := &l.header[i]
+		call.Header[f.key] = f.value[:]
+	}
+}
+
+// fail is the end of a call whose credential a provider has not accepted.
+func (c *check) fail(call *rpc.Call, err error) error {
+	if r, ok := errors.AsType[*refusal](err); ok {
+		return c.refuse(call, r)
+	}
+	if d, ok := errors.AsType[*denial](err); ok {
+		call.Info.Fail(rpc.SourceClient)
+		call.Info.Refuse("auth", "DENIED")
+		return d.error
+	}
+	call.Info.Fail(rpc.SourceGateway)
+	call.Info.Refuse("auth", "unavailable")
+	return unknown(err)
 }
 
 // stripsOf are the places of the credentials that a call which e admits goes on without: e's own unless it is to go on, and those
@@ -356,23 +407,13 @@ func unauthenticated(reason, msg string) error {
 	return st.Err()
 }
 
-// admit runs the call as who. A stream is ended when the credential is, by its time or by a configuration without it.
-func (c *check) admit(ctx context.Context, call *rpc.Call, who *caller, next rpc.Handler) error {
+// hold runs a call of who that is not over with its answer, or whose answer has something of the provider's. A stream is ended when
+// the credential is, by its time or by a configuration without it.
+func (c *check) hold(ctx context.Context, call *rpc.Call, who *caller, next rpc.Handler) error {
 	if len(who.answer) > 0 {
 		next = answering(who.answer, next)
 	}
-	if who.identity == "" { // allowed, by an External, without saying who it is
-		return next(ctx, call)
-	}
-	l := c.dir.link(who)
-	call.Principal = l.principal
-	if call.Header == nil {
-		call.Header = make(metadata.MD, len(l.header))
-	}
-	for _, f := range l.header {
-		call.Header[f.key] = f.values
-	}
-	if call.Method.Unary() {
+	if who.identity == "" || call.Method.Unary() {
 		return next(ctx, call)
 	}
 	ctx, cut := context.WithCancelCause(ctx)

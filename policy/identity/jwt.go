@@ -242,7 +242,7 @@ func callerOf(provider string, claims map[string]any, of paths, expires time.Tim
 	}
 	for key, path := range of.metadata {
 		if v := textOf(at(claims, path)); v != "" {
-			c.extra = append(c.extra, field{key, []string{rpc.MetadataText(v)}})
+			c.extra = append(c.extra, field{key, [1]string{rpc.MetadataText(v)}})
 		}
 	}
 	return c, nil

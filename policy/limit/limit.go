@@ -135,13 +135,21 @@ type Limiter struct {
 
 // plan is an Amount made ready.
 type plan struct {
-	Amount
-	// policy is the value of ratelimit-policy; nil of Concurrent. It is shared and never changed.
-	policy []string
 	// cost and tolerance are the increment of one call and the burst, in µs.
 	cost, tolerance float64
+	// rested is what is told of a Rate after a call of cost 1 that found the whole burst there, as most calls do; none of other kinds.
+	rested told
 	// share is what this process allows by itself while Redis does not answer; nil if the limit is not shared.
 	share *plan
+	// policy is the value of ratelimit-policy; nil of Concurrent. It is shared and never changed.
+	policy []string
+	Amount
+}
+
+// told is an item of "ratelimit" made ready.
+type told struct {
+	remaining, seconds int64
+	text               string
 }
 
 // New makes a Limiter. cfg must have been parsed and so is taken to be right.
@@ -173,17 +181,29 @@ func (l *Limiter) plan(a Amount) *plan {
 	}
 	p.cost = float64(a.Period.Microseconds()) / float64(a.Count)
 	p.tolerance = p.cost * float64(p.Burst)
+	p.rested = l.rested(p)
 	if r := l.cfg.Redis; r != nil && r.cfg.Instances > 1 {
 		n := int64(r.cfg.Instances)
 		share := *p
 		share.Count, share.Burst = max(1, p.Count/n), max(1, p.Burst/n)
 		share.cost = p.cost * float64(n)
 		share.tolerance = share.cost * float64(share.Burst)
+		share.rested = l.rested(&share)
 		p.share = &share
 	} else if r != nil {
 		p.share = p
 	}
 	return p
+}
+
+// rested makes plan.rested.
+func (l *Limiter) rested(p *plan) told {
+	if l.cfg.Kind != Rate {
+		return told{}
+	}
+	var v verdict
+	v.ofRate(p, p.cost, 0)
+	return told{v.remaining, seconds(v.reset), string(l.state(nil, v))}
 }
 
 // MaxCost is the most that one call can weigh and ever be let through.

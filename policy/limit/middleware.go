@@ -57,8 +57,25 @@ func (g *gate) middleware() rpc.Middleware {
 	if len(g.running)+len(g.calls)+len(g.messages) == 0 {
 		return nil
 	}
-	return func(next rpc.Handler) rpc.Handler {
-		return func(ctx context.Context, call *rpc.Call) error { return g.run(ctx, call, next) }
+	if g.first || len(g.running)+len(g.messages) > 0 {
+		return func(next rpc.Handler) rpc.Handler {
+			return func(ctx context.Context, call *rpc.Call) error { return g.run(ctx, call, next) }
+		}
+	}
+	return g.count
+}
+
+// count is the Middleware of limits that only count calls. Little of it is on the stack while next runs.
+func (g *gate) count(next rpc.Handler) rpc.Handler {
+	return func(ctx context.Context, call *rpc.Call) error {
+		left, err := g.charge(ctx, call, request{})
+		if err != nil {
+			return err
+		}
+		if err = next(ctx, call); err == nil {
+			return nil
+		}
+		return g.ended(ctx, call, request{}, left, err)
 	}
 }
 
@@ -138,32 +155,46 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 	}
 	var left *announced
 	if len(g.calls) > 0 {
-		var few [2]verdict
-		all, err := take(ctx, call, req, g.calls, g.cost, few[:0])
-		if err != nil {
-			return &refused{err}
-		}
-		state, policy := g.tell(all)
-		if stream, ok := call.Stream.(rpc.RateLimited); ok && !g.followed {
-			stream.RateLimit(state, policy)
-		} else {
-			left = &announced{Stream: call.Stream, state: [1]string{state}, policy: [1]string{policy}, followed: g.followed}
-			call.Stream = left
+		var err error
+		if left, err = g.charge(ctx, call, req); err != nil {
+			return err
 		}
 	}
 	if len(g.messages) > 0 {
 		call.Stream = &counted{call.Stream, g, call}
 	}
-	err := next(ctx, call)
-	if err == nil {
-		return nil
+	if err := next(ctx, call); err != nil {
+		return g.ended(ctx, call, req, left, err)
 	}
-	if _, further := errors.AsType[*refused](err); further { // refused by a gate further in
+	return nil
+}
+
+// charge counts the call, and has the client told what it has left: by what it returns, unless that is nil.
+func (g *gate) charge(ctx context.Context, call *rpc.Call, req request) (*announced, error) {
+	var few [2]verdict
+	all, err := take(ctx, call, req, g.calls, g.cost, few[:0])
+	if err != nil {
+		return nil, &refused{err}
+	}
+	state, policy := g.tell(all)
+	if stream, ok := call.Stream.(rpc.RateLimited); ok && !g.followed {
+		stream.RateLimit(state, policy)
+		return nil, nil
+	}
+	left := &announced{Stream: call.Stream, state: [1]string{state}, policy: [1]string{policy}, followed: g.followed}
+	call.Stream = left
+	return left, nil
+}
+
+// ended is the error of a call that was let through and ended with err. What it took is given back if a gate further in has refused
+// it.
+func (g *gate) ended(ctx context.Context, call *rpc.Call, req request, left *announced, err error) error {
+	if _, further := errors.AsType[*refused](err); further {
 		giveBack(ctx, call, req, g.calls, g.cost)
 		return err
 	}
 	if left != nil {
-		err = left.end(err)
+		return left.end(err)
 	}
 	return err
 }
@@ -222,6 +253,12 @@ func leave(s slot[int32]) {
 
 // tell is what the client is told of what the limits said.
 func (g *gate) tell(all []verdict) (state, policy string) {
+	if len(all) == 1 {
+		v := &all[0]
+		if r := &v.plan.rested; r.text != "" && v.remaining == r.remaining && seconds(v.reset) == r.seconds {
+			return r.text, v.plan.policy[0]
+		}
+	}
 	var buf [128]byte
 	b := buf[:0]
 	for i, v := range all {

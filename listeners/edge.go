@@ -43,7 +43,9 @@ type EdgeConfig struct {
 type Edge struct {
 	// forward are by canonical header names: few, and mostly of other lengths than the one that is looked for.
 	forward []forwarded
-	proxies []netip.Prefix
+	// forwardsPeers says that one of them is a name in which proxies tell of clients.
+	forwardsPeers bool
+	proxies       []netip.Prefix
 	// requestID is the metadata name, and requestIDHeader the canonical header name.
 	requestID, requestIDHeader string
 	// versionName is the metadata name, and versionHeader the canonical header name.
@@ -63,6 +65,7 @@ func NewEdge(cfg EdgeConfig) *Edge {
 	for _, name := range cfg.Forward {
 		name = http.CanonicalHeaderKey(name)
 		e.forward = append(e.forward, forwarded{name, transcoder.FieldOf(name)})
+		e.forwardsPeers = e.forwardsPeers || transcoder.Forwarded(transcoder.Lower(name))
 	}
 	for name, value := range cfg.ResponseHeader {
 		e.header.Set(name, value)
@@ -181,7 +184,7 @@ func (e *Edge) trusts(a netip.Addr) bool {
 
 // admit completes a call with what the Edge knows of it: the peer, what backends are told of it, and the request id.
 func (e *Edge) admit(x *exchange, r *http.Request) {
-	e.tellForwarded(&x.call, r)
+	e.tellForwarded(x, r)
 	if e != nil && e.requestID != "" {
 		e.identify(x)
 	}
@@ -199,7 +202,7 @@ func (e *Edge) behindProxy(peer string) bool {
 // tellForwarded tells the backend in x-forwarded-for, -host and -proto who called, by what name and over what. What the request
 // says itself is kept only if it comes from a trusted proxy, whose own address is then appended; others could say anything,
 // so that nothing goes on of what they say in these names and the like (forwarded, x-real-ip).
-func (e *Edge) tellForwarded(call *rpc.Call, r *http.Request) {
+func (e *Edge) tellForwarded(x *exchange, r *http.Request) {
 	client, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil { // it has no address, such as that of a Unix socket
 		client = "unknown" // RFC 7239 section 6.2
@@ -213,13 +216,13 @@ func (e *Edge) tellForwarded(call *rpc.Call, r *http.Request) {
 			client = strings.Join(before, ", ") + ", " + client
 		}
 		host, proto = cmp.Or(r.Header.Get("X-Forwarded-Host"), host), cmp.Or(r.Header.Get("X-Forwarded-Proto"), proto)
-	} else {
-		transcoder.DropForwarded(call.Header)
+	} else if x.Protocol != rpc.ProtocolREST || e != nil && e.forwardsPeers { // a REST request passes on no name that is not listed
+		transcoder.DropForwarded(x.call.Header)
 	}
 	told := [...]string{rpc.MetadataText(client), rpc.MetadataText(host), rpc.MetadataText(proto)}
-	call.SetHeader("x-forwarded-for", told[:1:1]...)
-	call.SetHeader("x-forwarded-host", told[1:2:2]...)
-	call.SetHeader("x-forwarded-proto", told[2:3:3]...)
+	x.call.SetHeader("x-forwarded-for", told[:1:1]...)
+	x.call.SetHeader("x-forwarded-host", told[1:2:2]...)
+	x.call.SetHeader("x-forwarded-proto", told[2:3:3]...)
 }
 
 // identify gives the call its request id: the client's if it is fit to be logged, else a new one. The backend gets it as

@@ -17,8 +17,8 @@ import (
 // backend is the transport below a Cluster: name resolution, balancing and connections. It makes single attempts and
 // knows nothing of clients, retries or limits. Its errors carry a gRPC status: a server's, or they are *fault.
 type backend interface {
-	// Prepare returns a call's metadata, which it may change, with what the backend adds to it. It is called once per call.
-	Prepare(header metadata.MD) metadata.MD
+	// Prepare takes out of a call's metadata what must not go, unless that is left out of each attempt. It is called once per call.
+	Prepare(header metadata.MD)
 	// Unary makes one attempt at a call of one message each way. It borrows header and req. The answer's reply holds one
 	// reference if err is nil; its other fields are filled as far as the attempt came, err or not.
 	Unary(ctx context.Context, m *descriptors.Method, header metadata.MD, req rpc.Message, at *attempt) (answer, error)

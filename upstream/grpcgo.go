@@ -135,7 +135,7 @@ func orDefault[T time.Duration | int | float64](v, zero T) T {
 	return v
 }
 
-func (b *grpcBackend) Prepare(header metadata.MD) metadata.MD { return header }
+func (b *grpcBackend) Prepare(header metadata.MD) { strip(header) }
 
 func (b *grpcBackend) Repeats() bool                  { return true }
 func (b *grpcBackend) Conn() grpc.ClientConnInterface { return b.channels.first() }

@@ -20,6 +20,9 @@ func reserved(key string) bool {
 		}
 		return true
 	}
+	if key[0] == 'x' { // as most are
+		return false
+	}
 	switch key {
 	case "content-type", "content-length", "connection", "host", "http2-settings", "keep-alive", "proxy-authenticate",
 		"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent":
@@ -28,8 +31,8 @@ func reserved(key string) bool {
 	return false
 }
 
-// stripRequest removes what must not go to a backend. md may be nil.
-func stripRequest(md metadata.MD) {
+// strip removes what must not go on. md may be nil.
+func strip(md metadata.MD) {
 	for k := range md {
 		if reserved(k) {
 			delete(md, k)
@@ -39,7 +42,7 @@ func stripRequest(md metadata.MD) {
 
 // stripResponse removes what must not go to a client and returns md, or nil if nothing is left.
 func stripResponse(md metadata.MD) metadata.MD {
-	stripRequest(md)
+	strip(md)
 	if len(md) == 0 {
 		return nil
 	}

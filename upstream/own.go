@@ -83,7 +83,7 @@ func newOwn(cfg Config, p *policies, log *slog.Logger) (*ownBackend, error) {
 		return nil, err
 	}
 	conn := h2client.Config{
-		Authority: c.Authority, MaxMessageBytes: b.largest,
+		Authority: c.Authority, MaxMessageBytes: b.largest, AcceptEncoding: "gzip",
 		KeepaliveTime: max(orDefault(cfg.Keepalive, 5*time.Minute), 10*time.Second), KeepaliveTimeout: 20 * time.Second,
 	}
 	if cfg.TLS != nil {
@@ -143,24 +143,13 @@ func (c shownConn) UpdateState(s resolver.State) error {
 	return c.ClientConn.UpdateState(loadaware.SetRegistry(s, c.registry))
 }
 
-func (b *ownBackend) Repeats() bool                          { return false }
-func (b *ownBackend) Load(int64)                             {} // lbhost sees to it by the connection
-func (b *ownBackend) Endpoints() []loadaware.EndpointStats   { return b.registry.Endpoints() }
-func (b *ownBackend) Conn() grpc.ClientConnInterface         { return b.channel.Stub() }
-func (b *ownBackend) State() connectivity.State              { return b.channel.State() }
-func (b *ownBackend) Close() error                           { b.channel.Close(); return nil }
-func (b *ownBackend) Prepare(header metadata.MD) metadata.MD { return acceptGzip(header) }
-
-// acceptGzip says that answers may be compressed.
-func acceptGzip(header metadata.MD) metadata.MD {
-	if header == nil {
-		header = metadata.MD{}
-	}
-	header["grpc-accept-encoding"] = gzipOnly
-	return header
-}
-
-var gzipOnly = []string{"gzip"} // never changed
+func (b *ownBackend) Repeats() bool                        { return false }
+func (b *ownBackend) Load(int64)                           {} // lbhost sees to it by the connection
+func (b *ownBackend) Endpoints() []loadaware.EndpointStats { return b.registry.Endpoints() }
+func (b *ownBackend) Conn() grpc.ClientConnInterface       { return b.channel.Stub() }
+func (b *ownBackend) State() connectivity.State            { return b.channel.State() }
+func (b *ownBackend) Close() error                         { b.channel.Close(); return nil }
+func (b *ownBackend) Prepare(metadata.MD)                  {} // package h2client leaves out what must not go
 
 // again is how often an attempt is made elsewhere at once when the server surely has not seen it: its connection closed at
 // the wrong moment. Beyond it the cluster decides.

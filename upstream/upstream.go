@@ -303,8 +303,8 @@ func newBackend(cfg Config, p *policies, log *slog.Logger) (backend, error) {
 // Name is the Config's.
 func (c *Cluster) Name() string { return c.name }
 
-// Invoke carries one call to a backend and its answer to the client: an [rpc.Handler]. It changes call.Header (reserved
-// keys are removed) and fills the backend's part of call.Info.
+// Invoke carries one call to a backend and its answer to the client: an [rpc.Handler]. It may change call.Header, of which
+// reserved keys do not go on, and fills the backend's part of call.Info.
 func (c *Cluster) Invoke(ctx context.Context, call *rpc.Call) error {
 	call.Info.Cluster = c.name
 	if !c.enter() {
@@ -317,8 +317,7 @@ func (c *Cluster) Invoke(ctx context.Context, call *rpc.Call) error {
 	}
 	defer c.gate.leave()
 	c.backend.Load(c.gate.inside.Load())
-	stripRequest(call.Header)
-	call.Header = c.backend.Prepare(call.Header)
+	c.backend.Prepare(call.Header)
 	if call.Method.Unary() {
 		return c.unary(ctx, call)
 	}

@@ -44,6 +44,9 @@ func AppendLiteral(dst []byte, kind byte, prefix int, name, value string) []byte
 // StaticName is the index of a name in the static table (RFC 7541 appendix A), 0 if it is not in it, or not one that we
 // write.
 func StaticName(name string) int {
+	if name != "" && name[0] == 'x' { // as most are that are not in it
+		return 0
+	}
 	switch name {
 	case ":authority":
 		return 1

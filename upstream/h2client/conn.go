@@ -82,6 +82,9 @@ const maxGranting = 32
 // maxFree is the number of streams kept for further calls.
 const maxFree = 256
 
+// maxBlock is the most memory that each of them keeps for fields.
+const maxBlock = 2 << 10
+
 // New makes a connection of raw, which it takes over and closes if it fails. It returns when the server's SETTINGS have
 // come, or with an error when ctx ends first. Close it.
 func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
@@ -112,7 +115,7 @@ func New(ctx context.Context, raw net.Conn, cfg Config) (*Conn, error) {
 	c := &Conn{
 		cfg: cfg, raw: raw, conn: raw,
 		ready: make(chan struct{}), draining: make(chan struct{}), done: make(chan struct{}),
-		enc:           newEncoder(cfg.Authority, cfg.UserAgent, cfg.Handshake != nil),
+		enc:           newEncoder(&cfg),
 		nextID:        1,
 		sendWindow:    h2wire.DefaultWindow,
 		initialWindow: h2wire.DefaultWindow,
@@ -363,8 +366,9 @@ func contextError(err error) *Error {
 
 // open gives s a place and an ID and gathers its HEADERS. c.mu is held when it returns nil, and not with an error.
 func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.MD) error {
-	size, err := checkMetadata(md)
-	if err != nil {
+	var size int
+	var err error
+	if s.block, size, err = appendMetadata(s.block[:0], md); err != nil { // before the lock is taken
 		return &Error{Code: codes.InvalidArgument, Message: err.Error(), Origin: OriginRequest}
 	}
 	if !validPath(method) {
@@ -409,7 +413,7 @@ func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.M
 	if s.timed {
 		c.out = appendTimeout(c.out, timeout)
 	}
-	c.out = appendMetadata(c.out, md)
+	c.out = append(c.out, s.block...)
 	c.out = h2wire.EndHeaders(c.out, start, s.id, c.maxFrame)
 	return nil
 }

@@ -40,6 +40,8 @@ type Config struct {
 	Handshake func(ctx context.Context, raw net.Conn) (net.Conn, error)
 	// UserAgent is "transom" if empty.
 	UserAgent string
+	// AcceptEncoding is the "grpc-accept-encoding" of all calls, "gzip"; none if empty.
+	AcceptEncoding string
 	// MaxMessageBytes limits each received message; 0 is 4 MiB. A larger one ends its call with ResourceExhausted before
 	// memory is taken for it.
 	MaxMessageBytes int

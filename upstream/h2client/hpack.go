@@ -18,9 +18,9 @@ import (
 // when another is inserted, and in between the constant part of a method's block is the same bytes every time. What
 // differs by call is written as literals without indexing, credentials as never indexed.
 type encoder struct {
-	scheme byte     // the indexed field
-	consts [4]field // behind :path, in their order
-	size   int      // of the constant fields but the path's value, as RFC 9113 6.5.2 counts
+	scheme byte    // the indexed field
+	consts []field // behind :path, in their order
+	size   int     // of the constant fields but the path's value, as RFC 9113 6.5.2 counts
 
 	limit, used int // bytes of the table
 	table       map[field]int
@@ -43,20 +43,23 @@ const (
 	maxBlockPath = 256
 )
 
-func newEncoder(authority, userAgent string, secure bool) encoder {
+func newEncoder(cfg *Config) encoder {
 	e := encoder{
 		scheme: 0x86,
-		consts: [4]field{
-			{":authority", authority},
+		consts: []field{
+			{":authority", cfg.Authority},
 			{"content-type", "application/grpc+proto"},
 			{"te", "trailers"},
-			{"user-agent", userAgent},
+			{"user-agent", cfg.UserAgent},
 		},
 		limit:  h2wire.DefaultTable,
 		table:  map[field]int{},
 		blocks: map[string]block{},
 	}
-	if secure {
+	if cfg.AcceptEncoding != "" {
+		e.consts = append(e.consts, field{"grpc-accept-encoding", cfg.AcceptEncoding})
+	}
+	if cfg.Handshake != nil {
 		e.scheme = 0x87
 	}
 	e.size = len(":method") + len("POST") + 32 + len(":scheme") + len("https") + 32 + len(":path") + 32
@@ -117,11 +120,17 @@ func (e *encoder) appendField(dst []byte, f field) []byte {
 	return h2wire.AppendLiteral(dst, 0x40, 6, f.name, f.value)
 }
 
-// appendMetadata appends a call's own fields, which checkMetadata has passed.
-func appendMetadata(dst []byte, md metadata.MD) []byte {
+// appendMetadata appends a call's own fields, and returns their size as RFC 9113 6.5.2 counts. Names must be of [0-9a-z_.-], values of
+// 0x20 to 0x7E but for "-bin" names (gRPC over HTTP/2, "Custom-Metadata").
+func appendMetadata(dst []byte, md metadata.MD) (block []byte, size int, err error) {
 	for name, values := range md {
 		if ours(name) {
 			continue
+		}
+		for i := range len(name) {
+			if !nameChars[name[i]] {
+				return dst, 0, fmt.Errorf("metadata key %q has characters that metadata cannot carry", name)
+			}
 		}
 		var kind byte
 		if h2wire.Secret(name) {
@@ -130,17 +139,20 @@ func appendMetadata(dst []byte, md metadata.MD) []byte {
 		bin := strings.HasSuffix(name, "-bin")
 		for _, v := range values {
 			if !bin {
+				if !grpcwire.ValidText(v) {
+					return dst, 0, fmt.Errorf("metadata key %q has a value with characters that metadata cannot carry", name)
+				}
+				size += len(name) + len(v) + 32
 				dst = h2wire.AppendLiteral(dst, kind, 4, name, v)
 				continue
 			}
-			dst = h2wire.AppendInt(h2wire.AppendName(dst, kind, 4, name), 0, 7, base64.RawStdEncoding.EncodedLen(len(v)))
-			n := len(dst)
-			dst = slices.Grow(dst, base64.RawStdEncoding.EncodedLen(len(v)))
-			dst = dst[:n+base64.RawStdEncoding.EncodedLen(len(v))]
-			base64.RawStdEncoding.Encode(dst[n:], []byte(v))
+			n := base64.RawStdEncoding.EncodedLen(len(v))
+			size += len(name) + n + 32
+			dst = h2wire.AppendInt(h2wire.AppendName(dst, kind, 4, name), 0, 7, n)
+			dst = base64.RawStdEncoding.AppendEncode(dst, []byte(v))
 		}
 	}
-	return dst
+	return dst, size, nil
 }
 
 // appendTimeout appends the field grpc-timeout.
@@ -153,15 +165,23 @@ func appendTimeout(dst []byte, d time.Duration) []byte {
 	return dst
 }
 
-// ours reports whether a request field is written by the transport, or has no place in HTTP/2 (RFC 9113 8.2.2), so that a
-// caller's is left out.
+// ours reports whether a request field is written by the transport, is of one hop only (RFC 9110 7.6.1, RFC 9113 8.2.2), or is
+// reserved by gRPC and not one that callers set, so that a caller's is left out.
 func ours(name string) bool {
-	switch name {
-	case "content-type", "te", "user-agent", "grpc-timeout", "connection", "keep-alive", "proxy-connection",
-		"transfer-encoding", "upgrade", "host", "content-length":
+	if name == "" || name[0] == ':' {
 		return true
 	}
-	return name == "" || name[0] == ':'
+	if name[0] == 'x' { // as most are
+		return false
+	}
+	switch name {
+	case "content-type", "content-length", "connection", "host", "http2-settings", "keep-alive", "proxy-authenticate",
+		"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent":
+		return true
+	case "grpc-trace-bin", "grpc-tags-bin", "grpc-retry-pushback-ms", "grpc-previous-rpc-attempts":
+		return false
+	}
+	return strings.HasPrefix(name, "grpc-")
 }
 
 // validPath reports whether method can be the ":path" of a call.
@@ -172,33 +192,6 @@ func validPath(method string) bool {
 		}
 	}
 	return method != "" && method[0] == '/'
-}
-
-// checkMetadata returns the size of md as RFC 9113 6.5.2 counts. Names must be of [0-9a-z_.-], values of 0x20 to 0x7E but
-// for "-bin" names (gRPC over HTTP/2, "Custom-Metadata").
-func checkMetadata(md metadata.MD) (size int, err error) {
-	for name, values := range md {
-		if ours(name) {
-			continue
-		}
-		for i := range len(name) {
-			if !nameChars[name[i]] {
-				return 0, fmt.Errorf("metadata key %q has characters that metadata cannot carry", name)
-			}
-		}
-		bin := strings.HasSuffix(name, "-bin")
-		for _, v := range values {
-			if bin {
-				size += len(name) + base64.RawStdEncoding.EncodedLen(len(v)) + 32
-				continue
-			}
-			size += len(name) + len(v) + 32
-			if !grpcwire.ValidText(v) {
-				return 0, fmt.Errorf("metadata key %q has a value with characters that metadata cannot carry", name)
-			}
-		}
-	}
-	return size, nil
 }
 
 var nameChars = func() (ok [256]bool) {

@@ -1,7 +1,10 @@
 package h2client
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -23,10 +26,15 @@ func FuzzEncoder(f *testing.F) {
 	f.Fuzz(func(t *testing.T, script []byte, name, value string) {
 		script = script[:min(len(script), 200)]
 		md := metadata.MD{name: {value, ""}}
-		if _, err := checkMetadata(md); err != nil {
-			md = nil
+		cfg := Config{Authority: "authority", UserAgent: "agent", AcceptEncoding: "gzip"}
+		if len(script)%2 == 0 {
+			cfg.Handshake = func(context.Context, net.Conn) (net.Conn, error) { return nil, errors.ErrUnsupported }
 		}
-		e := newEncoder("authority", "agent", len(script)%2 == 0)
+		fields, _, err := appendMetadata(nil, md)
+		if err != nil {
+			md, fields = nil, nil
+		}
+		e := newEncoder(&cfg)
 		var got []hpack.HeaderField
 		dec := hpack.NewDecoder(h2wire.DefaultTable, func(f hpack.HeaderField) { got = append(got, f) })
 		for i := 0; i < len(script); i++ {
@@ -40,7 +48,7 @@ func FuzzEncoder(f *testing.F) {
 			path := fmt.Sprintf("/service.%d/%s", b, strings.Repeat("m", int(b)*3))
 			block := e.appendConst(nil, path)
 			block = appendTimeout(block, time.Duration(b)*time.Hour)
-			block = appendMetadata(block, md)
+			block = append(block, fields...)
 			got = nil
 			if _, err := dec.Write(block); err != nil {
 				t.Fatalf("step %d: %v", i, err)
@@ -60,10 +68,11 @@ func FuzzEncoder(f *testing.F) {
 				{Name: "content-type", Value: "application/grpc+proto"},
 				{Name: "te", Value: "trailers"},
 				{Name: "user-agent", Value: "agent"},
+				{Name: "grpc-accept-encoding", Value: "gzip"},
 				{Name: "grpc-timeout", Value: string(grpcwire.AppendTimeout(nil, time.Duration(b)*time.Hour))},
 			}
 			size := 0
-			for _, f := range want[:7] {
+			for _, f := range want[:8] {
 				size += int(f.Size())
 			}
 			if most := e.size + len(path); most < size || most > size+1 { // "http" is counted as "https"

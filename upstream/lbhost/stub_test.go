@@ -48,7 +48,7 @@ func network(t *testing.T, b balancer.Builder, healthService *string, addrs ...s
 			if err != nil {
 				return nil, err
 			}
-			hc, err := h2client.New(ctx, nc, h2client.Config{Authority: "bank"})
+			hc, err := h2client.New(ctx, nc, h2client.Config{Authority: "bank", AcceptEncoding: "gzip"})
 			if err != nil {
 				return nil, err
 			}
@@ -106,7 +106,7 @@ func TestStub(t *testing.T) {
 	for _, zip := range []bool{false, true} {
 		ctx := metadata.AppendToOutgoingContext(t.Context(), "k", "v")
 		if zip {
-			ctx = metadata.AppendToOutgoingContext(ctx, "zip", "1", "grpc-accept-encoding", "gzip")
+			ctx = metadata.AppendToOutgoingContext(ctx, "zip", "1")
 		}
 		var header, trailer metadata.MD
 		var p peer.Peer

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"runtime"
 	"strings"
-	"time"
 
 	"golang.org/x/crypto/bcrypt"
 
@@ -61,8 +60,7 @@ func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 		return nil, err
 	}
 	seen := tagOf(bytesOf(v))
-	now := time.Now()
-	if e, ok := p.cache.get(seen, now); ok {
+	if e, ok := p.cache.get(seen); ok {
 		return e.who, nil
 	}
 	raw, err := base64.StdEncoding.DecodeString(v)
@@ -83,6 +81,6 @@ func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	if bcrypt.CompareHashAndPassword(user.hash, []byte(password)) != nil || !known {
 		return nil, invalid("name or password is wrong")
 	}
-	p.cache.put(seen, cached{who: user.who, until: now.Add(maxCached)}, now)
+	p.cache.put(seen, user.who, 0, maxCached)
 	return user.who, nil
 }

@@ -13,20 +13,20 @@ import (
 	"transom/rpc"
 )
 
-// bearerToken finds the token of "authorization: Bearer …" (RFC 6750 section 2.1). errNone: there is none, or a credential of
-// another scheme.
-func bearerToken(call *rpc.Call) (string, error) {
-	v, err := authorization(call, "bearer")
-	if err != nil {
-		return "", err
+// checkBearer refuses what follows "Bearer" if it cannot be a token (RFC 6750 section 2.1). Tokens that were accepted before need not
+// be looked at.
+func checkBearer(token string) error {
+	switch {
+	case token == "" || strings.ContainsAny(token, " \t,"):
+		return invalid("the authorization header is malformed")
+	case len(token) > maxTokenBytes:
+		return invalid("the token is too long")
 	}
-	if v == "" || strings.IndexByte(v, ' ') >= 0 || strings.IndexByte(v, '\t') >= 0 || strings.IndexByte(v, ',') >= 0 {
-		return "", invalid("the authorization header is malformed")
-	}
-	return v, nil
+	return nil
 }
 
-// authorization is what follows a scheme, in lower case, in the authorization header.
+// authorization is what follows a scheme, in lower case, in the authorization header. errNone: there is none, or a credential of
+// another scheme.
 func authorization(call *rpc.Call, scheme string) (string, error) {
 	values := call.Header["authorization"]
 	switch len(values) {
@@ -94,22 +94,29 @@ const (
 
 type cached struct {
 	who *caller
-	// until is when the entry ends.
-	until time.Time
+	// until is when the entry ends, by uptime.
+	until time.Duration
 	// epoch is the key set that who was verified with; 0 if there is none.
 	epoch uint64
 }
 
-func (c *credentialCache) get(t tag, now time.Time) (cached, bool) {
+var start = time.Now()
+
+// uptime is a clock that takes half as long to read as time.Now.
+func uptime() time.Duration { return time.Since(start) }
+
+func (c *credentialCache) get(t tag) (cached, bool) {
 	s := &c.shards[t.low%cacheShards]
 	s.mu.RLock()
 	e, ok := s.m[t]
 	s.mu.RUnlock()
-	return e, ok && now.Before(e.until)
+	return e, ok && uptime() < e.until
 }
 
-// put remembers e. In a full shard what has ended makes room, or else any entry.
-func (c *credentialCache) put(t tag, e cached, now time.Time) {
+// put remembers who, verified with the key set of that epoch, for a time. In a full shard what has ended makes room, or else any
+// entry.
+func (c *credentialCache) put(t tag, who *caller, epoch uint64, d time.Duration) {
+	now := uptime()
 	s := &c.shards[t.low%cacheShards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -118,7 +125,7 @@ func (c *credentialCache) put(t tag, e cached, now time.Time) {
 	}
 	if len(s.m) >= cacheShard {
 		for k, old := range s.m {
-			if !now.Before(old.until) {
+			if now >= old.until {
 				delete(s.m, k)
 			}
 		}
@@ -129,5 +136,5 @@ func (c *credentialCache) put(t tag, e cached, now time.Time) {
 			delete(s.m, k)
 		}
 	}
-	s.m[t] = e
+	s.m[t] = cached{who, now + d, epoch}
 }

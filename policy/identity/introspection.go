@@ -99,15 +99,15 @@ func (p *Introspection) challenge(code string) string { return bearerChallenge(c
 func (p *Introspection) knows(who *caller) bool { return who.verifier == "" }
 
 func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
-	token, err := bearerToken(call)
+	token, err := authorization(call, "bearer")
 	if err != nil {
 		return nil, err
 	}
-	if len(token) > maxTokenBytes {
-		return nil, invalid("the token is too long")
+	if err := checkBearer(token); err != nil {
+		return nil, err
 	}
 	seen := tagOf(bytesOf(token))
-	if e, ok := p.cache.get(seen, time.Now()); ok {
+	if e, ok := p.cache.get(seen); ok {
 		if e.who.refused != nil {
 			return nil, e.who.refused
 		}
@@ -188,15 +188,15 @@ func (p *Introspection) introspect(seen tag, token string) (*caller, error) {
 	who, err := p.judge(claims, now)
 	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok {
-			p.cache.put(seen, cached{who: &caller{refused: r}, until: now.Add(min(inactiveCached, p.cfg.Cache))}, now)
+			p.cache.put(seen, &caller{refused: r}, 0, min(inactiveCached, p.cfg.Cache))
 		}
 		return nil, err
 	}
-	until := now.Add(p.cfg.Cache)
-	if !who.Expires.IsZero() && who.Expires.Before(until) {
-		until = who.Expires
+	keep := p.cfg.Cache
+	if !who.Expires.IsZero() {
+		keep = min(keep, who.Expires.Sub(now))
 	}
-	p.cache.put(seen, cached{who: who, until: until}, now)
+	p.cache.put(seen, who, 0, keep)
 	return who, nil
 }
 

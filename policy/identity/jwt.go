@@ -111,34 +111,30 @@ func (p *JWT) knows(who *caller) bool {
 }
 
 func (p *JWT) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
-	token, err := bearerToken(call)
+	token, err := authorization(call, "bearer")
 	if err != nil {
 		return nil, err
 	}
 	seen := tagOf(bytesOf(token))
-	now := time.Now()
-	if e, ok := p.cache.get(seen, now); ok {
+	if e, ok := p.cache.get(seen); ok {
 		if set := p.keys.keys.Load(); set != nil && e.epoch == set.epoch {
 			return e.who, nil
 		}
 	}
+	if err := checkBearer(token); err != nil {
+		return nil, err
+	}
+	now := time.Now()
 	who, epoch, err := p.verify(ctx, token, now)
 	if err != nil {
 		return nil, err
 	}
-	until := now.Add(maxCached)
-	if who.Expires.Before(until) {
-		until = who.Expires
-	}
-	p.cache.put(seen, cached{who, until, epoch}, now)
+	p.cache.put(seen, who, epoch, min(maxCached, who.Expires.Sub(now)))
 	return who, nil
 }
 
 // verify checks a token: who signed it, for whom, and until when (RFC 7519 section 7.2; RFC 8725).
 func (p *JWT) verify(ctx context.Context, token string, now time.Time) (*caller, uint64, error) {
-	if len(token) > maxTokenBytes {
-		return nil, 0, invalid("the token is too long")
-	}
 	if iss, ok := peekIssuer(token); !ok || iss != p.cfg.Issuer {
 		return nil, 0, errForeign
 	}

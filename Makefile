@@ -199,7 +199,7 @@ bench-proxy: build ## Compare the CPU of one call in each protocol: transom, a n
 
 .PHONY: bench-policy
 bench-policy: build ## Compare the CPU of one call with policies, metrics and access log, or the cache, and without
-	@cd e2e/benchproxy && go run . -policies -rounds 20 -transom ../../bin/transom
+	@cd e2e/benchproxy && go run . -policies -rounds 6 -transom ../../bin/transom
 
 .PHONY: profile
 profile: build ## Record anew what PGO=auto builds with: transom's CPU under the loads of both comparisons

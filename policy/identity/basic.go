@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/crypto/bcrypt"
 
@@ -60,7 +61,8 @@ func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 		return nil, err
 	}
 	seen := tagOf(bytesOf(v))
-	if e, ok := p.cache.get(seen); ok {
+	now := time.Now()
+	if e, ok := p.cache.get(seen, now); ok {
 		return e.who, nil
 	}
 	raw, err := base64.StdEncoding.DecodeString(v)
@@ -81,6 +83,6 @@ func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	if bcrypt.CompareHashAndPassword(user.hash, []byte(password)) != nil || !known {
 		return nil, invalid("name or password is wrong")
 	}
-	p.cache.put(seen, user.who, 0, maxCached)
+	p.cache.put(seen, cached{who: user.who, until: now.Add(maxCached)}, now)
 	return user.who, nil
 }

@@ -94,29 +94,22 @@ const (
 
 type cached struct {
 	who *caller
-	// until is when the entry ends, by uptime.
-	until time.Duration
+	// until is when the entry ends.
+	until time.Time
 	// epoch is the key set that who was verified with; 0 if there is none.
 	epoch uint64
 }
 
-var start = time.Now()
-
-// uptime is a clock that takes half as long to read as time.Now.
-func uptime() time.Duration { return time.Since(start) }
-
-func (c *credentialCache) get(t tag) (cached, bool) {
+func (c *credentialCache) get(t tag, now time.Time) (cached, bool) {
 	s := &c.shards[t.low%cacheShards]
 	s.mu.RLock()
 	e, ok := s.m[t]
 	s.mu.RUnlock()
-	return e, ok && uptime() < e.until
+	return e, ok && now.Before(e.until)
 }
 
-// put remembers who, verified with the key set of that epoch, for a time. In a full shard what has ended makes room, or else any
-// entry.
-func (c *credentialCache) put(t tag, who *caller, epoch uint64, d time.Duration) {
-	now := uptime()
+// put remembers e. In a full shard what has ended makes room, or else any entry.
+func (c *credentialCache) put(t tag, e cached, now time.Time) {
 	s := &c.shards[t.low%cacheShards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -125,7 +118,7 @@ func (c *credentialCache) put(t tag, who *caller, epoch uint64, d time.Duration)
 	}
 	if len(s.m) >= cacheShard {
 		for k, old := range s.m {
-			if now >= old.until {
+			if !now.Before(old.until) {
 				delete(s.m, k)
 			}
 		}
@@ -136,5 +129,5 @@ func (c *credentialCache) put(t tag, who *caller, epoch uint64, d time.Duration)
 			delete(s.m, k)
 		}
 	}
-	s.m[t] = cached{who, now + d, epoch}
+	s.m[t] = e
 }

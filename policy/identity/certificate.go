@@ -35,7 +35,7 @@ func (p *ClientCertificates) identify(_ context.Context, call *rpc.Call) (*calle
 		return nil, &refusal{reasonExpired, "the client certificate has expired"}
 	}
 	seen := tagOf(cert.Raw)
-	if e, ok := p.cache.get(seen); ok {
+	if e, ok := p.cache.get(seen, now); ok {
 		return e.who, nil
 	}
 	subject := subjectOf(cert)
@@ -48,7 +48,7 @@ func (p *ClientCertificates) identify(_ context.Context, call *rpc.Call) (*calle
 		"sub": subject, "cn": cert.Subject.CommonName, "fingerprint": hex.EncodeToString(hash[:]), "serial": cert.SerialNumber.Text(16),
 		"organizations": anyList(cert.Subject.Organization), "dns": anyList(cert.DNSNames), "emails": anyList(cert.EmailAddresses),
 	}}
-	p.cache.put(seen, who, 0, cert.NotAfter.Sub(now))
+	p.cache.put(seen, cached{who: who, until: cert.NotAfter}, now)
 	return who, nil
 }
 

@@ -107,7 +107,7 @@ func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, 
 		return nil, err
 	}
 	seen := tagOf(bytesOf(token))
-	if e, ok := p.cache.get(seen); ok {
+	if e, ok := p.cache.get(seen, time.Now()); ok {
 		if e.who.refused != nil {
 			return nil, e.who.refused
 		}
@@ -188,15 +188,15 @@ func (p *Introspection) introspect(seen tag, token string) (*caller, error) {
 	who, err := p.judge(claims, now)
 	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok {
-			p.cache.put(seen, &caller{refused: r}, 0, min(inactiveCached, p.cfg.Cache))
+			p.cache.put(seen, cached{who: &caller{refused: r}, until: now.Add(min(inactiveCached, p.cfg.Cache))}, now)
 		}
 		return nil, err
 	}
-	keep := p.cfg.Cache
-	if !who.Expires.IsZero() {
-		keep = min(keep, who.Expires.Sub(now))
+	until := now.Add(p.cfg.Cache)
+	if !who.Expires.IsZero() && who.Expires.Before(until) {
+		until = who.Expires
 	}
-	p.cache.put(seen, who, 0, keep)
+	p.cache.put(seen, cached{who: who, until: until}, now)
 	return who, nil
 }
 

@@ -116,7 +116,8 @@ func (p *JWT) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 		return nil, err
 	}
 	seen := tagOf(bytesOf(token))
-	if e, ok := p.cache.get(seen); ok {
+	now := time.Now()
+	if e, ok := p.cache.get(seen, now); ok {
 		if set := p.keys.keys.Load(); set != nil && e.epoch == set.epoch {
 			return e.who, nil
 		}
@@ -124,12 +125,15 @@ func (p *JWT) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	if err := checkBearer(token); err != nil {
 		return nil, err
 	}
-	now := time.Now()
 	who, epoch, err := p.verify(ctx, token, now)
 	if err != nil {
 		return nil, err
 	}
-	p.cache.put(seen, who, epoch, min(maxCached, who.Expires.Sub(now)))
+	until := now.Add(maxCached)
+	if who.Expires.Before(until) {
+		until = who.Expires
+	}
+	p.cache.put(seen, cached{who, until, epoch}, now)
 	return who, nil
 }
 

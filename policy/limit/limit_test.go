@@ -744,6 +744,26 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
+// TestRestedText: what most calls are told is made beforehand, and is what would be made of the verdict then.
+func TestRestedText(t *testing.T) {
+	for _, rate := range []string{"1/s", "5/10s", "100/m", "1000000/s", "7/h", "3/1ms"} {
+		amount, err := ParseAmount(Rate, rate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, burst := range []int64{0, 1, 3, 1000} {
+			amount.Burst = burst
+			l := New(Config{Name: "calls", Kind: Rate, Amount: amount, Plans: map[string]Amount{"gold": {Count: 9, Period: time.Minute}}, Redis: &Redis{cfg: RedisConfig{Instances: 3}}})
+			for _, p := range []*plan{l.def, l.def.share, l.plans["gold"], l.plans["gold"].share} {
+				v := l.local(p, []byte(fmt.Sprintf("%p", p)), 1)
+				if want := string(l.state(nil, v)); v.wait > 0 || p.rested.text != want {
+					t.Errorf("%s, burst %d: %q is ready, %q is so", rate, burst, p.rested.text, want)
+				}
+			}
+		}
+	}
+}
+
 // headerOnly is a Stream that keeps the response metadata.
 type headerOnly struct {
 	rpc.Stream

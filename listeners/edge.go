@@ -216,7 +216,7 @@ func (e *Edge) tellForwarded(x *exchange, r *http.Request) {
 			client = strings.Join(before, ", ") + ", " + client
 		}
 		host, proto = cmp.Or(r.Header.Get("X-Forwarded-Host"), host), cmp.Or(r.Header.Get("X-Forwarded-Proto"), proto)
-	} else if x.Protocol != rpc.ProtocolREST || e != nil && e.forwardsPeers { // a REST request passes on no name that is not listed
+	} else if x.Protocol != rpc.ProtocolREST || e != nil && e.forwardsPeers { // of a REST request restMetadata has left out those that are not listed
 		transcoder.DropForwarded(x.call.Header)
 	}
 	told := [...]string{rpc.MetadataText(client), rpc.MetadataText(host), rpc.MetadataText(proto)}

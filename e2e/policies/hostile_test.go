@@ -140,13 +140,16 @@ security: {trusted_proxies: [%s]}
 metadata: {request_headers: [x-real-ip, forwarded, x-client-ip, true-client-ip, x-forwarded-port, x-forwarded-client-cert, x-envoy-external-address, x-mine]}
 `
 	o := openTo(t, fmt.Sprintf(config, "192.0.2.1"))
+	trusts := o.with(fmt.Sprintf(config, "127.0.0.1"))
+	unlisted := o.with("metadata: {request_headers: [x-mine]}\n")
 	names := []string{
 		"x-real-ip", "forwarded", "x-client-ip", "true-client-ip", "x-forwarded-port", "x-forwarded-client-cert", "x-envoy-external-address",
 		"X-Real-IP", "x_real_ip", "x.real.ip", "x_forwarded_for", "x-forwarded_for", "x.forwarded.for", "x_forwarded_host", "x-original-forwarded-for",
 	}
-	for _, trusted := range []bool{false, true} {
-		if trusted {
-			o.reload(t, o.with(fmt.Sprintf(config, "127.0.0.1")))
+	for _, next := range []string{"", trusts, unlisted} {
+		trusted := next == trusts
+		if next != "" {
+			o.reload(t, next)
 		}
 		o.everyWay(t, func(t *testing.T, way string, call func(*testing.T, ask) *reply) {
 			header := http.Header{"x-forwarded-for": {"6.6.6.6"}, "x-forwarded-host": {"6.6.6.6"}, "x-forwarded-for-bin": {"Ni42LjYuNg"}, "x-mine": {"mine"}}

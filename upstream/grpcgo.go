@@ -172,7 +172,7 @@ func (b *grpcBackend) outgoing(ctx context.Context, header metadata.MD, at *atte
 		ctx = metadata.NewOutgoingContext(ctx, header)
 	}
 	if at.n > 1 {
-		ctx = metadata.AppendToOutgoingContext(ctx, "grpc-previous-rpc-attempts", strconv.Itoa(at.n-1))
+		ctx = metadata.AppendToOutgoingContext(ctx, previousAttempts, strconv.Itoa(at.n-1))
 	}
 	return ctx
 }

@@ -1,34 +1,23 @@
 package upstream
 
 import (
-	"strings"
-
 	"google.golang.org/grpc/metadata"
+
+	"transom/upstream/h2client"
+)
+
+// Keys that package h2client lets through, but not from clients: how often a call was attempted before (gRFC A6), and how its messages
+// are compressed.
+const (
+	previousAttempts = "grpc-previous-rpc-attempts"
+	encodingKey      = "grpc-encoding"
 )
 
 // reserved reports whether a metadata key belongs to the protocol of one hop and so is never passed on: pseudo-headers,
 // what gRPC reserves ("grpc-…", but for what travels end to end), and the hop-by-hop and framing fields of HTTP
 // (RFC 9110 7.6.1, RFC 9113 8.2.2).
 func reserved(key string) bool {
-	if key == "" || key[0] == ':' {
-		return true
-	}
-	if strings.HasPrefix(key, "grpc-") {
-		switch key {
-		case "grpc-trace-bin", "grpc-tags-bin", "grpc-retry-pushback-ms":
-			return false
-		}
-		return true
-	}
-	if key[0] == 'x' { // as most are
-		return false
-	}
-	switch key {
-	case "content-type", "content-length", "connection", "host", "http2-settings", "keep-alive", "proxy-authenticate",
-		"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent":
-		return true
-	}
-	return false
+	return h2client.Ours(key) || key == previousAttempts || key == encodingKey
 }
 
 // strip removes what must not go on. md may be nil.

@@ -149,7 +149,12 @@ func (b *ownBackend) Endpoints() []loadaware.EndpointStats { return b.registry.E
 func (b *ownBackend) Conn() grpc.ClientConnInterface       { return b.channel.Stub() }
 func (b *ownBackend) State() connectivity.State            { return b.channel.State() }
 func (b *ownBackend) Close() error                         { b.channel.Close(); return nil }
-func (b *ownBackend) Prepare(metadata.MD)                  {} // package h2client leaves out what must not go
+
+// Prepare takes out what package h2client does not leave out of each attempt, since whoever uses it may set that.
+func (b *ownBackend) Prepare(header metadata.MD) {
+	delete(header, previousAttempts)
+	delete(header, encodingKey)
+}
 
 // again is how often an attempt is made elsewhere at once when the server surely has not seen it: its connection closed at
 // the wrong moment. Beyond it the cluster decides.
@@ -214,7 +219,7 @@ func attemptMetadata(header metadata.MD, at *attempt, p *lbhost.Pick) metadata.M
 	}
 	md := metadata.Join(header, p.Metadata)
 	if at.n > 1 {
-		md["grpc-previous-rpc-attempts"] = []string{strconv.Itoa(at.n - 1)}
+		md[previousAttempts] = []string{strconv.Itoa(at.n - 1)}
 	}
 	return md
 }

@@ -415,6 +415,7 @@ func TestMetadata(t *testing.T) {
 			"a": {"1", "2"}, "a-bin": {"\x00"}, "grpc-trace-bin": {"t"},
 			"grpc-encoding": {"gzip"}, "grpc-secret": {"x"}, "connection": {"close"}, "te": {"gzip"}, "host": {"x"},
 			"content-length": {"7"}, "transfer-encoding": {"chunked"}, "user-agent": {"curl"}, ":path": {"/"},
+			"grpc-previous-rpc-attempts": {"77"}, "grpc-timeout": {"1n"}, "proxy-authorization": {"x"}, "trailer": {"x"}, "http2-settings": {"x"},
 		}, "m")
 		if err != nil {
 			t.Fatalf("%s: %v", m.FullPath, err)
@@ -422,7 +423,8 @@ func TestMetadata(t *testing.T) {
 		md := <-seen
 		for k, want := range map[string]string{
 			"a": "[1 2]", "a-bin": "[\x00]", "grpc-trace-bin": "[t]", "grpc-secret": "[]", "connection": "[]", "host": "[]",
-			"content-length": "[]", "grpc-encoding": "[]", "transfer-encoding": "[]", ":authority": "[" + addr + "]",
+			"content-length": "[]", "grpc-encoding": "[]", "transfer-encoding": "[]", "grpc-previous-rpc-attempts": "[]",
+			"proxy-authorization": "[]", "trailer": "[]", "http2-settings": "[]", ":authority": "[" + addr + "]",
 		} {
 			if got := fmt.Sprint(md[k]); got != want {
 				t.Errorf("%s: the backend got %s = %q, want %q", m.FullPath, k, got, want)

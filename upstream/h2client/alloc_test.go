@@ -3,8 +3,11 @@
 package h2client_test
 
 import (
+	"bytes"
 	"io"
 	"testing"
+
+	"google.golang.org/grpc/metadata"
 
 	"transom/upstream/h2client"
 )
@@ -60,15 +63,19 @@ func TestAllocations(t *testing.T) {
 			t.Errorf("%s: %v allocations, want at most %v", name, n, most)
 		}
 	}
+	md := metadata.MD{"x-bin": {"\x00\xff"}, "authorization": {"Bearer " + string(bytes.Repeat([]byte("t"), 3000))}}
+	for _, key := range []string{"x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "traceparent", "x-request-id", "cookie", "accept"} {
+		md[key] = []string{"a value of some length"}
+	}
 	var reply h2client.Reply
 	count("a unary call", 0, func() {
-		if err := c.Unary(ctx, "/a.B/C", nil, large, &reply); err != nil {
+		if err := c.Unary(ctx, "/a.B/C", md, large, &reply); err != nil {
 			t.Error(err)
 		}
 		reply.Message.Free()
 	})
 	count("a stream of 1,000 messages", 20, func() {
-		s, err := c.NewStream(ctx, "/a.B/C", nil)
+		s, err := c.NewStream(ctx, "/a.B/C", md)
 		if err != nil {
 			t.Error(err)
 			return

@@ -82,8 +82,8 @@ const maxGranting = 32
 // maxFree is the number of streams kept for further calls.
 const maxFree = 256
 
-// maxBlock is the most memory that each of them keeps for fields.
-const maxBlock = 2 << 10
+// blocks are memory for the fields of calls that are being opened.
+var blocks = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }}
 
 // New makes a connection of raw, which it takes over and closes if it fails. It returns when the server's SETTINGS have
 // come, or with an error when ctx ends first. Close it.
@@ -366,9 +366,11 @@ func contextError(err error) *Error {
 
 // open gives s a place and an ID and gathers its HEADERS. c.mu is held when it returns nil, and not with an error.
 func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.MD) error {
+	fields := blocks.Get().(*[]byte)
+	defer blocks.Put(fields)
 	var size int
 	var err error
-	if s.block, size, err = appendMetadata(s.block[:0], md); err != nil { // before the lock is taken
+	if *fields, size, err = appendMetadata((*fields)[:0], md); err != nil { // before the lock is taken
 		return &Error{Code: codes.InvalidArgument, Message: err.Error(), Origin: OriginRequest}
 	}
 	if !validPath(method) {
@@ -413,7 +415,7 @@ func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.M
 	if s.timed {
 		c.out = appendTimeout(c.out, timeout)
 	}
-	c.out = append(c.out, s.block...)
+	c.out = append(c.out, *fields...)
 	c.out = h2wire.EndHeaders(c.out, start, s.id, c.maxFrame)
 	return nil
 }

@@ -172,6 +172,28 @@ func both(t *testing.T, h func(grpc.ServerStream) error, cfg h2client.Config, te
 	})
 }
 
+// TestHeaderLimit: metadata beyond what the server takes (SETTINGS_MAX_HEADER_LIST_SIZE) is not sent.
+func TestHeaderLimit(t *testing.T) {
+	c := dial(t, newServer(t, echo, grpc.MaxHeaderListSize(2000)), h2client.Config{})
+	for _, m := range []struct {
+		bytes int
+		code  codes.Code
+	}{{1000, codes.OK}, {2000, codes.ResourceExhausted}} {
+		var reply h2client.Reply
+		err := c.Unary(soon(t), "/a.B/C", metadata.MD{"x-large": {string(bytes.Repeat([]byte("x"), m.bytes))}}, msg([]byte("x")), &reply)
+		if m.code == codes.OK {
+			if err != nil {
+				t.Errorf("metadata of %d bytes: %v", m.bytes, err)
+			}
+			reply.Message.Free()
+			continue
+		}
+		if e := errorOf(t, err); e.Code != m.code || e.Origin != h2client.OriginRequest {
+			t.Errorf("metadata of %d bytes: %v", m.bytes, err)
+		}
+	}
+}
+
 func TestUnary(t *testing.T) {
 	both(t, echo, h2client.Config{MaxMessageBytes: 16 << 20}, func(t *testing.T, c *h2client.Conn) {
 		for i, n := range []int{0, 1, 200, 511, 512, 513, 16 << 10, 64 << 10, 300_000, 1 << 20, 5_000_000} {

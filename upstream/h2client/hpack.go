@@ -124,7 +124,7 @@ func (e *encoder) appendField(dst []byte, f field) []byte {
 // 0x20 to 0x7E but for "-bin" names (gRPC over HTTP/2, "Custom-Metadata").
 func appendMetadata(dst []byte, md metadata.MD) (block []byte, size int, err error) {
 	for name, values := range md {
-		if ours(name) {
+		if Ours(name) {
 			continue
 		}
 		for i := range len(name) {
@@ -165,9 +165,9 @@ func appendTimeout(dst []byte, d time.Duration) []byte {
 	return dst
 }
 
-// ours reports whether a request field is written by the transport, is of one hop only (RFC 9110 7.6.1, RFC 9113 8.2.2), or is
-// reserved by gRPC and not one that callers set, so that a caller's is left out.
-func ours(name string) bool {
+// Ours reports whether a request field is written by the transport, is of one hop only (RFC 9110 7.6.1, RFC 9113 8.2.2), or is
+// reserved by gRPC and not one that whoever uses the transport sets, so that a caller's is left out.
+func Ours(name string) bool {
 	if name == "" || name[0] == ':' {
 		return true
 	}
@@ -178,7 +178,7 @@ func ours(name string) bool {
 	case "content-type", "content-length", "connection", "host", "http2-settings", "keep-alive", "proxy-authenticate",
 		"proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "user-agent":
 		return true
-	case "grpc-trace-bin", "grpc-tags-bin", "grpc-retry-pushback-ms", "grpc-previous-rpc-attempts":
+	case "grpc-trace-bin", "grpc-tags-bin", "grpc-retry-pushback-ms", "grpc-previous-rpc-attempts", "grpc-encoding":
 		return false
 	}
 	return strings.HasPrefix(name, "grpc-")

@@ -30,9 +30,9 @@ func FuzzEncoder(f *testing.F) {
 		if len(script)%2 == 0 {
 			cfg.Handshake = func(context.Context, net.Conn) (net.Conn, error) { return nil, errors.ErrUnsupported }
 		}
-		fields, _, err := appendMetadata(nil, md)
+		fields, counted, err := appendMetadata(nil, md)
 		if err != nil {
-			md, fields = nil, nil
+			md, fields, counted = nil, nil, 0
 		}
 		e := newEncoder(&cfg)
 		var got []hpack.HeaderField
@@ -78,14 +78,19 @@ func FuzzEncoder(f *testing.F) {
 			if most := e.size + len(path); most < size || most > size+1 { // "http" is counted as "https"
 				t.Errorf("%d bytes are counted as %d", size, most)
 			}
+			own := 0
 			for _, v := range md[name] {
-				if ours(name) {
+				if Ours(name) {
 					break
 				}
 				if strings.HasSuffix(name, "-bin") {
 					v = grpcwire.EncodeBin(v)
 				}
 				want = append(want, hpack.HeaderField{Name: name, Value: v, Sensitive: h2wire.Secret(name)})
+				own += int(want[len(want)-1].Size())
+			}
+			if own != counted {
+				t.Errorf("fields of %d bytes are counted as %d", own, counted)
 			}
 			if !slices.Equal(got, want) {
 				t.Fatalf("step %d: got %v, want %v", i, got, want)

@@ -22,9 +22,6 @@ type Stream struct {
 	unary bool
 	stop  func() bool // looking for ctx's end
 
-	// block is the call's own fields, until they are gathered.
-	block []byte
-
 	// Each has room for one wake.
 	receivable, sendable chan struct{}
 
@@ -146,11 +143,7 @@ func (c *Conn) recycle(s *Stream) {
 	}
 	queue := s.queue[:cap(s.queue)]
 	clear(queue)
-	block := s.block
-	if cap(block) > maxBlock {
-		block = nil
-	}
-	*s = Stream{c: c, unary: true, receivable: s.receivable, sendable: s.sendable, queue: queue[:0], waking: s.waking, block: block}
+	*s = Stream{c: c, unary: true, receivable: s.receivable, sendable: s.sendable, queue: queue[:0], waking: s.waking}
 	c.free = append(c.free, s)
 }
 
@@ -162,7 +155,6 @@ func (c *Conn) NewStream(ctx context.Context, method string, md metadata.MD) (*S
 	if err := c.open(ctx, s, method, md); err != nil {
 		return nil, err
 	}
-	s.block = nil
 	c.mu.Unlock()
 	if ctx.Done() != nil {
 		s.stop = context.AfterFunc(ctx, s.cancelled)

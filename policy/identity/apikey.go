@@ -21,7 +21,8 @@ type APIKeys struct {
 	// byPrefix are the keys by the first 8 bytes of their hash, so that what is looked up in variable time tells nothing
 	// about a key.
 	byPrefix map[uint64][]apiKey
-	// seen are keys that were found, for each tag in the place that its lower bits say, so that they need not be hashed again.
+	// seen are keys that were found, for each tag in the place that its lower bits say, so that they need not be hashed again. There
+	// are a power of two places.
 	seen []atomic.Pointer[seenKey]
 }
 
@@ -77,7 +78,7 @@ func (p *APIKeys) identify(_ context.Context, call *rpc.Call) (*caller, error) {
 		return nil, invalid("the call has more than one API key")
 	}
 	t := tagOf(bytesOf(values[0]))
-	at := &p.seen[t.low%uint64(len(p.seen))]
+	at := &p.seen[t.low&uint64(len(p.seen)-1)]
 	if k := at.Load(); k != nil && k.tag == t {
 		return k.who, nil
 	}

@@ -367,12 +367,19 @@ func contextError(err error) *Error {
 // open gives s a place and an ID and gathers its HEADERS. c.mu is held when it returns nil, and not with an error.
 func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.MD) error {
 	fields := blocks.Get().(*[]byte)
-	defer blocks.Put(fields)
 	var size int
 	var err error
 	if *fields, size, err = appendMetadata((*fields)[:0], md); err != nil { // before the lock is taken
-		return &Error{Code: codes.InvalidArgument, Message: err.Error(), Origin: OriginRequest}
+		err = &Error{Code: codes.InvalidArgument, Message: err.Error(), Origin: OriginRequest}
+	} else {
+		err = c.gather(ctx, s, method, *fields, size)
 	}
+	blocks.Put(fields)
+	return err
+}
+
+// gather is open for fields of a size as RFC 9113 6.5.2 counts.
+func (c *Conn) gather(ctx context.Context, s *Stream, method string, fields []byte, size int) error {
 	if !validPath(method) {
 		return &Error{Code: codes.Unimplemented, Message: fmt.Sprintf("%q is not the path of a method", clip(method)), Origin: OriginRequest}
 	}
@@ -415,7 +422,7 @@ func (c *Conn) open(ctx context.Context, s *Stream, method string, md metadata.M
 	if s.timed {
 		c.out = appendTimeout(c.out, timeout)
 	}
-	c.out = append(c.out, *fields...)
+	c.out = append(c.out, fields...)
 	c.out = h2wire.EndHeaders(c.out, start, s.id, c.maxFrame)
 	return nil
 }

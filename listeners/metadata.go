@@ -29,7 +29,8 @@ func restMetadata(e *Edge, h http.Header) (metadata.MD, error) {
 			if len(name) <= len(metadataPrefix) || name[:len(metadataPrefix)] != metadataPrefix {
 				continue
 			}
-			// A proxy in front that sets the name itself may know nothing of the prefix.
+			// A proxy in front that sets the name itself may know nothing of the prefix. Nobody looks for these names again
+			// (Edge.tellForwarded).
 			if name = name[len(metadataPrefix):]; transcoder.Forwarded(transcoder.Lower(name)) {
 				continue
 			}

@@ -187,8 +187,8 @@ func drivePolicies(rounds int, scale float64, only, binary string) (bool, error)
 	return good, nil
 }
 
-// live starts the processes of all contests, lets them warm up for a quarter of one, makes further rounds of which it keeps what was
-// spent, and ends them.
+// live starts the processes of all contests, lets them warm up for a quarter of a round, makes further rounds of which it keeps
+// what was spent, and ends them.
 func live(list []*contest, rounds int, scale float64, start func(c *contest) ([]*proc, error)) error {
 	for _, c := range list {
 		procs, err := start(c)

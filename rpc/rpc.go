@@ -217,11 +217,29 @@ type Info struct {
 	ErrorSource Source
 	// Policy is the policy that refused the call; "" if none did.
 	Policy string
-	// Notes are what policies decided, for the access log: "cache": "hit". Nil until the first Note.
-	Notes map[string]string
+	// Notes are what policies decided, for the access log: "cache", "hit". No key is there twice.
+	Notes Notes
 
 	// noting is held to change Notes and Policy.
 	noting sync.Mutex
+	// few is where Notes begin: hardly a call has more.
+	few [2]Note
+}
+
+// Note is what a policy decided.
+type Note struct{ Key, Value string }
+
+// Notes are in the order in which their keys were noted first.
+type Notes []Note
+
+// Get is what was noted last under key; "" if nothing was.
+func (n Notes) Get(key string) string {
+	for i := range n {
+		if n[i].Key == key {
+			return n[i].Value
+		}
+	}
+	return ""
 }
 
 // Fail records whose fault the call's error is, unless it was recorded before. It may be called by both sides of a stream at
@@ -241,7 +259,7 @@ func (i *Info) Refuse(policy, reason string) {
 	i.note(policy, reason)
 }
 
-// Note records a policy's decision for the access log.
+// Note records a policy's decision for the access log, in place of what was recorded under the key before.
 func (i *Info) Note(key, value string) {
 	i.noting.Lock()
 	defer i.noting.Unlock()
@@ -250,8 +268,14 @@ func (i *Info) Note(key, value string) {
 
 // note does the work of Note. noting is held.
 func (i *Info) note(key, value string) {
-	if i.Notes == nil {
-		i.Notes = map[string]string{}
+	for n := range i.Notes {
+		if i.Notes[n].Key == key {
+			i.Notes[n].Value = value
+			return
+		}
 	}
-	i.Notes[key] = value
+	if i.Notes == nil {
+		i.Notes = i.few[:0]
+	}
+	i.Notes = append(i.Notes, Note{key, value})
 }

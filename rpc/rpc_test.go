@@ -206,7 +206,7 @@ func TestInfo(t *testing.T) {
 	i.Fail(rpc.SourceClient)
 	i.Fail(rpc.SourceUpstream)
 	i.Note("cache", "hit")
-	if i.ErrorSource != rpc.SourceClient || i.ErrorSource.String() != "client" || i.Notes["cache"] != "hit" {
+	if i.ErrorSource != rpc.SourceClient || i.ErrorSource.String() != "client" || i.Notes.Get("cache") != "hit" {
 		t.Errorf("%+v", &i)
 	}
 	var c rpc.Call
@@ -290,7 +290,7 @@ func TestNotesOfBothSides(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if len(info.Notes) != 4 || info.Notes["limit"] != "reason" || info.Policy != "limit" && info.Policy != "redact" {
+	if len(info.Notes) != 4 || info.Notes.Get("limit") != "reason" || info.Policy != "limit" && info.Policy != "redact" {
 		t.Errorf("notes %v, policy %q", info.Notes, info.Policy)
 	}
 }

@@ -237,7 +237,7 @@ func TestRetryBudget(t *testing.T) {
 		for range 8 {
 			wg.Go(func() {
 				for range 25 {
-					if _, call, _ := exchange(t, c, idempotent, nil, "m"); call.Info().Notes["retry"] != "" {
+					if _, call, _ := exchange(t, c, idempotent, nil, "m"); call.Info().Notes.Get("retry") != "" {
 						noted.Add(1)
 					}
 				}

@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/netip"
 	"os"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -378,9 +376,10 @@ func appendOutcome(b []byte, x *listeners.Exchange, took time.Duration) []byte {
 		b = number(b, `,"bytes_out":`, info.BytesOut)
 		b = number(b, `,"messages_in":`, info.MessagesIn)
 		b = number(b, `,"messages_out":`, info.MessagesOut)
-		if len(info.Notes) > 0 {
-			for _, k := range slices.Sorted(maps.Keys(info.Notes)) {
-				b = text(b, `,"`+k+`":"`, info.Notes[k])
+		for _, n := range info.Notes {
+			if n.Value != "" {
+				b = append(append(b, `,"`...), n.Key...)
+				b = text(b, `":"`, n.Value)
 			}
 		}
 	}

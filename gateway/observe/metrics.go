@@ -222,8 +222,8 @@ func (m *Metrics) end(x *listeners.Exchange, took time.Duration) {
 		c.transcodeIn.Add(info.TranscodeIn.Seconds())
 		c.transcodeOut.Add(info.TranscodeOut.Seconds())
 	}
-	for policy, note := range info.Notes {
-		if d := decisionOf(policy, note); d.name != "" {
+	for _, n := range info.Notes {
+		if d := decisionOf(n.Key, n.Value); d.name != "" {
 			m.decided(d)
 		}
 	}

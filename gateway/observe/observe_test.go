@@ -294,9 +294,9 @@ func TestDecisions(t *testing.T) {
 	o := New(m, nil, nil, nil)
 	for range 2 {
 		x := exchange()
-		x.Call.Info.Notes = map[string]string{
-			"cache": "hit", "auth": "TOKEN_EXPIRED", "limit": "writes: redis: connection refused", "limit_shared": "no",
-			"allow": "no such key: hunter2", "error_was": "Internal", "something": "else",
+		x.Call.Info.Notes = rpc.Notes{
+			{Key: "cache", Value: "hit"}, {Key: "auth", Value: "TOKEN_EXPIRED"}, {Key: "limit", Value: "writes: redis: connection refused"}, {Key: "limit_shared", Value: "no"},
+			{Key: "allow", Value: "no such key: hunter2"}, {Key: "error_was", Value: "Internal"}, {Key: "something", Value: "else"},
 		}
 		o.End(x)
 	}

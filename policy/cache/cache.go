@@ -456,7 +456,7 @@ func (h *handler) refresh(call *rpc.Call, key string, request rpc.Message) {
 // give answers the call with an entry.
 func (h *handler) give(ctx context.Context, call *rpc.Call, e *entry, note, cacheStatus string) error {
 	call.Info.Note("cache", note)
-	md := make(metadata.MD, len(e.header)+2)
+	md := rpc.NewMetadata()
 	maps.Copy(md, e.header)
 	values := []string{cacheStatus, strconv.FormatInt(int64(time.Since(e.stored)/time.Second), 10)}
 	md["cache-status"], md["age"] = values[:1:1], values[1:]

@@ -124,7 +124,7 @@ func (c *client) do(consumer string, header metadata.MD, req *bankv1.GetRateRequ
 	}
 	r, err := rpc.Local(c.t.Context(), h, c.m, header.Copy(), rpc.NewMessage(wire))
 	if err != nil {
-		return -1, r.Info.Notes["cache"], err
+		return -1, r.Info.Notes.Get("cache"), err
 	}
 	var rate bankv1.Rate
 	if err := proto.Unmarshal(r.Messages[0].Bytes(), &rate); err != nil {
@@ -134,7 +134,7 @@ func (c *client) do(consumer string, header metadata.MD, req *bankv1.GetRateRequ
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return n, r.Info.Notes["cache"], nil
+	return n, r.Info.Notes.Get("cache"), nil
 }
 
 func (c *client) want(what string, consumer string, header metadata.MD, req *bankv1.GetRateRequest, n int, note string) {
@@ -214,13 +214,13 @@ func TestCanonical(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := map[bool]string{true: "miss", false: "hit"}[i == 0]; r.Info.Notes["cache"] != want {
-			t.Errorf("%q: %s, want %s", wire, r.Info.Notes["cache"], want)
+		if want := map[bool]string{true: "miss", false: "hit"}[i == 0]; r.Info.Notes.Get("cache") != want {
+			t.Errorf("%q: %s, want %s", wire, r.Info.Notes.Get("cache"), want)
 		}
 	}
 	// Bytes that are no message go to the backend, which says so.
 	r, err := rpc.Local(t.Context(), c.h, c.m, nil, rpc.NewMessage([]byte{0xff}))
-	if err != nil || r.Info.Notes["cache"] != "bypass" {
+	if err != nil || r.Info.Notes.Get("cache") != "bypass" {
 		t.Errorf("%v, %v", r.Info.Notes, err)
 	}
 }

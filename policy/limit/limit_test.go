@@ -623,7 +623,7 @@ func TestRedisQuota(t *testing.T) {
 			t.Errorf("step %d: wait %v, %d left, %v; want ok %v, %d left", i, v.wait, v.remaining, err, tc.ok, tc.left)
 		}
 	}
-	if c.Info.Notes["limit_shared"] != "" {
+	if c.Info.Notes.Get("limit_shared") != "" {
 		t.Error("a decision was made without Redis")
 	}
 }
@@ -640,7 +640,7 @@ func TestAwait(t *testing.T) {
 	r.Await(t.Context())
 	l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 3, Period: time.Hour}, Redis: r})
 	c := newCall("a", "192.0.2.1")
-	if v, err := l.take(t.Context(), c, request{}, 1); err != nil || v.remaining != 2 || c.Info.Notes["limit_shared"] != "" {
+	if v, err := l.take(t.Context(), c, request{}, 1); err != nil || v.remaining != 2 || c.Info.Notes.Get("limit_shared") != "" {
 		t.Errorf("the first decision: %v, %d left, %v", err, v.remaining, c.Info.Notes)
 	}
 	nobody := NewRedis(RedisConfig{Addresses: []string{"127.0.0.1:1"}, Timeout: time.Second}, slog.New(slog.DiscardHandler))
@@ -673,7 +673,7 @@ func TestRedisDown(t *testing.T) {
 			} else {
 				last = err
 			}
-			if c.Info.Notes["limit_shared"] == "no" {
+			if c.Info.Notes.Get("limit_shared") == "no" {
 				alone++
 			}
 		}

@@ -48,7 +48,7 @@ func TestFaults(t *testing.T) {
 		if info, ok := st.Details()[0].(*errdetails.ErrorInfo); !ok || info.GetReason() != "FAULT_INJECTED" {
 			t.Errorf("details %v", st.Details())
 		}
-		if r.Info.ErrorSource != rpc.SourceGateway || r.Info.Notes["fault"] != "abort" {
+		if r.Info.ErrorSource != rpc.SourceGateway || r.Info.Notes.Get("fault") != "abort" {
 			t.Errorf("info %+v", r.Info)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

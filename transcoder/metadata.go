@@ -195,12 +195,12 @@ func RequestMetadata(h map[string][]string) (metadata.MD, error) {
 }
 
 // RequestField is what a header field of an HTTP request, in any case, is as metadata, whose values may be the field's own
-// slice: the name is lowered; values of "-bin" names are split at commas and decoded from base64, padded or not. The key is
-// empty if it is none: reserved names, those that connection, the values of the Connection field, name, and those in which
+// slice: the name is lowered; values are without the white space around them, those of "-bin" names are split at commas and decoded
+// from base64, padded or not. The key is empty if it is none: reserved names, those that connection, the values of the Connection field, name, and those in which
 // the gateway itself tells backends who calls (Identity), and aliases of those in which proxies do (Forwarded). A name or value
 // that gRPC cannot carry (ASCII 0x20 to 0x7E) is InvalidArgument naming the field, except in the fields that browsers add
 // unasked, which are none.
-// Source: gRPC over HTTP/2, "Custom-Metadata"; RFC 9110 section 7.6.1.
+// Source: gRPC over HTTP/2, "Custom-Metadata"; RFC 9110 sections 5.5 and 7.6.1.
 func RequestField(name string, values, connection []string) (string, []string, error) {
 	f := FieldOf(name)
 	return f.Metadata(values, connection)
@@ -236,6 +236,7 @@ func (f *Field) Metadata(values, connection []string) (string, []string, error) 
 		decoded, err := decodeBins(f.key, values)
 		return f.key, decoded, err
 	}
+	values = trimmed(values)
 	for _, v := range values {
 		if grpcwire.ValidText(v) {
 			continue
@@ -247,6 +248,24 @@ func (f *Field) Metadata(values, connection []string) (string, []string, error) 
 	}
 	return f.key, values, nil
 }
+
+// trimmed is values without the white space around each (RFC 9110 section 5.5), which HTTP/1.1 takes off and frames and HTTP/3 do
+// not. It is values itself if there is none.
+func trimmed(values []string) []string {
+	for i, v := range values {
+		if v == "" || !blank(v[0]) && !blank(v[len(v)-1]) {
+			continue
+		}
+		values = slices.Clone(values)
+		for i := i; i < len(values); i++ {
+			values[i] = strings.Trim(values[i], " \t")
+		}
+		break
+	}
+	return values
+}
+
+func blank(c byte) bool { return c == ' ' || c == '\t' }
 
 // named reports whether one of the Connection values lists key.
 func named(connection []string, key string) bool {

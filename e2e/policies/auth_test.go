@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -228,6 +229,24 @@ func TestIssuerDown(t *testing.T) {
 	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
 		call(t, p, map[string]string{"authorization": "Bearer " + id.token(t, nil)}).want(t, "no keys", codes.Unavailable, 503, "CREDENTIALS_UNKNOWN")
+	})
+}
+
+// TestPaddedCredential sends a credential that is no good with white space around it, in every way there is, where calls without one go
+// through: it is refused, and not taken for none.
+func TestPaddedCredential(t *testing.T) {
+	o := openTo(t, `
+consumers:
+  providers: {people: {basic: {}}, keys: {api_key: {}}}
+policies:
+- {selector: "*", auth: {require: [people, keys], anonymous: true}}
+`)
+	o.everyWay(t, func(t *testing.T, _ string, call func(*testing.T, ask) *reply) {
+		for _, v := range []string{" Basic d3Jvbmc6", "bASIC d3Jvbmc6 ", "basic "} {
+			if r := call(t, metadataAsk(http.Header{"Authorization": {v}})); r.code != codes.Unauthenticated {
+				t.Errorf("%q: %v, the backend sees %q", v, r.code, r.seen()["authorization"])
+			}
+		}
 	})
 }
 

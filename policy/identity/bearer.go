@@ -43,9 +43,9 @@ func authorization(call *rpc.Call, scheme string) (string, error) {
 	return strings.TrimLeft(v[len(scheme):], " "), nil
 }
 
-// isOf reports whether a value of authorization is of the scheme.
+// isOf reports whether a value of authorization is of the scheme, with a credential or without.
 func isOf(scheme, v string) bool {
-	return len(v) > len(scheme) && v[len(scheme)] == ' ' && strings.EqualFold(v[:len(scheme)], scheme)
+	return len(v) >= len(scheme) && (len(v) == len(scheme) || v[len(scheme)] == ' ') && strings.EqualFold(v[:len(scheme)], scheme)
 }
 
 // bearer is where tokens are.

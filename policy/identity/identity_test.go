@@ -134,6 +134,18 @@ func TestManyKeys(t *testing.T) {
 	}
 }
 
+// TestSchemes: what is of a scheme, with a credential or without, is never taken for no credential.
+func TestSchemes(t *testing.T) {
+	for v, want := range map[string]bool{
+		"Bearer x": true, "bearer x": true, "BEARER  x": true, "Bearer": true, "bearer ": true,
+		"Bearerx": false, "Beare": false, "Basic x": false, "": false,
+	} {
+		if got := isOf("bearer", v); got != want {
+			t.Errorf("%q: %v, want %v", v, got, want)
+		}
+	}
+}
+
 func TestCacheIsBounded(t *testing.T) {
 	var c credentialCache
 	now := time.Now()

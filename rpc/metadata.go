@@ -32,9 +32,28 @@ func FreeMetadata(md metadata.MD) {
 
 // MetadataText is s as a text value of metadata: bytes outside 0x20 to 0x7E, which metadata cannot carry, are
 // percent-encoded, and "%" too.
-func MetadataText(s string) string {
+func MetadataText(s string) string { return percentEncoded(s, '%', true) }
+
+// ListText is list joined by sep, which is ASCII. Within each of it sep and "%" are percent-encoded, so that whoever splits the text
+// and then decodes the parts has the list again; in a text for metadata, bytes outside 0x20 to 0x7E are too.
+func ListText(list []string, sep byte, metadata bool) string {
+	if len(list) == 1 {
+		return percentEncoded(list[0], sep, metadata)
+	}
+	var b []byte
+	for i, s := range list {
+		if i > 0 {
+			b = append(b, sep)
+		}
+		b = append(b, percentEncoded(s, sep, metadata)...)
+	}
+	return string(b)
+}
+
+// percentEncoded is s with "%" and sep percent-encoded, and bytes that metadata cannot carry if it is for that.
+func percentEncoded(s string, sep byte, metadata bool) string {
 	const hex = "0123456789ABCDEF"
-	plain := func(c byte) bool { return c >= 0x20 && c <= 0x7E && c != '%' }
+	plain := func(c byte) bool { return c != '%' && c != sep && (!metadata || c >= 0x20 && c <= 0x7E) }
 	i := 0
 	for i < len(s) && plain(s[i]) {
 		i++

@@ -14,7 +14,8 @@
 // # What backends see
 // The credential is taken out of the call's metadata, unless the provider is to leave it in, as are those that further providers
 // would have looked for, which nobody has checked. The caller's name comes in as "x-transom-consumer", with "x-transom-provider", "-plan", "-scopes" (split by spaces) and "-groups" (split by
-// commas) where there are any. Bytes outside 0x20 to 0x7E and "%" are percent-encoded in them. Listeners drop every name
+// commas) where there are any. Bytes outside 0x20 to 0x7E and "%" are percent-encoded in them, as are a scope's own spaces and a
+// group's own commas. Listeners drop every name
 // like these from what clients send.
 //
 // # Concurrency
@@ -215,10 +216,10 @@ func union(a, b []string) []string {
 func headerOf(p *rpc.Principal) []field {
 	h := []field{{"x-transom-consumer", [1]string{rpc.MetadataText(p.Consumer)}}, {"x-transom-provider", [1]string{rpc.MetadataText(p.Provider)}}}
 	for _, f := range []struct{ key, value string }{
-		{"x-transom-plan", p.Plan}, {"x-transom-scopes", strings.Join(p.Scopes, " ")}, {"x-transom-groups", strings.Join(p.Groups, ",")},
+		{"x-transom-plan", rpc.MetadataText(p.Plan)}, {"x-transom-scopes", rpc.ListText(p.Scopes, ' ', true)}, {"x-transom-groups", rpc.ListText(p.Groups, ',', true)},
 	} {
 		if f.value != "" {
-			h = append(h, field{f.key, [1]string{rpc.MetadataText(f.value)}})
+			h = append(h, field{f.key, [1]string{f.value}})
 		}
 	}
 	return h

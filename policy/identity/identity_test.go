@@ -146,6 +146,21 @@ func TestSchemes(t *testing.T) {
 	}
 }
 
+// TestListsForBackends: what backends split is what there was, whatever is in a name.
+func TestListsForBackends(t *testing.T) {
+	p := &rpc.Principal{Consumer: "a", Provider: "p", Scopes: []string{"read all", "x"}, Groups: []string{"staff,admins", "50% off", "Öl", "two words"}}
+	want := map[string]string{"x-transom-scopes": "read%20all x", "x-transom-groups": "staff%2Cadmins,50%25 off,%C3%96l,two words"}
+	for _, f := range headerOf(p) {
+		if w, ok := want[f.key]; ok && f.value[0] != w {
+			t.Errorf("%s: %q, want %q", f.key, f.value[0], w)
+		}
+		delete(want, f.key)
+	}
+	if len(want) > 0 {
+		t.Errorf("no %v", want)
+	}
+}
+
 func TestCacheIsBounded(t *testing.T) {
 	var c credentialCache
 	now := time.Now()

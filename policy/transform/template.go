@@ -16,7 +16,7 @@ import (
 //   - method, service: full names, "bank.v1.Accounts.Get" and "bank.v1.Accounts"
 //   - consumer, provider, plan: of authenticated calls
 //   - subject: the claim sub, of callers without one the consumer
-//   - scopes: split by spaces; groups: split by commas
+//   - scopes: split by spaces; groups: split by commas; "%", a scope's own spaces and a group's own commas are percent-encoded
 //   - claims.PATH: a claim that is a text, number or bool
 //   - metadata.NAME: request metadata, several values split by commas
 //   - request_id
@@ -159,6 +159,12 @@ func (p *part) value(call *rpc.Call, encode bool) (string, bool) {
 	if p.variable == none {
 		return p.text, true
 	}
+	switch p.variable {
+	case scopes, groups:
+		s := p.variable.listOf(call.Principal, encode)
+		return s, s != ""
+	default:
+	}
 	s, ok := p.variable.of(call, p.text)
 	if encode && p.variable != header { // which came as metadata
 		s = rpc.MetadataText(s)
@@ -166,7 +172,18 @@ func (p *part) value(call *rpc.Call, encode bool) (string, bool) {
 	return s, ok
 }
 
-// of is a variable's value for a call.
+// listOf is the text of a variable that is a list; encode makes it such as metadata can carry.
+func (v variable) listOf(p *rpc.Principal, encode bool) string {
+	switch {
+	case p == nil:
+		return ""
+	case v == scopes:
+		return rpc.ListText(p.Scopes, ' ', encode)
+	}
+	return rpc.ListText(p.Groups, ',', encode)
+}
+
+// of is a variable's value for a call, but of scopes and groups.
 func (v variable) of(call *rpc.Call, arg string) (string, bool) {
 	switch v {
 	case method:
@@ -198,10 +215,6 @@ func (v variable) of(call *rpc.Call, arg string) (string, bool) {
 		s = p.Provider
 	case plan:
 		s = p.Plan
-	case scopes:
-		s = strings.Join(p.Scopes, " ")
-	case groups:
-		s = strings.Join(p.Groups, ",")
 	case claim:
 		return claimText(p.Claim(arg))
 	case subject:

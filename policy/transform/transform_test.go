@@ -107,6 +107,8 @@ func TestTemplates(t *testing.T) {
 		{"{subject}", &rpc.Principal{Consumer: "till"}, "till"},
 		{"{plan}", &rpc.Principal{Consumer: "till"}, "-"},
 		{"{scopes};{groups}", alice(), "a b;g,h"},
+		{"{scopes};{groups}", &rpc.Principal{Scopes: []string{"a b", "c"}, Groups: []string{"x,admins", "50%", "Ö"}}, "a%20b c;x%2Cadmins,50%25,%C3%96"},
+		{"{groups}", nil, "-"},
 		{"{claims.age} {claims.big} {claims.half} {claims.ok}", alice(), "42 1000000000000000 0.5 true"},
 		{"{claims.org.id}{claims.dotted.name}", alice(), "7d"},
 		{"{claims.org.name}", alice(), "%C3%96l 50%25"},
@@ -130,6 +132,9 @@ func TestTemplates(t *testing.T) {
 	}
 	if got := seen(t, alice(), nil, transform.EditsConfig{Set: map[string]string{"x-bin": "Ö {claims.org.name}"}})["x-bin"]; !slices.Equal(got, []string{"Ö Öl 50%"}) {
 		t.Errorf("binary: %q", got)
+	}
+	if got := seen(t, &rpc.Principal{Groups: []string{"x,admins", "Ö%"}}, nil, transform.EditsConfig{Set: map[string]string{"x-bin": "{groups}"}})["x-bin"]; !slices.Equal(got, []string{"x%2Cadmins,Ö%25"}) {
+		t.Errorf("binary groups: %q", got)
 	}
 	for text, want := range map[string]string{
 		"{nobody}":           "column 2: there is no {nobody}; ",

@@ -3,9 +3,11 @@ package policies_test
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -194,6 +196,63 @@ func TestCacheStale(t *testing.T) {
 			t.Errorf("while a new one is fetched: %q, %v", o.server, o.header["cache-status"])
 		}
 		until("three")
+	})
+}
+
+// startHanging runs a server that answers a caller of Diagnostics.Metadata once, and leaves it without an answer from then on. It
+// returns its address, and how often a caller has called.
+func startHanging(t *testing.T) (addr string, calls func(caller string) int) {
+	t.Helper()
+	var mu sync.Mutex
+	seen := map[string]int{}
+	srv := grpc.NewServer(grpc.UnknownServiceHandler(func(_ any, s grpc.ServerStream) error {
+		if err := s.RecvMsg(&bankv1.MetadataRequest{}); err != nil {
+			return err
+		}
+		caller := strings.Join(metadata.ValueFromIncomingContext(s.Context(), "authorization"), ",")
+		mu.Lock()
+		seen[caller]++
+		n := seen[caller]
+		mu.Unlock()
+		if n > 1 {
+			<-s.Context().Done()
+			return s.Context().Err()
+		}
+		return s.SendMsg(&bankv1.MetadataResponse{})
+	}))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = srv.Serve(l) })
+	t.Cleanup(func() {
+		srv.Stop()
+		wg.Wait()
+	})
+	return l.Addr().String(), func(caller string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return seen[caller]
+	}
+}
+
+// TestCacheOfHanging gives an old answer in every way when the backend hangs, before the method's timeout ends the call.
+func TestCacheOfHanging(t *testing.T) {
+	addr, calls := startHanging(t)
+	o := openTo(t, fmt.Sprintf(`
+clusters: {bank: {target: "static:///%s", no_health_check: true}}
+policies: [{selector: bank.v1.Diagnostics.Metadata, timeout: 2s, cache: {ttl: 1ms, stale_if_error: 1h}}]`, addr))
+	o.everyWay(t, func(t *testing.T, way string, call func(t *testing.T, a ask) *reply) {
+		t.Parallel()
+		who := fmt.Sprintf("Bearer %x", way)
+		for calls(who) < 2 { // the answer is fresh for a moment
+			r := call(t, metadataAsk(http.Header{"authorization": {who}}))
+			status := r.header["Cache-Status"]
+			if stale := calls(who) == 2; r.code != codes.OK || len(r.messages) != 1 || stale && !bare(way) && !slices.Equal(status, []string{"transom; hit; detail=stale-if-error"}) {
+				t.Errorf("call %d: %v, %d messages, %q", calls(who), r.code, len(r.messages), status)
+			}
+		}
 	})
 }
 

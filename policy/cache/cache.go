@@ -59,6 +59,8 @@ const (
 	refreshes = 64
 	// refreshTimeout bounds one.
 	refreshTimeout = 15 * time.Second
+	// reserve is the most of a call's time that is left for an old answer to get out in.
+	reserve = 500 * time.Millisecond
 	// maxAge is the longest that a backend may ask for.
 	maxAge = 365 * 24 * time.Hour
 )
@@ -259,6 +261,8 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-while-revalidate")
 		}
 	}
+	early, cancel := old.early(ctx, now)
+	defer cancel()
 	for {
 		f, leads := h.cache.lead(key)
 		if leads {
@@ -266,8 +270,11 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 		}
 		select {
 		case <-f.done:
-		case <-ctx.Done():
-			return rpc.CauseOf(ctx)
+		case <-early.Done():
+			if err := rpc.CauseOf(ctx); err != nil {
+				return err
+			}
+			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
 		}
 		switch {
 		case f.entry != nil:
@@ -291,9 +298,22 @@ func ownFault(err error) bool {
 	return code == codes.Canceled || code == codes.DeadlineExceeded
 }
 
+// early is ctx, but if the entry may be given in place of an answer that does not come in time, it ends before the call does, by a
+// tenth of the call's time or [reserve], so that there is time to give it: once the call has ended no Stream takes anything.
+func (e *entry) early(ctx context.Context, now time.Time) (context.Context, context.CancelFunc) {
+	at, ok := ctx.Deadline()
+	if !ok || !e.last(now) {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, at.Add(-min(at.Sub(now)/10, reserve)))
+}
+
+// last reports whether the entry may be given if no new one can be had.
+func (e *entry) last(now time.Time) bool { return e != nil && now.Sub(e.stored) < e.ttl+e.sie }
+
 // saves reports whether the entry may be given in place of err.
 func (e *entry) saves(err error, now time.Time) bool {
-	if e == nil || now.Sub(e.stored) >= e.ttl+e.sie {
+	if !e.last(now) {
 		return false
 	}
 	switch rpc.StatusOf(err).Code() {
@@ -349,8 +369,10 @@ func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, request 
 		}
 		old = kept
 	}
+	early, cancel := old.early(ctx, now)
+	defer cancel()
 	var r recorder
-	f.entry, f.err = h.fetch(ctx, call, key, request, &r)
+	f.entry, f.err = h.fetch(early, call, key, request, &r)
 	landed = true
 	h.cache.land(key, f)
 	if f.err != nil && old.saves(f.err, now) {

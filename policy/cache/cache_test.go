@@ -384,6 +384,42 @@ func TestStaleIfError(t *testing.T) {
 	}
 }
 
+// TestStaleOfHanging has an old answer be given by a Stream that takes nothing once the call has ended, as most do, when the backend
+// hangs: to the call that fetches, and to those that wait for it, of which one has less time.
+func TestStaleOfHanging(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, cache.Config{TTL: 10 * time.Second, StaleIfError: time.Minute})
+		c.want("first", "", nil, usd, 1, "miss")
+		c.backend.delay = time.Hour
+		time.Sleep(11 * time.Second)
+		began := time.Now()
+		ask := func(timeout, want time.Duration) {
+			ctx, cancel := context.WithTimeout(t.Context(), timeout)
+			defer cancel()
+			r, err := rpc.Local(ctx, c.h, c.m, nil, rpc.NewMessage([]byte("\x0a\x03EUR\x12\x03USD")))
+			if took := time.Since(began); err != nil || r.Info.Notes.Get("cache") != "stale" || r.Info.ErrorSource != rpc.SourceNone || took != want {
+				t.Errorf("with %v: %v, %v of %v, after %v", timeout, r.Info.Notes, err, r.Info.ErrorSource, took)
+			}
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { ask(20*time.Second, 19500*time.Millisecond) })
+		synctest.Wait()
+		wg.Go(func() { ask(time.Second, 900*time.Millisecond) })
+		wg.Go(func() { ask(time.Minute, 19500*time.Millisecond) })
+		wg.Wait()
+		// A client that leaves gets nothing.
+		ctx, cancel := context.WithCancelCause(t.Context())
+		wg.Go(func() {
+			if r, err := rpc.Local(ctx, c.h, c.m, nil, rpc.NewMessage([]byte("\x0a\x03EUR\x12\x03USD"))); status.Code(rpc.StatusOf(err).Err()) != codes.Canceled {
+				t.Errorf("the one who left: %v, %v", r.Info.Notes, err)
+			}
+		})
+		synctest.Wait()
+		cancel(rpc.ErrClientGone)
+		wg.Wait()
+	})
+}
+
 // TestStaleControls has what the backend says of stale answers go before the policy.
 func TestStaleControls(t *testing.T) {
 	for _, tc := range []struct {

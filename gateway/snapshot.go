@@ -69,18 +69,19 @@ func (s *Snapshot) Method(fullPath string) (*descriptors.Method, bool) {
 	return descriptors.Opaque(fullPath), true
 }
 
-// isMethodPath reports whether p has the form "/service/method", in which nothing stands for something else: a server that decodes
-// paths must not find another method than the one whose policy held.
+// isMethodPath reports whether p has the form "/service/method", of letters, digits, "_", "-" and ".": servers that decode paths, or
+// cut them at "?", must not find another method than the one whose policy held.
 func isMethodPath(p string) bool {
 	slash := 0
 	for i := range len(p) {
-		switch p[i] {
-		case '/':
+		switch c := p[i]; {
+		case c == '/':
 			if i > 0 && p[i-1] == '/' {
 				return false
 			}
 			slash++
-		case '%', ';', '\\':
+		case 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '_' || c == '-' || c == '.':
+		default:
 			return false
 		}
 	}

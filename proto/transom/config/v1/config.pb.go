@@ -4137,7 +4137,8 @@ func (x *Drain) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
-// UnknownMethods passes on native gRPC and gRPC-Web calls to methods without a schema. Policies hold for them by their names, as for
+// UnknownMethods passes on native gRPC and gRPC-Web calls to methods without a schema, whose paths are "/service/method" of letters,
+// digits, "_", "-" and ".": what another server might read otherwise ("%", "?", ";") is UNIMPLEMENTED. Policies hold for them by their names, as for
 // others. What needs to know messages cannot: cache and validate are left out, and calls that a selector narrower than "*" takes in
 // are refused if its policy has redact, request_fields, limits by field, or allow with request; for "*" these are a fault.
 type UnknownMethods struct {

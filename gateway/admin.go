@@ -101,7 +101,7 @@ func (g *Gateway) openAdmin(ctx context.Context, cfg *configv1.Admin) (adminChan
 		lis, err = listenAdmin(ctx, cfg)
 	}
 	if err != nil {
-		return c, &Fault{"admin.address", err.Error()}
+		return c, &Fault{Path: "admin.address", Msg: err.Error()}
 	}
 	a := &admin{address: cfg.GetAddress(), lis: lis, log: g.log}
 	var protocols http.Protocols
@@ -240,7 +240,7 @@ func (g *Gateway) adminHandler(cfg *configv1.Admin) (http.Handler, error) {
 	var guarded http.Handler = mux
 	token, err := adminToken(cfg)
 	if err != nil {
-		return nil, &Fault{"admin.token_file", err.Error()}
+		return nil, &Fault{Path: "admin.token_file", Msg: err.Error()}
 	}
 	if token != "" {
 		guarded = needToken(token, guarded)

@@ -239,13 +239,13 @@ type builder struct {
 
 // fault records something wrong with the field at path.
 func (b *builder) fault(path, format string, args ...any) {
-	b.faults = append(b.faults, Fault{path, fmt.Sprintf(format, args...)})
+	b.faults = append(b.faults, Fault{Path: path, Msg: fmt.Sprintf(format, args...)})
 }
 
 // faultOf records every error joined in err.
 func (b *builder) faultOf(path string, err error) {
 	for _, e := range flatten(err) {
-		b.faults = append(b.faults, Fault{path, e.Error()})
+		b.faults = append(b.faults, Fault{Path: path, Msg: e.Error()})
 	}
 }
 

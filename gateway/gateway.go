@@ -372,7 +372,7 @@ func offline(ctx context.Context, cfg *configv1.Config, log *slog.Logger, fn fun
 	if len(p.missing) > 0 {
 		faults := make([]Fault, len(p.missing))
 		for i, n := range p.missing {
-			faults[i] = Fault{fmt.Sprintf("descriptors[%d]", n), "the cluster's servers do not answer reflection"}
+			faults[i] = Fault{Path: fmt.Sprintf("descriptors[%d]", n), Msg: "the cluster's servers do not answer reflection"}
 		}
 		return joinFaults(faults)
 	}

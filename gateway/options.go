@@ -140,7 +140,7 @@ func (o *methodOption) add(e *Effective) []Fault {
 		return true
 	})
 	if o.policy.GetValidate() && !e.Policy.GetValidate() {
-		return []Fault{{e.path("validate"), e.method + " has its messages checked by its option " + optionName + ", and the configuration cannot turn that off"}}
+		return []Fault{{Path: e.path("validate"), Msg: e.method + " has its messages checked by its option " + optionName + ", and the configuration cannot turn that off"}}
 	}
 	return nil
 }
@@ -174,7 +174,7 @@ func (b *builder) checkAuthenticated(e Effective) {
 func placed(faults []Fault) {
 	for i, f := range faults {
 		if strings.HasPrefix(f.Path, optionName) {
-			faults[i] = Fault{"descriptors", "option " + f.Path + ": " + f.Msg}
+			faults[i].Path, faults[i].Msg = "descriptors", "option "+f.Path+": "+f.Msg
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,12 +35,20 @@ const (
 // shaping is what a builder keeps for the policies that limit and shape calls.
 type shaping struct {
 	validator *validate.Compiler
-	// limiters are those of each policy block.
+	// limiters are those of each policy block, named all of them by their names.
 	limiters map[string][]*limit.Limiter
+	named    map[string]namedLimit
 	redis    *limit.Redis
 	cache    *cache.Cache
 	store    *cache.Store
 	paths    fieldPaths
+}
+
+// namedLimit is the limit of a name, and the first place that has it.
+type namedLimit struct {
+	path string
+	cfg  limit.Config
+	*limit.Limiter
 }
 
 // validate is the middleware that checks messages by the rules of their descriptors; nil if there are none.
@@ -76,9 +85,15 @@ func (b *builder) limits(m *descriptors.Method, eff Effective, authenticated boo
 				}
 				name = fmt.Sprintf("%s.%d", first, i)
 			}
-			if limiter := b.limiter(fmt.Sprintf("%s[%d]", eff.path("limits"), i), name, l); limiter != nil {
-				limiters = append(limiters, limiter)
+			limiter := b.limiter(fmt.Sprintf("%s[%d]", place, i), name, l)
+			if at := slices.Index(limiters, limiter); limiter != nil && at >= 0 {
+				b.faults = append(b.faults, Fault{
+					Path:  fmt.Sprintf("%s[%d]", place, i),
+					Msg:   fmt.Sprintf("limit %q is in this list twice: each call would count twice", name),
+					Other: fmt.Sprintf("%s[%d]", place, at),
+				})
 			}
+			limiters = append(limiters, limiter)
 		}
 		if b.limiters == nil {
 			b.limiters = map[string][]*limit.Limiter{}
@@ -86,12 +101,19 @@ func (b *builder) limits(m *descriptors.Method, eff Effective, authenticated boo
 		b.limiters[place] = limiters
 	}
 	for i, l := range limiters {
+		if l == nil {
+			continue
+		}
 		if most := l.MaxCost(); cost > most {
-			b.fault(fmt.Sprintf("%s[%d]", eff.path("limits"), i), "calls of %s cost %d, and no more than %d may ever come at once", m.Name, cost, most)
+			b.fault(fmt.Sprintf("%s[%d]", place, i), "calls of %s cost %d, and no more than %d may ever come at once", m.Name, cost, most)
 		}
 	}
 	b.limitHeaders(eff)
-	return limit.Middleware(limiters, cost, b.limitFields(m, eff), authenticated)
+	fields := b.limitFields(m, eff)
+	if slices.Contains(limiters, nil) {
+		return nil, nil
+	}
+	return limit.Middleware(limiters, cost, fields, authenticated)
 }
 
 // limitHeaders makes faults of limits by a header that authentication takes out before they are asked: all its calls would count
@@ -147,7 +169,7 @@ func (b *builder) limitFields(m *descriptors.Method, eff Effective) limit.Fields
 	return fields
 }
 
-// limiter makes one limit, or takes the one of the Snapshot before; nil after a fault.
+// limiter makes one limit, or takes the one of the name that there is, or that of the Snapshot before; nil after a fault.
 func (b *builder) limiter(path, name string, l *configv1.Limit) *limit.Limiter {
 	cfg := limit.Config{Name: name, Messages: l.GetMessages(), Plans: map[string]limit.Amount{}}
 	faults := len(b.faults)
@@ -184,6 +206,9 @@ func (b *builder) limiter(path, name string, l *configv1.Limit) *limit.Limiter {
 	if len(b.faults) > faults {
 		return nil
 	}
+	if b.named == nil {
+		b.named = map[string]namedLimit{}
+	}
 	shared := ""
 	if b.cfg.GetRedis() != nil && !l.GetLocal() && cfg.Kind != limit.Concurrent {
 		if cfg.Redis = b.sharedCounts(); cfg.Redis == nil {
@@ -191,10 +216,21 @@ func (b *builder) limiter(path, name string, l *configv1.Limit) *limit.Limiter {
 		}
 		shared = fmt.Sprintf("%p", cfg.Redis)
 	}
+	if first, ok := b.named[name]; ok {
+		if !reflect.DeepEqual(cfg, first.cfg) {
+			b.faults = append(b.faults, Fault{
+				Path: path, Msg: fmt.Sprintf("limits of one name are one limit, and this %q differs from another", name), Other: first.path,
+			})
+			return nil
+		}
+		return first.Limiter
+	}
 	limiter, err := hold(&b.holds, "limit"+shared, name, l, func() (*limit.Limiter, func(), error) { return limit.New(cfg), nil, nil })
 	if err != nil {
 		b.faultOf(path, err)
+		return nil
 	}
+	b.named[name] = namedLimit{path, cfg, limiter}
 	return limiter
 }
 

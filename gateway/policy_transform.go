@@ -39,7 +39,7 @@ func (b *builder) foundField(place string, err error) bool {
 		b.faultOf(place, err)
 	default:
 		if _, ok := b.paths.faults[place]; !ok {
-			b.paths.faults[place] = Fault{place, err.Error()}
+			b.paths.faults[place] = Fault{Path: place, Msg: err.Error()}
 		}
 	}
 	return false

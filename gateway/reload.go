@@ -160,7 +160,13 @@ func Locate(err error, file *configfile.File) error {
 		if !ok {
 			return err
 		}
-		faults = append(faults, file.Fault(f.Path, f.Msg))
+		faults = append(faults, file.Fault(f.Path, f.text(func(path string) string {
+			if strings.HasPrefix(path, optionName) {
+				return path // which is in no file
+			}
+			line, _ := file.Position(path)
+			return fmt.Sprintf("line %d", line)
+		})))
 	}
 	return faults
 }
@@ -188,7 +194,7 @@ func (g *Gateway) compile(ctx context.Context, cfg *configv1.Config, anew reread
 		var faults []Fault
 		for _, c := range p.changes {
 			if c.Breaking {
-				faults = append(faults, Fault{"descriptors", c.String()})
+				faults = append(faults, Fault{Path: "descriptors", Msg: c.String()})
 			}
 		}
 		if len(faults) > 0 {
@@ -306,7 +312,7 @@ func (g *Gateway) openListeners(ctx context.Context, p *plan) ([]*serving, error
 		for _, s := range opened {
 			_ = s.server.Drain(ctx)
 		}
-		return nil, &Fault{fmt.Sprintf("listeners[%d]", i), err.Error()}
+		return nil, &Fault{Path: fmt.Sprintf("listeners[%d]", i), Msg: err.Error()}
 	}
 	for i, s := range next {
 		if fronts[i] != nil {

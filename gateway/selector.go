@@ -112,12 +112,12 @@ func compilePolicies(blocks []*configv1.Policy) (*policySet, []Fault) {
 	var faults []Fault
 	for i, b := range blocks {
 		if len(b.GetSelector()) == 0 {
-			faults = append(faults, Fault{fmt.Sprintf("policies[%d]", i), "a policy needs a selector"})
+			faults = append(faults, Fault{Path: fmt.Sprintf("policies[%d]", i), Msg: "a policy needs a selector"})
 		}
 		for j, text := range b.GetSelector() {
 			sel, err := parseSelector(text)
 			if err != nil {
-				faults = append(faults, Fault{fmt.Sprintf("policies[%d].selector[%d]", i, j), err.Error()})
+				faults = append(faults, Fault{Path: fmt.Sprintf("policies[%d].selector[%d]", i, j), Msg: err.Error()})
 				continue
 			}
 			set.rules = append(set.rules, policyRule{sel, text, i, b})
@@ -138,7 +138,7 @@ func (p *policySet) unmatched(schema *descriptors.Schema) []Fault {
 		if s := schema.Suggest(r.name); s != "" {
 			msg += fmt.Sprintf("; did you mean %q?", s)
 		}
-		faults = append(faults, Fault{fmt.Sprintf("policies[%d].selector", r.block), msg + " (optional: true allows it)"})
+		faults = append(faults, Fault{Path: fmt.Sprintf("policies[%d].selector", r.block), Msg: msg + " (optional: true allows it)"})
 	}
 	return faults
 }
@@ -161,8 +161,9 @@ func (p *policySet) effective(method string) (Effective, []Fault) {
 			if from, ok := eff.From[name]; ok {
 				if ranks[name] == r.rank() && from.Block != r.block {
 					faults = append(faults, Fault{
-						fmt.Sprintf("policies[%d].%s", r.block, name),
-						fmt.Sprintf("selector %q of policies[%d] sets %s for %s with the same precedence as this one", from.Selector, from.Block, name, method),
+						Path:  fmt.Sprintf("policies[%d].%s", r.block, name),
+						Msg:   fmt.Sprintf("selector %q of policies[%d] sets %s for %s with the same precedence as this one", from.Selector, from.Block, name, method),
+						Other: fmt.Sprintf("policies[%d].%s", from.Block, name),
 					})
 				}
 				return true
@@ -192,7 +193,7 @@ func settle(e *Effective, ranks map[protoreflect.Name]int, method string) []Faul
 	if named && shared {
 		switch {
 		case cluster == split:
-			return []Fault{{e.path("split"), fmt.Sprintf("cluster and split exclude each other, and both are set for %s with the same precedence", method)}}
+			return []Fault{{Path: e.path("split"), Msg: fmt.Sprintf("cluster and split exclude each other, and both are set for %s with the same precedence", method)}}
 		case cluster > split:
 			drop("split")
 		default:
@@ -210,11 +211,21 @@ type Fault struct {
 	// Path leads to the field in the configuration message, "policies[2].cluster"; "" if it is about no one field.
 	Path string
 	Msg  string
+	// Other leads to the field that the one at Path is at odds with; "" if there is none.
+	Other string
 }
 
 func (f Fault) Error() string {
 	if f.Path == "" {
 		return f.Msg
 	}
-	return f.Path + ": " + f.Msg
+	return f.Path + ": " + f.text(func(path string) string { return path })
+}
+
+// text is Msg, and with it the place that where gives for Other.
+func (f Fault) text(where func(path string) string) string {
+	if f.Other == "" {
+		return f.Msg
+	}
+	return f.Msg + " (see " + where(f.Other) + ")"
 }

@@ -2656,8 +2656,8 @@ func (x *Cache) GetRedis() bool {
 // Limit is one bound on what callers may use. All methods of the policy block share it, unless per has method.
 type Limit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What headers, errors and the access log call the limit; in Redis, limits of one name are one. Default: the block's
-	// first selector and the limit's place in the block.
+	// What headers, errors and the access log call the limit. Limits of one name are one limit, also in Redis, and must say
+	// the same. Default: the block's first selector and the limit's place in the block.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Types that are valid to be assigned to Kind:
 	//

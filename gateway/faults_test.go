@@ -1,0 +1,135 @@
+package gateway_test
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	"transom/gateway"
+	"transom/gateway/configfile"
+	transomv1 "transom/proto/transom/v1"
+)
+
+// reader reads the configurations of all tests: compiling the rules anew for each would take longest.
+var reader configfile.Reader
+
+// faultsOf are the faults of the configuration in text, as "LINE: message". What it takes to be sound is put behind it, unless text
+// has it.
+func faultsOf(t *testing.T, text string) []string {
+	t.Helper()
+	for key, rest := range map[string]string{
+		"listeners":   `[{address: "127.0.0.1:0"}]`,
+		"clusters":    `{bank: {target: "static:///127.0.0.1:1"}}`,
+		"descriptors": fmt.Sprintf("[{file: %q}]", descriptorSet(t)),
+	} {
+		if !regexp.MustCompile("(?m)^" + key + ":").MatchString(text) {
+			text += "\n" + key + ": " + rest
+		}
+	}
+	file, err := reader.Parse("test.yaml", []byte(text), os.LookupEnv)
+	if err == nil {
+		err = gateway.Locate(gateway.Check(t.Context(), file.Config, slog.New(slog.DiscardHandler)), file)
+	}
+	if err == nil {
+		return nil
+	}
+	faults, ok := errors.AsType[configfile.Faults](err)
+	if !ok {
+		t.Fatal(err)
+	}
+	var all []string
+	for _, f := range faults {
+		all = append(all, fmt.Sprintf("%d: %s", f.Line, f.Message))
+	}
+	return all
+}
+
+// wantFaults has the faults of the configuration in text be those that begin as wanted.
+func wantFaults(t *testing.T, text string, want ...string) {
+	t.Helper()
+	got := faultsOf(t, text)
+	same := len(got) == len(want)
+	for i := 0; same && i < len(got); i++ {
+		same = len(got[i]) >= len(want[i]) && got[i][:len(want[i])] == want[i]
+	}
+	if !same {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// optionSet is descriptorSet with the option of one method.
+func optionSet(t *testing.T, service, method string, option *transomv1.Policy) string {
+	t.Helper()
+	path := descriptorSet(t)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := &descriptorpb.FileDescriptorSet{}
+	if err := proto.Unmarshal(b, set); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range set.File {
+		for _, s := range f.Service {
+			for _, m := range s.Method {
+				if s.GetName() != service || m.GetName() != method {
+					continue
+				}
+				if m.Options == nil {
+					m.Options = &descriptorpb.MethodOptions{}
+				}
+				proto.SetExtension(m.Options, transomv1.E_Policy, option)
+				f.Dependency = append(f.Dependency, transomv1.File_transom_v1_policy_proto.Path())
+			}
+		}
+	}
+	set.File = append([]*descriptorpb.FileDescriptorProto{protodesc.ToFileDescriptorProto(transomv1.File_transom_v1_policy_proto)}, set.File...)
+	if b, err = proto.Marshal(set); err != nil {
+		t.Fatal(err)
+	}
+	path = filepath.Join(t.TempDir(), "options.binpb")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestOneNameOneLimit: two limits of one name were two, which in Redis wrote the same keys, and one that stood twice in a list counted
+// each call twice.
+func TestOneNameOneLimit(t *testing.T) {
+	const accounts, rates = "policies:\n- {selector: bank.v1.Accounts.*, limits: {name: n, %s}}\n", "- {selector: bank.v1.Rates.*, limits: {name: n, %s}}\n"
+	const differ = `3: limits of one name are one limit, and this "n" differs from another (see line 2)`
+	for _, tc := range []struct{ one, two string }{
+		{"rate: 5/s", "rate: 6/s"},
+		{"rate: 5/s", "rate: 5/m"},
+		{"rate: 5/s", "quota: 5/day"},
+		{"rate: 5/s", "concurrent: 5"},
+		{"rate: 5/s", "rate: 5/s, burst: 2"},
+		{"rate: 5/s", "rate: 5/s, per: ip"},
+		{"rate: 5/s", "rate: 5/s, everybody: true"},
+		{"rate: 5/s", "rate: 5/s, messages: true"},
+		{"rate: 5/s, plans: {gold: 7/s}", "rate: 5/s, plans: {gold: 8/s}"},
+	} {
+		wantFaults(t, fmt.Sprintf(accounts+rates, tc.one, tc.two), differ)
+		wantFaults(t, fmt.Sprintf(accounts+rates, tc.one, tc.one))
+	}
+	wantFaults(t, fmt.Sprintf(accounts+rates, "rate: 5/s", "rate: 5/s, per: consumer, local: true"))
+	wantFaults(t, fmt.Sprintf(accounts+rates+"redis: {addresses: [\"127.0.0.1:1\"]}\n", "rate: 5/s", "rate: 5/s, local: true"), differ)
+	wantFaults(t, "policies:\n- selector: bank.v1.*\n  limits:\n  - {name: n, rate: 5/s}\n  - {name: m, rate: 5/s}\n  - {name: n, rate: 5/s}\n",
+		`6: limit "n" is in this list twice: each call would count twice (see line 4)`)
+	wantFaults(t, "policies:\n- selector: bank.v1.*\n  limits:\n  - {name: n, rate: 5/s}\n  - {name: n, quota: 5/day}\n",
+		`5: limits of one name are one limit, and this "n" differs from another (see line 4)`)
+
+	set := optionSet(t, "Accounts", "Get", &transomv1.Policy{Limits: []*transomv1.Limit{{Name: "n", Kind: &transomv1.Limit_Rate{Rate: "5/s"}}}})
+	text := fmt.Sprintf("descriptors: [{file: %q}]\n", set) + "policies: [{selector: bank.v1.Rates.*, limits: [{name: n, rate: %s}]}]\n"
+	wantFaults(t, fmt.Sprintf(text, "5/s"))
+	wantFaults(t, fmt.Sprintf(text, "6/s"), `2: limits of one name are one limit, and this "n" differs from another (see (transom.v1.policy) of bank.v1.Accounts.Get.limits[0])`)
+}

@@ -143,7 +143,7 @@ func (b *builder) provider(path, name string, p *configv1.Provider, known []*ide
 		if cluster := b.clusterOf(path+".external.cluster", kind.External.GetCluster()); cluster != nil {
 			conn = cluster.Conn()
 		}
-		cfg := identity.ExternalConfig{Name: name, Timeout: defaultExternalTimeout}
+		cfg := identity.ExternalConfig{Name: name, Cluster: kind.External.GetCluster(), Timeout: defaultExternalTimeout}
 		if d := kind.External.GetTimeout(); d != nil {
 			cfg.Timeout = d.AsDuration()
 		}

@@ -57,14 +57,14 @@ func NewAPIKeys(name, header string, known []*Consumer) (*APIKeys, error) {
 	return p, errors.Join(errs...)
 }
 
-// callerOfKnown is a consumer as a provider that knows it by name identifies it. verifier is the hash of the key or password that it
+// callerOfKnown is a consumer as a provider that knows it by name identifies it. voucher is the hash of the key or password that it
 // did so by.
-func callerOfKnown(provider string, c *Consumer, verifier string) *caller {
+func callerOfKnown(provider string, c *Consumer, voucher string) *caller {
 	return &caller{
 		Principal: rpc.Principal{
 			Consumer: c.Name, Provider: provider, Claims: c.Claims, Scopes: c.Scopes, Groups: c.Groups, Plan: c.Plan,
 		},
-		identity: provider + ":" + c.Name, verifier: verifier,
+		identity: provider + ":" + c.Name, voucher: voucher,
 	}
 }
 
@@ -93,11 +93,11 @@ func (p *APIKeys) identify(_ context.Context, call *rpc.Call) (*caller, error) {
 }
 
 func (p *APIKeys) knows(who *caller) bool {
-	if len(who.verifier) != sha256.Size {
+	if len(who.voucher) != sha256.Size {
 		return false
 	}
-	keys := p.byPrefix[binary.LittleEndian.Uint64([]byte(who.verifier))]
-	return slices.ContainsFunc(keys, func(k apiKey) bool { return string(k.hash[:]) == who.verifier && k.who.identity == who.identity })
+	keys := p.byPrefix[binary.LittleEndian.Uint64([]byte(who.voucher))]
+	return slices.ContainsFunc(keys, func(k apiKey) bool { return string(k.hash[:]) == who.voucher && k.who.identity == who.identity })
 }
 
 func (p *APIKeys) place() place { return place{header: p.header} }

@@ -52,7 +52,7 @@ func (p *Basic) challenge(string) string { return `Basic realm="transom", charse
 
 func (p *Basic) knows(who *caller) bool {
 	user, ok := p.users[who.Consumer]
-	return ok && user.who.verifier == who.verifier
+	return ok && user.who.voucher == who.voucher
 }
 
 func (p *Basic) identify(ctx context.Context, call *rpc.Call) (*caller, error) {

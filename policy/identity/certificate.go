@@ -16,13 +16,16 @@ type ClientCertificates struct {
 	cache credentialCache
 }
 
+// certificateVoucher is that of all callers with a certificate.
+const certificateVoucher = "client_certificate"
+
 // NewClientCertificates makes the provider of that name.
 func NewClientCertificates(name string) *ClientCertificates { return &ClientCertificates{name: name} }
 
 func (p *ClientCertificates) place() place            { return place{} }
 func (p *ClientCertificates) challenge(string) string { return "" } // HTTP has none
 
-func (p *ClientCertificates) knows(who *caller) bool { return who.verifier == "" }
+func (p *ClientCertificates) knows(who *caller) bool { return who.voucher == certificateVoucher }
 
 func (p *ClientCertificates) identify(_ context.Context, call *rpc.Call) (*caller, error) {
 	t := call.Peer.TLS
@@ -43,7 +46,7 @@ func (p *ClientCertificates) identify(_ context.Context, call *rpc.Call) (*calle
 		return nil, invalid("the client certificate does not say whose it is")
 	}
 	hash := sha256.Sum256(cert.Raw)
-	who := &caller{identity: p.name + ":" + subject}
+	who := &caller{identity: p.name + ":" + subject, voucher: certificateVoucher}
 	who.Principal = rpc.Principal{Consumer: who.identity, Provider: p.name, Expires: cert.NotAfter, Claims: map[string]any{
 		"sub": subject, "cn": cert.Subject.CommonName, "fingerprint": hex.EncodeToString(hash[:]), "serial": cert.SerialNumber.Text(16),
 		"organizations": anyList(cert.Subject.Organization), "dns": anyList(cert.DNSNames), "emails": anyList(cert.EmailAddresses),

@@ -22,6 +22,8 @@ import (
 type ExternalConfig struct {
 	// Name is the provider's.
 	Name string
+	// Cluster is the name of the server's.
+	Cluster string
 	// Timeout bounds one question; positive.
 	Timeout time.Duration
 	// Headers is the metadata that the server gets; nil for all.
@@ -44,7 +46,8 @@ func NewExternal(cfg ExternalConfig, conn grpc.ClientConnInterface, log *slog.Lo
 func (p *External) place() place            { return place{all: true} }
 func (p *External) challenge(string) string { return "" } // the server's own headers say it
 
-func (p *External) knows(who *caller) bool { return who.verifier == "" }
+func (p *External) voucher() string        { return "external " + p.cfg.Cluster }
+func (p *External) knows(who *caller) bool { return who.voucher == p.voucher() }
 
 // denial is a refusal in the words of the server that was asked.
 type denial struct{ error }
@@ -79,7 +82,7 @@ func (p *External) identify(ctx context.Context, call *rpc.Call) (*caller, error
 	}
 	who := &caller{}
 	if claims := resp.GetDynamicMetadata().AsMap(); claims["sub"] != nil {
-		if who, err = callerOf(p.cfg.Name, claims, paths{subject: "sub", plan: "plan", groups: []string{"groups", "roles"}}, time.Time{}); err != nil {
+		if who, err = callerOf(p.cfg.Name, p.voucher(), claims, paths{subject: "sub", plan: "plan", groups: []string{"groups", "roles"}}, time.Time{}); err != nil {
 			return nil, err
 		}
 	}

@@ -51,8 +51,8 @@ type Provider interface {
 	// challenge is the value of www-authenticate for a call without a good credential; code is the error code of RFC 6750
 	// section 3.1, or "" if there was no credential. "" if there is no challenge to make.
 	challenge(code string) string
-	// knows reports whether who, that the provider of this name has identified under this or an earlier configuration, still is
-	// whom it says: its key or password is there, its token's issuer is trusted.
+	// knows reports whether who, that a provider of this name has identified under this or an earlier configuration, still is
+	// whom it says: what vouches for it is there.
 	knows(who *caller) bool
 }
 
@@ -110,8 +110,9 @@ type caller struct {
 	// answer is metadata that the client gets, extra are claims that backends get as metadata.
 	answer metadata.MD
 	extra  []field
-	// verifier is the hash of the key or password that is written in the configuration; "" for other credentials.
-	verifier string
+	// voucher is what in the configuration vouches for the caller: the hash of its key or password, or the kind of the provider
+	// with the issuer, URL or cluster that it goes by.
+	voucher string
 	rpc.Principal
 }
 

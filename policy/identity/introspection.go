@@ -96,7 +96,8 @@ func (p *Introspection) Close() {
 func (p *Introspection) place() place                 { return bearer() }
 func (p *Introspection) challenge(code string) string { return bearerChallenge(code) }
 
-func (p *Introspection) knows(who *caller) bool { return who.verifier == "" }
+func (p *Introspection) voucher() string        { return "introspection " + p.cfg.URL }
+func (p *Introspection) knows(who *caller) bool { return who.voucher == p.voucher() }
 
 func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	token, err := authorization(call, "bearer")
@@ -239,5 +240,5 @@ func (p *Introspection) judge(claims map[string]any, now time.Time) (*caller, er
 			subject = "client_id"
 		}
 	}
-	return callerOf(p.cfg.Name, claims, paths{subject, p.cfg.PlanClaim, p.cfg.GroupClaims, p.cfg.Metadata}, expires)
+	return callerOf(p.cfg.Name, p.voucher(), claims, paths{subject, p.cfg.PlanClaim, p.cfg.GroupClaims, p.cfg.Metadata}, expires)
 }

@@ -106,9 +106,8 @@ func (p *JWT) Close() { p.keys.close() }
 func (p *JWT) place() place                 { return bearer() }
 func (p *JWT) challenge(code string) string { return bearerChallenge(code) }
 
-func (p *JWT) knows(who *caller) bool {
-	return who.verifier == "" && who.Claims["iss"] == p.cfg.Issuer
-}
+func (p *JWT) voucher() string        { return "jwt " + p.cfg.Issuer }
+func (p *JWT) knows(who *caller) bool { return who.voucher == p.voucher() }
 
 func (p *JWT) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 	token, err := authorization(call, "bearer")
@@ -211,7 +210,7 @@ func (p *JWT) judge(claims map[string]any, now time.Time) (*caller, error) {
 			}
 		}
 	}
-	return callerOf(p.cfg.Name, claims, paths{p.cfg.SubjectClaim, p.cfg.PlanClaim, p.cfg.GroupClaims, p.cfg.Metadata}, exp.Add(p.cfg.Leeway))
+	return callerOf(p.cfg.Name, p.voucher(), claims, paths{p.cfg.SubjectClaim, p.cfg.PlanClaim, p.cfg.GroupClaims, p.cfg.Metadata}, exp.Add(p.cfg.Leeway))
 }
 
 // paths are where claims say something of a caller.
@@ -222,12 +221,12 @@ type paths struct {
 }
 
 // callerOf makes a caller of verified claims.
-func callerOf(provider string, claims map[string]any, of paths, expires time.Time) (*caller, error) {
+func callerOf(provider, voucher string, claims map[string]any, of paths, expires time.Time) (*caller, error) {
 	sub, _ := at(claims, of.subject).(string)
 	if sub == "" {
 		return nil, invalid("the token does not say whose it is")
 	}
-	c := &caller{identity: provider + ":" + sub}
+	c := &caller{identity: provider + ":" + sub, voucher: voucher}
 	c.Principal = rpc.Principal{Consumer: c.identity, Provider: provider, Claims: claims, Expires: expires}
 	if of.plan != "" {
 		c.Plan, _ = at(claims, of.plan).(string)

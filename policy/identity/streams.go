@@ -8,7 +8,7 @@ import (
 
 // Streams are the open streams of authenticated callers, of every Directory there was. When another Directory comes into force it
 // ends those whose callers that one does not know any more: a key or password was taken from the configuration, the consumer or the
-// provider, or a provider has another issuer. What a caller may do is asked when its call begins, and not again.
+// provider, or a provider is of another kind or has another issuer, URL or cluster. What a caller may do is asked when its call begins, and not again.
 //
 // # Concurrency
 // Safe for concurrent use. The zero value is ready.
@@ -21,7 +21,9 @@ type Streams struct {
 // openStream is one stream; end ends it with UNAUTHENTICATED, and may be called more than once.
 type openStream struct {
 	who *caller
-	end func()
+	// consumer is the known one that its identity is claimed by, in the Directory that has admitted it; "" if none does.
+	consumer string
+	end      func()
 }
 
 // Use puts d in force. It must be called before the first call that goes by d.
@@ -30,7 +32,7 @@ func (s *Streams) Use(d *Directory) {
 	defer s.mu.Unlock()
 	s.inForce = d
 	for o := range s.open {
-		if !d.knows(o.who) {
+		if !d.knows(o) {
 			o.end()
 		}
 	}
@@ -38,10 +40,10 @@ func (s *Streams) Use(d *Directory) {
 
 // enter adds a stream that d has admitted, which may be in force no more. leave must be called at the stream's end.
 func (s *Streams) enter(d *Directory, who *caller, end func()) (leave func()) {
-	o := &openStream{who, end}
+	o := &openStream{who, d.claimant(who.identity), end}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.inForce != nil && s.inForce != d && !s.inForce.knows(who) {
+	if s.inForce != nil && s.inForce != d && !s.inForce.knows(o) {
 		end()
 	}
 	if s.open == nil {
@@ -55,10 +57,19 @@ func (s *Streams) enter(d *Directory, who *caller, end func()) (leave func()) {
 	}
 }
 
-// knows reports whether a caller that a Directory before d has admitted would be admitted by the provider of that name still.
-func (d *Directory) knows(who *caller) bool {
-	e, ok := d.providers[who.Provider]
-	return ok && e.Provider.knows(who)
+// knows reports whether the caller of a stream that a Directory before d has admitted would be admitted by the provider of that name
+// still, as the consumer that it was.
+func (d *Directory) knows(o *openStream) bool {
+	e, ok := d.providers[o.who.Provider]
+	return ok && e.Provider.knows(o.who) && (o.consumer == "" || d.claimant(o.who.identity) == o.consumer)
+}
+
+// claimant is the name of the known consumer that claims an identity; "" if none does.
+func (d *Directory) claimant(identity string) string {
+	if c := d.identities[identity]; c != nil {
+		return c.Name
+	}
+	return ""
 }
 
 // ended is why a stream ends before its time: its credential has.

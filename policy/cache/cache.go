@@ -618,15 +618,16 @@ func (h *handler) varies(vary []string) bool {
 	return true
 }
 
-// control follows the backend's cache-control; false keeps nothing.
+// control follows the backend's cache-control; false keeps nothing. must-revalidate and proxy-revalidate allow no stale answer at
+// all, s-maxage none but what the backend itself allows (RFC 9111 sections 5.2.2.2, 5.2.2.8 and 5.2.2.10), in whatever order they come.
 func (e *entry) control(values []string, shared bool) bool {
-	var sMaxAge bool
+	const unsaid = time.Duration(-1)
+	ttl, shareTTL, swr, sie, revalidate := unsaid, unsaid, unsaid, unsaid, false
 	for _, v := range values {
 		for d := range strings.SplitSeq(v, ",") {
 			name, arg, _ := strings.Cut(strings.TrimSpace(d), "=")
-			n, err := strconv.ParseInt(strings.Trim(arg, `"`), 10, 64)
-			seconds := min(time.Duration(max(0, min(n, int64(maxAge/time.Second))))*time.Second, maxAge)
-			switch name = strings.ToLower(name); name {
+			var seconds *time.Duration
+			switch strings.ToLower(name) {
 			case "no-store", "no-cache":
 				return false
 			case "private":
@@ -634,22 +635,40 @@ func (e *entry) control(values []string, shared bool) bool {
 					return false
 				}
 			case "must-revalidate", "proxy-revalidate":
-				e.swr, e.sie = 0, 0
-			case "s-maxage", "max-age", "stale-while-revalidate", "stale-if-error":
-				switch {
-				case err != nil: // an age that cannot be read is none (RFC 9111 section 4.2.1)
-					return false
-				case name == "s-maxage":
-					e.ttl, sMaxAge = seconds, true
-				case name == "max-age" && !sMaxAge:
-					e.ttl = seconds
-				case name == "stale-while-revalidate":
-					e.swr = seconds
-				case name == "stale-if-error":
-					e.sie = seconds
-				}
+				revalidate = true
+			case "s-maxage":
+				seconds = &shareTTL
+			case "max-age":
+				seconds = &ttl
+			case "stale-while-revalidate":
+				seconds = &swr
+			case "stale-if-error":
+				seconds = &sie
 			}
+			if seconds == nil {
+				continue
+			}
+			n, err := strconv.ParseInt(strings.Trim(arg, `"`), 10, 64)
+			if err != nil { // an age that cannot be read is none (RFC 9111 section 4.2.1)
+				return false
+			}
+			*seconds = time.Duration(max(0, min(n, int64(maxAge/time.Second)))) * time.Second
 		}
+	}
+	switch {
+	case shareTTL != unsaid:
+		e.ttl, e.swr, e.sie = shareTTL, 0, 0
+	case ttl != unsaid:
+		e.ttl = ttl
+	}
+	if swr != unsaid {
+		e.swr = swr
+	}
+	if sie != unsaid {
+		e.sie = sie
+	}
+	if revalidate {
+		e.swr, e.sie = 0, 0
 	}
 	return e.ttl > 0
 }

@@ -434,6 +434,11 @@ func TestStaleControls(t *testing.T) {
 		{"stale-while-revalidate=0", false, true},
 		{"must-revalidate", false, false},
 		{"Max-Age=60, Proxy-Revalidate", false, false},
+		{"must-revalidate, stale-while-revalidate=10, stale-if-error=10", false, false},
+		{"proxy-revalidate, max-age=60, stale-if-error=10", false, false},
+		{"s-maxage=60", false, false},
+		{"s-maxage=60, stale-while-revalidate=10", true, false},
+		{"stale-if-error=10, s-maxage=60, max-age=1", false, true},
 		{"stale-while-revalidate=soon", false, false}, // and nothing is kept
 	} {
 		t.Run(tc.control, func(t *testing.T) {

@@ -54,9 +54,13 @@ func Deprecated(d Deprecation) rpc.Middleware {
 	header := d.header()
 	return func(next rpc.Handler) rpc.Handler {
 		return func(ctx context.Context, call *rpc.Call) error {
-			call.Stream = &deprecated{Stream: call.Stream, header: header}
+			s := &deprecated{Stream: call.Stream, header: header}
+			call.Stream = s
 			if err := next(ctx, call); err != nil {
 				return rpc.WithHeader(err, header)
+			}
+			if !s.told { // a stream without messages
+				return s.SendHeader(nil)
 			}
 			return nil
 		}

@@ -94,9 +94,10 @@ func TestDeprecated(t *testing.T) {
 			answer(metadata.MD{"sunset": {"now"}, "link": {"<a>"}}),
 			map[string][]string{"sunset": {"now"}, "link": {"<a>", `<https://bank.example/v2>; rel="deprecation"`}},
 		},
-		"refused":       {func(context.Context, *rpc.Call) error { return status.Error(codes.NotFound, "no") }, nil},
-		"without any":   {func(_ context.Context, c *rpc.Call) error { return c.Stream.SendHeader(nil) }, nil},
-		"of many calls": {answer(metadata.MD{}), nil},
+		"refused":           {func(context.Context, *rpc.Call) error { return status.Error(codes.NotFound, "no") }, nil},
+		"without any":       {func(_ context.Context, c *rpc.Call) error { return c.Stream.SendHeader(nil) }, nil},
+		"without a message": {func(context.Context, *rpc.Call) error { return nil }, nil},
+		"of many calls":     {answer(metadata.MD{}), nil},
 	} {
 		r, err := rpc.Local(t.Context(), rpc.Chain(tc.h, Deprecated(d)), method(), nil)
 		got := r.Header

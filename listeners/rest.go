@@ -769,7 +769,7 @@ func (s *restStream) commit(code int, contentType []string, last bool) {
 	h := s.w.Header()
 	s.writeHeader(h)
 	h["Content-Type"] = contentType
-	if s.down == downloadStream && s.format != transcoder.StreamArray {
+	if code == http.StatusOK && s.down == downloadStream && s.format != transcoder.StreamArray {
 		h["Cache-Control"] = []string{"no-cache"}
 	}
 	s.keepPrivate(s.route)

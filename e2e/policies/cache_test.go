@@ -550,6 +550,12 @@ policies:
 	if o := p.post(t, metadataPath, "{}", map[string]string{"x-api-key": "k"}); o.code != codes.OK || o.header["cache-control"] != nil {
 		t.Errorf("POST: %v, cache-control %q", o.code, o.header["cache-control"])
 	}
+	// A refusal is for nobody to keep, one of a stream either.
+	for _, path := range []string{metadataPath, watch} {
+		if code, h, _ := p.get(t, path, nil); code != http.StatusUnauthorized || !slices.Equal(h["Cache-Control"], []string{"no-store"}) {
+			t.Errorf("%s without a key: %d, cache-control %q", path, code, h["Cache-Control"])
+		}
+	}
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodHead, p.url("http")+metadataPath, nil)
 	if err != nil {
 		t.Fatal(err)

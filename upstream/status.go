@@ -82,7 +82,7 @@ func (c *Cluster) ended(ctx context.Context, call *rpc.Call) error {
 	switch {
 	case late, errors.Is(cause, context.DeadlineExceeded):
 		call.Info.Fail(rpc.SourceUpstream)
-		return c.errorf(codes.DeadlineExceeded, nil, "did not answer within the call's deadline")
+		return c.errorf(codes.DeadlineExceeded, nil, "did not end the call within its deadline")
 	case errors.Is(cause, rpc.ErrClientGone), errors.Is(cause, context.Canceled):
 		call.Info.Fail(rpc.SourceClient)
 	default:
@@ -97,7 +97,7 @@ func (c *Cluster) translate(f *fault) error {
 	case f.kind == faultReset:
 		return c.errorf(f.code, f, "reset the stream with HTTP/2 error %s", f.detail)
 	case f.code == codes.DeadlineExceeded:
-		return c.errorf(codes.DeadlineExceeded, f, "did not answer within the call's deadline")
+		return c.errorf(codes.DeadlineExceeded, f, "did not end the call within its deadline")
 	case f.kind == faultAnswerSize:
 		e := c.errorf(codes.ResourceExhausted, f, "sent a message larger than the limit for answers")
 		e.HTTP = http.StatusBadGateway // 429 would tell the client to come back

@@ -10,8 +10,8 @@
 //
 // # What is kept
 // Answers with status OK. The backend's cache-control goes before the policy: no-store, no-cache and (where answers are
-// shared) private keep nothing, s-maxage and max-age set the time, stale-while-revalidate and stale-if-error too. Nothing is
-// kept with set-cookie, or with a vary that the policy does not list.
+// shared) private keep nothing, s-maxage, max-age and else expires set the time, stale-while-revalidate and stale-if-error too. Its
+// age is part of that time. Nothing is kept with set-cookie, or with a vary that the policy does not list.
 //
 // # What is dropped
 // Answers are purged by method, by consumer, by tag, and by these together. Tags come from the policy, from fields of the
@@ -19,7 +19,7 @@
 // fetched before a purge is not kept after it.
 //
 // # What clients see
-// "cache-status" (RFC 9211), and of answers that are or could be kept "age" and a weak "etag", which is the backend's own if
+// "cache-status" (RFC 9211), after what caches behind say in it, and of answers that are or could be kept "age" and a weak "etag", which is the backend's own if
 // it has one.
 //
 // # Concurrency
@@ -35,6 +35,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -416,12 +417,13 @@ func (h *handler) fetch(ctx context.Context, call *rpc.Call, key string, request
 	r.in = request
 	inner := *call
 	inner.Header, inner.Stream = h.header(call), r
+	began := time.Now()
 	err := h.next(ctx, &inner)
 	if err != nil || key == "" || !r.sent {
 		r.untag()
 		return nil, err
 	}
-	e := h.entry(call, r, request)
+	e := h.entry(call, r, request, began)
 	r.untag()
 	if e != nil {
 		e.purge = purge
@@ -481,7 +483,12 @@ func (h *handler) give(ctx context.Context, call *rpc.Call, e *entry, note, cach
 	md := rpc.NewMetadata()
 	maps.Copy(md, e.header)
 	values := []string{cacheStatus, strconv.FormatInt(int64(time.Since(e.stored)/time.Second), 10)}
-	md["cache-status"], md["age"] = values[:1:1], values[1:]
+	if before := md["cache-status"]; len(before) == 0 {
+		md["cache-status"] = values[:1:1]
+	} else { // of the caches behind, which stand before this one (RFC 9211 section 2)
+		md["cache-status"] = append(slices.Clip(before), cacheStatus)
+	}
+	md["age"] = values[1:]
 	if err := call.Stream.SendHeader(md); err != nil {
 		return err
 	}
@@ -556,13 +563,17 @@ func appendText(dst []byte, s string) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 
-// entry is the answer as it may be kept; nil if it may not.
-func (h *handler) entry(call *rpc.Call, r *recorder, request rpc.Message) *entry {
+// entry is the answer as it may be kept; nil if it may not. It began to be fetched at began.
+func (h *handler) entry(call *rpc.Call, r *recorder, request rpc.Message, began time.Time) *entry {
 	e := &entry{method: string(h.method.Name), tags: h.cfg.Tags, stored: time.Now(), ttl: h.cfg.TTL, swr: h.cfg.StaleWhileRevalidate, sie: h.cfg.StaleIfError}
 	if call.Principal != nil && !h.cfg.Shared {
 		e.consumer = call.Principal.Consumer
 	}
-	if len(r.header["set-cookie"])+len(r.trailer["set-cookie"]) > 0 || !h.varies(r.header["vary"]) || !e.control(r.header["cache-control"], h.cfg.Shared) {
+	if len(r.header["set-cookie"])+len(r.trailer["set-cookie"]) > 0 || !h.varies(r.header["vary"]) || !e.control(r.header, h.cfg.Shared) {
+		return nil
+	}
+	e.aged(r.header["age"], began)
+	if time.Since(e.stored) >= e.ttl {
 		return nil
 	}
 	if len(h.cfg.TagFields) > 0 {
@@ -618,12 +629,49 @@ func (h *handler) varies(vary []string) bool {
 	return true
 }
 
-// control follows the backend's cache-control; false keeps nothing. must-revalidate and proxy-revalidate allow no stale answer at
+// aged takes off what the answer has aged in caches on the way: what they say, and as long as the fetch took (RFC 9111 sections 4.2.3
+// and 5.1). A value that is no number says nothing.
+func (e *entry) aged(values []string, began time.Time) {
+	if len(values) == 0 {
+		return
+	}
+	first, _, _ := strings.Cut(values[0], ",")
+	n, err := strconv.ParseUint(strings.TrimSpace(first), 10, 64)
+	if err != nil && !errors.Is(err, strconv.ErrRange) {
+		return
+	}
+	age := time.Duration(min(n, uint64(maxAge/time.Second))) * time.Second
+	if at := began.Add(-age); at.Before(e.stored) {
+		e.stored = at
+	}
+}
+
+// expire follows the backend's expires, whose time counts from the answer's date, or from now if there is none (RFC 9111 sections
+// 4.2.1 and 4.2.3). What is no date, such as "0", is in the past (section 5.3).
+func (e *entry) expire(expires string, date []string) {
+	until, err := http.ParseTime(expires)
+	if err != nil {
+		e.ttl = 0
+		return
+	}
+	from := e.stored
+	if len(date) > 0 {
+		if at, err := http.ParseTime(date[0]); err == nil {
+			from = at
+		}
+	}
+	e.ttl = min(until.Sub(from), maxAge)
+	if from.Before(e.stored) {
+		e.stored = from
+	}
+}
+
+// control follows the backend's cache-control, and its expires if that names no time; false keeps nothing. must-revalidate and proxy-revalidate allow no stale answer at
 // all, s-maxage none but what the backend itself allows (RFC 9111 sections 5.2.2.2, 5.2.2.8 and 5.2.2.10), in whatever order they come.
-func (e *entry) control(values []string, shared bool) bool {
+func (e *entry) control(header metadata.MD, shared bool) bool {
 	const unsaid = time.Duration(-1)
 	ttl, shareTTL, swr, sie, revalidate := unsaid, unsaid, unsaid, unsaid, false
-	for _, v := range values {
+	for _, v := range header["cache-control"] {
 		for d := range strings.SplitSeq(v, ",") {
 			name, arg, _ := strings.Cut(strings.TrimSpace(d), "=")
 			var seconds *time.Duration
@@ -660,6 +708,8 @@ func (e *entry) control(values []string, shared bool) bool {
 		e.ttl, e.swr, e.sie = shareTTL, 0, 0
 	case ttl != unsaid:
 		e.ttl = ttl
+	case len(header["expires"]) > 0:
+		e.expire(header["expires"][0], header["date"])
 	}
 	if swr != unsaid {
 		e.swr = swr
@@ -670,7 +720,7 @@ func (e *entry) control(values []string, shared bool) bool {
 	if revalidate {
 		e.swr, e.sie = 0, 0
 	}
-	return e.ttl > 0
+	return true
 }
 
 // replayed gives the request again that was taken from the Stream.
@@ -761,7 +811,7 @@ func (r *recorder) forward(ctx context.Context, call *rpc.Call, err error, cache
 		if r.header == nil {
 			r.header = metadata.MD{}
 		}
-		r.header["cache-status"] = []string{cacheStatus}
+		r.header["cache-status"] = append(slices.Clip(r.header["cache-status"]), cacheStatus)
 		if err := call.Stream.SendHeader(r.header); err != nil {
 			return err
 		}

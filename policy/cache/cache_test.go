@@ -242,6 +242,21 @@ func TestBackendControls(t *testing.T) {
 		{"max-age=0", metadata.MD{"cache-control": {"max-age=0"}}, false, 0},
 		{"max-age, negative", metadata.MD{"cache-control": {"max-age=-5"}}, false, 0},
 		{"max-age, no number", metadata.MD{"cache-control": {"max-age=soon"}}, false, 0},
+		{"age", metadata.MD{"age": {"50"}}, false, 10 * time.Second},
+		{"age, max-age", metadata.MD{"age": {"2"}, "cache-control": {"max-age=5"}}, false, 3 * time.Second},
+		{"age, several", metadata.MD{"age": {"2, 4", "3"}, "cache-control": {"max-age=5"}}, false, 3 * time.Second},
+		{"age, all of it", metadata.MD{"age": {"5"}, "cache-control": {"max-age=5"}}, false, 0},
+		{"age, very old", metadata.MD{"age": {"99999999999999999999"}}, false, 0},
+		{"age, no number", metadata.MD{"age": {"old"}}, false, time.Minute},
+		{"age, negative", metadata.MD{"age": {"-5"}}, false, time.Minute},
+		{"expires", metadata.MD{"expires": {"Sat, 01 Jan 2000 00:00:05 GMT"}}, false, 5 * time.Second},
+		{"expires, 0", metadata.MD{"expires": {"0"}}, false, 0},
+		{"expires, past", metadata.MD{"expires": {"Fri, 31 Dec 1999 23:59:59 GMT"}}, false, 0},
+		{"expires, max-age", metadata.MD{"expires": {"0"}, "cache-control": {"max-age=5"}}, false, 5 * time.Second},
+		{"expires, public", metadata.MD{"expires": {"0"}, "cache-control": {"public"}}, false, 0},
+		{"expires, age", metadata.MD{"expires": {"Sat, 01 Jan 2000 00:00:05 GMT"}, "age": {"2"}}, false, 3 * time.Second},
+		{"expires, another clock", metadata.MD{"expires": {"Sat, 01 Jan 2000 01:00:05 GMT"}, "date": {"Sat, 01 Jan 2000 01:00:00 GMT"}}, false, 5 * time.Second},
+		{"expires, an hour old", metadata.MD{"expires": {"Sat, 01 Jan 2000 00:00:05 GMT"}, "date": {"Fri, 31 Dec 1999 23:00:00 GMT"}, "age": {"3600"}}, false, 5 * time.Second},
 		{"set-cookie", metadata.MD{"set-cookie": {"s=1"}}, false, 0},
 		{"vary, listed", metadata.MD{"vary": {"Accept-Language"}}, false, time.Minute},
 		{"vary, unlisted", metadata.MD{"vary": {"accept-language, x-other"}}, false, 0},
@@ -263,6 +278,36 @@ func TestBackendControls(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestBehindCaches has what caches behind say of an answer be part of what the client is told: its age, with the time that it was on
+// the way, and their cache-status before this one's.
+func TestBehindCaches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, cache.Config{TTL: time.Minute})
+		c.backend.delay = 3 * time.Second
+		ask := func(age, status string) {
+			t.Helper()
+			r, err := rpc.Local(t.Context(), c.h, c.m, nil, rpc.NewMessage([]byte("\x0a\x03EUR\x12\x03USD")))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(r.Header["age"], ","); got != age {
+				t.Errorf("age %q, want %q", got, age)
+			}
+			if got := strings.Join(r.Header["cache-status"], ", "); got != status {
+				t.Errorf("cache-status %q, want %q", got, status)
+			}
+		}
+		c.backend.header = metadata.MD{"age": {"7"}, "cache-status": {"near; hit"}}
+		ask("10", "near; hit, transom; fwd=miss; stored")
+		time.Sleep(time.Second)
+		ask("11", "near; hit, transom; hit")
+		ask("11", "near; hit, transom; hit")
+		time.Sleep(time.Minute)
+		c.backend.header = metadata.MD{"age": {"70"}, "cache-status": {"near; hit"}}
+		ask("70", "near; hit, transom; fwd=miss")
+	})
 }
 
 // TestSingleFlight has a hundred calls at once make one to the backend, and the first one's leaving not be the others' fault, of

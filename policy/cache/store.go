@@ -218,7 +218,7 @@ func (s *Store) put(key string, e *entry) {
 	if s == nil || e.msg.Len() > s.cfg.MaxBytes {
 		return
 	}
-	life := e.ttl + max(e.swr, e.sie)
+	life := e.ttl + max(e.swr, e.sie) - time.Since(e.stored)
 	if life < time.Millisecond {
 		return
 	}

@@ -129,6 +129,7 @@ type entry struct {
 type flight struct {
 	done  chan struct{}
 	entry *entry // nil if the answer may not be kept
+	old   *entry // what the Store had, which may be given in place of err; nil for nothing
 	err   error
 }
 
@@ -277,6 +278,9 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 			}
 			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
 		}
+		if f.old != nil {
+			old = f.old
+		}
 		switch {
 		case f.entry != nil:
 			return h.give(ctx, call, f.entry, "hit", "transom; hit; collapsed")
@@ -368,7 +372,7 @@ func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, request 
 			h.refresh(call, key, request)
 			return h.give(ctx, call, kept, "stale", "transom; hit; detail=stale-while-revalidate")
 		}
-		old = kept
+		old, f.old = kept, kept
 	}
 	early, cancel := old.early(ctx, now)
 	defer cancel()
@@ -464,8 +468,8 @@ func (h *handler) refresh(call *rpc.Call, key string, request rpc.Message) {
 		ctx, cancel := context.WithTimeout(c.ctx, refreshTimeout)
 		defer cancel()
 		// Another process may have done it.
-		if kept := h.stored(ctx, &again, key); kept != nil && time.Since(kept.stored) < kept.ttl {
-			f.entry = kept
+		if f.old = h.stored(ctx, &again, key); f.old != nil && time.Since(f.old.stored) < f.old.ttl {
+			f.entry = f.old
 			return
 		}
 		var r recorder

@@ -49,7 +49,8 @@ type backend struct {
 	header metadata.MD
 	err    error
 	delay  time.Duration
-	mu     sync.Mutex // guards seen
+	gate   chan struct{} // each call waits for its end; nil for not at all
+	mu     sync.Mutex    // guards seen
 	seen   metadata.MD
 }
 
@@ -66,6 +67,13 @@ func (b *backend) handle(ctx context.Context, call *rpc.Call) error {
 	if b.delay > 0 {
 		select {
 		case <-time.After(b.delay):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if b.gate != nil {
+		select {
+		case <-b.gate:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

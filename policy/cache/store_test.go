@@ -2,16 +2,20 @@ package cache_test
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"net"
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/redis/rueidis"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"transom/policy/cache"
 	bankv1 "transom/proto/bank/v1"
@@ -200,6 +204,49 @@ func TestStoreStale(t *testing.T) {
 	r.kept(t, 1)
 	newProcess(t, r, b, cfg).want("stale", "", nil, usd, 1, "stale")
 	eventually(t, "it was brought up to date", func() bool { return b.calls.Load() == 2 })
+}
+
+// awaited is a context that tells when its end is waited for.
+type awaited struct {
+	context.Context
+	waits func()
+}
+
+func (a awaited) Done() <-chan struct{} {
+	a.waits()
+	return a.Context.Done()
+}
+
+// TestStoreStaleOfOthers has the old answer of Redis go to the call that fetches, and to those that wait for it and have no answer in
+// memory.
+func TestStoreStaleOfOthers(t *testing.T) {
+	r := startRedis(t)
+	cfg := cache.Config{TTL: time.Millisecond, StaleIfError: time.Hour}
+	newProcess(t, r, &backend{}, cfg).want("first", "", nil, usd, 1, "miss")
+	r.kept(t, 1)
+	b := &backend{err: status.Error(codes.Unavailable, "down"), gate: make(chan struct{})}
+	p := newProcess(t, r, b, cfg)
+	var wg sync.WaitGroup
+	wg.Go(func() { p.want("the one that fetches", "", nil, usd, 1, "stale") })
+	eventually(t, "a fetch", func() bool { return b.calls.Load() == 1 })
+	p.c.Evict()
+	var waiting sync.WaitGroup
+	for range 3 {
+		waiting.Add(1)
+		wg.Go(func() {
+			ctx := awaited{t.Context(), sync.OnceFunc(waiting.Done)}
+			res, err := rpc.Local(ctx, p.h, p.m, nil, rpc.NewMessage([]byte("\n\x03EUR\x12\x03USD")))
+			if err != nil || res.Info.Notes.Get("cache") != "stale" {
+				t.Errorf("one that waits: %v, %v", res.Info.Notes, err)
+			}
+		})
+	}
+	waiting.Wait()
+	close(b.gate)
+	wg.Wait()
+	if calls := b.calls.Load(); calls != 1 {
+		t.Errorf("%d calls of the backend", calls)
+	}
 }
 
 // TestStoreBounds keeps out of Redis what is too large, and out of memory what is no answer.

@@ -166,13 +166,14 @@ func apiKeyHeader(k *configv1.ApiKey) string {
 	return defaultAPIKeyHeader
 }
 
-// credentialHeaders are the headers in which providers look for credentials, beside authorization.
+// credentialHeaders are the headers in which providers look for credentials, beside authorization, or that they are said to see.
 func credentialHeaders(cfg *configv1.Config) []string {
 	var names []string
 	for _, p := range cfg.GetConsumers().GetProviders() {
 		if k := p.GetApiKey(); k != nil {
 			names = append(names, apiKeyHeader(k))
 		}
+		names = append(names, p.GetExternal().GetHeaders()...)
 	}
 	return names
 }

@@ -224,6 +224,9 @@ func (a *authorizer) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.C
 	if h.GetPath() != "/bank.v1.Diagnostics/Metadata" || r.GetAttributes().GetSource().GetAddress().GetSocketAddress().GetAddress() != "127.0.0.1" {
 		return denied(typev3.StatusCode_InternalServerError, "unexpected question"), nil
 	}
+	if h.GetHeaders()["x-session-of"] == "carol" {
+		return &authv3.CheckResponse{Status: &statuspb.Status{}}, nil
+	}
 	switch h.GetHeaders()["cookie"] {
 	case "session=good":
 		claims, err := structpb.NewStruct(map[string]any{"sub": "carol", "groups": []any{"staff"}})
@@ -300,6 +303,21 @@ policies:
 		if got := o.header["retry-after"]; !slices.Equal(got, []string{"1"}) {
 			t.Errorf("retry-after %q", got)
 		}
+	})
+}
+
+// TestExternalHeaders: the server sees a header that is meant for it by whatever protocol a call comes.
+func TestExternalHeaders(t *testing.T) {
+	_, addr := startAuthorizer(t)
+	p := startWith(t, `
+consumers:
+  providers: {sessions: {external: {cluster: authz, headers: [X-Session-Of]}}}
+policies:
+- {selector: "*", cluster: bank, auth: {require: [sessions]}}
+`, fmt.Sprintf(", authz: {target: \"static:///%s\"}", addr))
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, map[string]string{"x-session-of": "carol"}).want(t, "with the header", codes.OK, 200, "")
+		call(t, p, map[string]string{"cookie": "session=good"}).want(t, "with another", codes.Unauthenticated, 401, "")
 	})
 }
 

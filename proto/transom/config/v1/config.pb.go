@@ -3620,7 +3620,7 @@ type External struct {
 	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	// How long it may take. Default 1s, 1ms … 30s.
 	Timeout *durationpb.Duration `protobuf:"bytes,2,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// The metadata it gets to see. Default: all.
+	// The metadata it gets to see, which REST and WebSocket clients may send as headers. Default: all there is.
 	Headers       []string `protobuf:"bytes,3,rep,name=headers,proto3" json:"headers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

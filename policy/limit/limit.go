@@ -163,7 +163,7 @@ func New(cfg Config) *Limiter {
 	case Rate:
 		l.rates = newTable(func(tat, now float64) float64 { return tat - now })
 	case Quota:
-		l.quotas = newTable(func(u used, now float64) float64 { return u.end - now })
+		l.quotas = newTable(used.worth)
 	case Concurrent:
 		l.running = newTable[int32](nil)
 	}
@@ -253,6 +253,14 @@ const slack = 0.5
 type used struct {
 	n   int64
 	end float64
+}
+
+// worth is what a table goes by: what was used, and nothing once the window has ended. All windows of a period end at once.
+func (u used) worth(now float64) float64 {
+	if u.end <= now {
+		return 0
+	}
+	return float64(u.n)
 }
 
 // window is the end of the calendar day or month in which now is, in UTC and in µs.

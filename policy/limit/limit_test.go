@@ -545,26 +545,40 @@ func TestParallelBurst(t *testing.T) {
 	}
 }
 
-// TestBounded floods a table with keys.
+// TestBounded floods a table with keys: those of a quota were worth the same all, and the one at its limit was forgotten as any.
 func TestBounded(t *testing.T) {
-	l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 1, Period: time.Hour, Burst: 1000}, Per: parts(t, "header:k")})
-	victim := newCall("", "192.0.2.1")
-	victim.SetHeader("k", "victim")
-	for range 1000 { // at its limit
-		if v, _ := l.take(t.Context(), victim, request{}, 1); v.wait != 0 {
-			t.Fatal("refused too early")
-		}
-	}
-	c := newCall("", "192.0.2.1")
-	for i := range maxKeys + maxKeys/4 {
-		c.SetHeader("k", strconv.Itoa(i))
-		_, _ = l.take(t.Context(), c, request{}, 1)
-	}
-	if n := l.rates.len(); n > maxKeys {
-		t.Errorf("%d keys, want at most %d", n, maxKeys)
-	}
-	if v, _ := l.take(t.Context(), victim, request{}, 1); v.wait == 0 {
-		t.Error("a flood of keys made the table forget one at its limit")
+	for _, cfg := range []Config{
+		{Name: "r", Kind: Rate, Amount: Amount{Count: 1, Period: time.Hour, Burst: 1000}},
+		{Name: "q", Kind: Quota, Amount: Amount{Count: 1000, Period: Month}},
+	} {
+		t.Run(cfg.Kind.String(), func(t *testing.T) {
+			cfg.Per = parts(t, "header:k")
+			l := New(cfg)
+			victim := newCall("", "192.0.2.1")
+			victim.SetHeader("k", "victim")
+			for range 1000 { // at its limit
+				if v, _ := l.take(t.Context(), victim, request{}, 1); v.wait != 0 {
+					t.Fatal("refused too early")
+				}
+			}
+			c := newCall("", "192.0.2.1")
+			for i := range maxKeys + maxKeys/4 {
+				c.SetHeader("k", strconv.Itoa(i))
+				_, _ = l.take(t.Context(), c, request{}, 1)
+			}
+			keys := 0
+			if cfg.Kind == Quota {
+				keys = l.quotas.len()
+			} else {
+				keys = l.rates.len()
+			}
+			if keys > maxKeys {
+				t.Errorf("%d keys, want at most %d", keys, maxKeys)
+			}
+			if v, _ := l.take(t.Context(), victim, request{}, 1); v.wait == 0 {
+				t.Error("a flood of keys made the table forget one at its limit")
+			}
+		})
 	}
 }
 

@@ -20,7 +20,8 @@ const (
 // So a flood of keys costs those with little used their history, not those at their limit.
 type table[V any] struct {
 	seed maphash.Seed
-	// worth tells how long, in µs, the entry still matters; it is out of date at 0. nil if no entry may be dropped.
+	// worth tells how much the entry matters: the more of a limit was used, the more. It is out of date at 0. nil if no entry may be
+	// dropped.
 	worth  func(v V, now float64) float64
 	shards [shards]shard[V]
 }

@@ -225,7 +225,7 @@ type verdict struct {
 	wait time.Duration
 }
 
-// clock counts µs since 2025, in this process by the monotonic clock.
+// clock counts µs since 2025 by the monotonic clock: times between calls, which no setting of the wall clock may change.
 type clock struct{ origin time.Time }
 
 func epoch() time.Time { return time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC) }
@@ -237,6 +237,9 @@ func newClock() clock {
 }
 
 func (c clock) now() float64 { return float64(time.Since(c.origin).Microseconds()) }
+
+// wall is the µs since 2025 by the wall clock: days and months, which all transoms have in common.
+func wall() float64 { return float64(time.Now().Round(0).Sub(epoch()).Microseconds()) }
 
 // gcra is the generic cell rate algorithm with its virtual schedule (ITU-T I.371): tat is the theoretical arrival time of
 // the next call, now the time of this one, which costs cost; tolerance is what a full burst costs. The call may pass if wait
@@ -275,8 +278,10 @@ func window(now float64, period time.Duration) float64 {
 
 // add is the arithmetic of a quota.
 func (u used) add(now float64, n int64, p *plan) (used, bool) {
-	if u == (used{}) || u.end <= now {
-		u = used{0, window(now, p.Period)}
+	// The window must be the one that now is in, which after the clock was set back it may not be; callers of another plan may have begun
+	// it.
+	if end := window(now, p.Period); u.end != end && u.end != window(now, Day+Month-p.Period) {
+		u = used{0, end}
 	}
 	if n > 0 && u.n+n > p.Count {
 		return u, false
@@ -321,9 +326,9 @@ func (l *Limiter) take(ctx context.Context, call *rpc.Call, req request, cost in
 
 // local asks this process's tables.
 func (l *Limiter) local(p *plan, key []byte, cost int64) verdict {
-	now := l.clock.now()
 	v := verdict{plan: p}
 	if l.cfg.Kind == Quota {
+		now := wall()
 		var after used
 		ok := true
 		l.quotas.update(key, now, func(u used) (used, bool) {
@@ -333,6 +338,7 @@ func (l *Limiter) local(p *plan, key []byte, cost int64) verdict {
 		v.of(p, after, now, ok)
 		return v
 	}
+	now := l.clock.now()
 	s := l.rates.shard(key)
 	s.mu.Lock()
 	tat, there := s.m[s.hash]

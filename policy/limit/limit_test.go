@@ -116,7 +116,7 @@ func takers(t *testing.T, a Amount) map[string]func(now, cost int64) bool {
 			return true
 		},
 		"Lua": func(now, cost int64) bool {
-			v, err := r.run(t.Context(), *r.client.Load(), l, l.def, []byte("k"), cost, float64(now), strconv.FormatInt(now, 10))
+			v, err := r.run(t.Context(), *r.client.Load(), l, l.def, []byte("k"), cost, strconv.FormatInt(now, 10))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -301,6 +301,45 @@ func TestWindow(t *testing.T) {
 		end := epoch().Add(time.Duration(window(float64(now.Sub(epoch()).Microseconds()), tc.period)) * time.Microsecond)
 		if got := end.Format(time.RFC3339Nano); got != tc.end {
 			t.Errorf("%s, %v: the window ends at %s, want %s", tc.now, tc.period, got, tc.end)
+		}
+	}
+}
+
+// TestWallClock: the wall clock may be set after the start, and days are those that it says then. They were those of the start, in
+// Redis too, where others counted in theirs.
+func TestWallClock(t *testing.T) {
+	cfg := Config{Name: "q", Kind: Quota, Amount: Amount{Count: 3, Period: Day}}
+	synctest.Test(t, func(t *testing.T) { // begins at midnight
+		l := New(cfg)
+		l.clock.origin = l.clock.origin.Add(-Day / 2) // what it is when the clock was half a day behind at the start
+		if v, err := l.take(t.Context(), newCall("", "192.0.2.1"), request{}, 1); err != nil || v.reset != Day {
+			t.Errorf("the day ends in %v, %v", v.reset, err)
+		}
+	})
+	addr := startRedis(t, 0)
+	for i := range 2 {
+		r := NewRedis(RedisConfig{Addresses: []string{addr}, Prefix: "t:", Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
+		defer r.Close()
+		awaitRedis(t, r)
+		r.clock.origin = r.clock.origin.Add(-Day * time.Duration(i))
+		cfg.Redis = r
+		if v, err := New(cfg).take(t.Context(), newCall("", "192.0.2.1"), request{}, 1); err != nil || v.remaining != int64(2-i) {
+			t.Errorf("transom %d: %d left, %v", i, v.remaining, err)
+		}
+	}
+	// What was counted in a time that is not any more, is not.
+	at := func(year int) float64 {
+		return float64(time.Date(year, 3, 9, 12, 0, 0, 0, time.UTC).Sub(epoch()).Microseconds())
+	}
+	for _, period := range []time.Duration{Day, Month} {
+		p := &plan{Amount: Amount{Count: 1, Period: period}}
+		u, _ := used{}.add(at(2070), 1, p)
+		u, ok := u.add(at(2026), 1, p)
+		if !ok || u.end != window(at(2026), period) {
+			t.Errorf("after the clock was set back: %+v, %v", u, ok)
+		}
+		if _, ok := u.add(at(2026), 1, &plan{Amount: Amount{Count: 1, Period: Day + Month - period}}); ok {
+			t.Error("a caller of another plan finds nothing used")
 		}
 	}
 }

@@ -162,7 +162,7 @@ func (r *Redis) take(ctx context.Context, l *Limiter, p *plan, key []byte, cost 
 	// The client's own leaving must not be taken for Redis's failing.
 	ask, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.Timeout)
 	defer cancel()
-	v, err := r.run(ask, *client, l, p, key, cost, now, "")
+	v, err := r.run(ask, *client, l, p, key, cost, "")
 	if err != nil {
 		if until == 0 {
 			r.log.LogAttrs(ctx, slog.LevelWarn, "Redis does not answer, limits are held here", slog.Bool("fail_closed", r.cfg.FailClosed), slog.String("error", err.Error()))
@@ -177,11 +177,12 @@ func (r *Redis) take(ctx context.Context, l *Limiter, p *plan, key []byte, cost 
 	return v, nil
 }
 
-// run executes a script. clock is what it takes for now, "" for the server's.
-func (r *Redis) run(ctx context.Context, client rueidis.Client, l *Limiter, p *plan, key []byte, cost int64, now float64, clock string) (verdict, error) {
+// run executes a script. clock is what that of a rate takes for now, "" for the server's.
+func (r *Redis) run(ctx context.Context, client rueidis.Client, l *Limiter, p *plan, key []byte, cost int64, clock string) (verdict, error) {
 	v := verdict{plan: p}
 	name := r.cfg.Prefix + l.cfg.Name + ":"
 	if l.cfg.Kind == Quota {
+		now := wall()
 		u := used{end: window(now, p.Period)}
 		name += strconv.FormatFloat(u.end/1e6, 'f', 0, 64) + ":" + string(key)
 		keep := strconv.FormatInt(micros(u.end-now).Milliseconds()+Day.Milliseconds(), 10)

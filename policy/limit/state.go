@@ -113,10 +113,10 @@ func (l *Limiter) State(ctx context.Context, call *rpc.Call) State {
 
 // look is local for a call that is not made.
 func (l *Limiter) look(p *plan, key []byte) verdict {
-	now := l.clock.now()
 	v := verdict{plan: p}
 	switch l.cfg.Kind {
 	case Rate:
+		now := l.clock.now()
 		s := l.rates.shard(key)
 		s.mu.Lock()
 		tat, there := s.m[s.hash]
@@ -126,6 +126,7 @@ func (l *Limiter) look(p *plan, key []byte) verdict {
 		}
 		v.ofRate(p, tat-now, 0)
 	case Quota:
+		now := wall()
 		s := l.quotas.shard(key)
 		s.mu.Lock()
 		u := s.m[s.hash]

@@ -206,7 +206,7 @@ func (l *Limiter) rested(p *plan) told {
 	return told{v.remaining, seconds(v.reset), string(l.state(nil, v))}
 }
 
-// MaxCost is the most that one call can weigh and ever be let through.
+// MaxCost is the most that one call may weigh; more never goes through where counts are shared.
 func (l *Limiter) MaxCost() int64 {
 	most := l.def.Burst
 	for _, p := range l.plans {
@@ -276,14 +276,15 @@ func window(now float64, period time.Duration) float64 {
 	return float64(time.Date(y, m, d+1, 0, 0, 0, 0, time.UTC).Sub(epoch()).Microseconds())
 }
 
-// add is the arithmetic of a quota.
+// add is the arithmetic of a quota. A call that weighs more than all there is, as one may more than a share, is let through if nothing
+// was used.
 func (u used) add(now float64, n int64, p *plan) (used, bool) {
 	// The window must be the one that now is in, which after the clock was set back it may not be; callers of another plan may have begun
 	// it.
 	if end := window(now, p.Period); u.end != end && u.end != window(now, Day+Month-p.Period) {
 		u = used{0, end}
 	}
-	if n > 0 && u.n+n > p.Count {
+	if n > 0 && u.n+n > max(n, p.Count) {
 		return u, false
 	}
 	u.n = max(0, u.n+n)
@@ -345,7 +346,8 @@ func (l *Limiter) local(p *plan, key []byte, cost int64) verdict {
 	if !there {
 		tat = now
 	}
-	next, wait := gcra(tat, now, p.cost*float64(cost), p.tolerance)
+	weight := p.cost * float64(cost)
+	next, wait := gcra(tat, now, weight, max(weight, p.tolerance)) // what weighs more than a share is let through if nothing was used
 	if wait < slack || cost < 0 {
 		s.put(next, now)
 		wait, tat = 0, next

@@ -741,6 +741,35 @@ func TestRedisDown(t *testing.T) {
 	}
 }
 
+// TestRedisDownWeighted: calls that weigh more than this process's share are let through one by one; none ever was.
+func TestRedisDownWeighted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, tc := range []struct {
+			cfg  Config
+			wait time.Duration
+		}{
+			{Config{Kind: Rate, Amount: Amount{Count: 10, Period: time.Second, Burst: 10}}, 2 * time.Second}, // 5 at 2.5 a second
+			{Config{Kind: Quota, Amount: Amount{Count: 10, Period: Day}}, Day},
+		} {
+			tc.cfg.Name, tc.cfg.Redis = "r", &Redis{cfg: RedisConfig{Instances: 4}}
+			l := New(tc.cfg)
+			c := newCall("a", "192.0.2.1")
+			for range 3 {
+				if v, err := l.take(t.Context(), c, request{}, 5); err != nil || v.wait > 0 {
+					t.Errorf("%v: %v, must wait %v", tc.cfg.Kind, err, v.wait)
+				}
+				if v, err := l.take(t.Context(), c, request{}, 1); err != nil || v.wait == 0 || v.wait > tc.wait {
+					t.Errorf("%v: another one: %v, must wait %v", tc.cfg.Kind, err, v.wait)
+				}
+				if v, err := l.take(t.Context(), c, request{}, 5); err != nil || v.wait == 0 || v.wait > tc.wait {
+					t.Errorf("%v: another of 5: %v, must wait %v", tc.cfg.Kind, err, v.wait)
+				}
+				time.Sleep(tc.wait)
+			}
+		}
+	})
+}
+
 // BenchmarkDecision is the whole of a decision: key, table, clock, arithmetic.
 func BenchmarkDecision(b *testing.B) {
 	l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 1e6, Period: time.Second, Burst: 1e12}, Per: parts(b, "consumer")}) // never over

@@ -176,9 +176,7 @@ func (l *Limiter) plan(a Amount) *plan {
 	if p.Burst == 0 {
 		p.Burst = p.Count
 	}
-	if l.cfg.Kind != Concurrent {
-		p.policy = []string{fmt.Sprintf("%s;q=%d;w=%d", l.quoted, p.Count, max(1, int64(a.Period/time.Second)))}
-	}
+	p.policy = l.policy(a)
 	p.cost = float64(a.Period.Microseconds()) / float64(a.Count)
 	p.tolerance = p.cost * float64(p.Burst)
 	p.rested = l.rested(p)
@@ -186,6 +184,7 @@ func (l *Limiter) plan(a Amount) *plan {
 		n := int64(r.cfg.Instances)
 		share := *p
 		share.Count, share.Burst = max(1, p.Count/n), max(1, p.Burst/n)
+		share.policy = l.policy(share.Amount)
 		share.cost = p.cost * float64(n)
 		share.tolerance = share.cost * float64(share.Burst)
 		share.rested = l.rested(&share)
@@ -195,6 +194,17 @@ func (l *Limiter) plan(a Amount) *plan {
 	}
 	return p
 }
+
+// policy makes plan.policy.
+func (l *Limiter) policy(a Amount) []string {
+	if l.cfg.Kind == Concurrent {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s;q=%d;w=%d", l.quoted, min(a.Count, maxInteger), max(1, int64(a.Period/time.Second)))}
+}
+
+// maxInteger is the most that an Integer of a structured field can say (RFC 9651, 3.3.1).
+const maxInteger = 999_999_999_999_999
 
 // rested makes plan.rested.
 func (l *Limiter) rested(p *plan) told {
@@ -291,9 +301,9 @@ func (u used) add(now float64, n int64, p *plan) (used, bool) {
 	return u, true
 }
 
-// micros is a number of µs as a Duration, rounded up, and not below 0.
+// micros is a number of µs as a Duration, rounded up, not below 0, and 285 years at most.
 func micros(f float64) time.Duration {
-	return time.Duration(math.Ceil(max(0, f))) * time.Microsecond
+	return time.Duration(math.Ceil(min(max(0, f), 9e15))) * time.Microsecond
 }
 
 // of is the plan for the call.
@@ -381,11 +391,15 @@ func (l *Limiter) refusal(call *rpc.Call, v verdict) error {
 	call.Info.Fail(rpc.SourceGateway)
 	call.Info.Refuse("limit", l.cfg.Name)
 	var msg string
+	what := "calls"
+	if l.cfg.Messages {
+		what = "messages"
+	}
 	switch l.cfg.Kind {
 	case Rate:
-		msg = fmt.Sprintf("rate limit %q: %d calls per %s are allowed", l.cfg.Name, v.plan.Count, v.plan.Period)
+		msg = fmt.Sprintf("rate limit %q: %d %s per %s are allowed", l.cfg.Name, v.plan.Count, what, v.plan.Period)
 	case Quota:
-		msg = fmt.Sprintf("quota %q: %d calls per %s are allowed", l.cfg.Name, v.plan.Count, map[time.Duration]string{Day: "day", Month: "month"}[v.plan.Period])
+		msg = fmt.Sprintf("quota %q: %d %s per %s are allowed", l.cfg.Name, v.plan.Count, what, map[time.Duration]string{Day: "day", Month: "month"}[v.plan.Period])
 	case Concurrent:
 		msg = fmt.Sprintf("limit %q: %d calls at a time are allowed", l.cfg.Name, v.plan.Count)
 	}
@@ -415,7 +429,7 @@ func (l *Limiter) unknown(call *rpc.Call, cause error) error {
 
 // state appends the item of "ratelimit": "name";r=remaining;t=seconds.
 func (l *Limiter) state(dst []byte, v verdict) []byte {
-	dst = strconv.AppendInt(append(append(dst, l.quoted...), ";r="...), v.remaining, 10)
+	dst = strconv.AppendInt(append(append(dst, l.quoted...), ";r="...), min(v.remaining, maxInteger), 10)
 	return strconv.AppendInt(append(dst, ";t="...), seconds(v.reset), 10)
 }
 

@@ -1,10 +1,12 @@
 package limit
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -711,6 +713,22 @@ func TestAwait(t *testing.T) {
 	quiet.Await(ctx)
 }
 
+// TestRedisFailsText: what the log says of a Redis that does not answer in time is what becomes of calls.
+func TestRedisFailsText(t *testing.T) {
+	addr := startRedis(t, 0)
+	for closed, want := range map[bool]string{false: "limits are held here", true: "calls that it limits are refused"} {
+		var log bytes.Buffer
+		r := NewRedis(RedisConfig{Addresses: []string{addr}, Timeout: time.Nanosecond, FailClosed: closed}, slog.New(slog.NewTextHandler(&log, nil)))
+		awaitRedis(t, r)
+		l := New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 100, Period: time.Hour}, Redis: r})
+		_, err := l.take(t.Context(), newCall("a", "192.0.2.1"), request{}, 1)
+		r.Close()
+		if (err != nil) != closed || !strings.Contains(log.String(), "Redis does not answer, "+want) {
+			t.Errorf("fail_closed %v: %v, log %q", closed, err, log.String())
+		}
+	}
+}
+
 // TestRedisDown has no Redis: each process allows its share, or nothing.
 func TestRedisDown(t *testing.T) {
 	for _, closed := range []bool{false, true} {
@@ -768,6 +786,54 @@ func TestRedisDownWeighted(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestRefusalTexts: a refusal says the same amount in words and in ratelimit-policy, counts what the limit counts, and has no Integer
+// of more than 15 digits.
+func TestRefusalTexts(t *testing.T) {
+	down := &Redis{cfg: RedisConfig{Instances: 4}}
+	for _, tc := range []struct {
+		cfg                Config
+		msg, state, policy string
+	}{
+		{
+			Config{Kind: Rate, Amount: Amount{Count: 100, Period: time.Minute}, Redis: down},
+			`rate limit "l": 25 calls per 1m0s are allowed`, `"l";r=0;t=60`, `"l";q=25;w=60`,
+		},
+		{
+			Config{Kind: Quota, Amount: Amount{Count: 100, Period: Day}, Redis: down, Messages: true},
+			`quota "l": 25 messages per day are allowed`, `"l";r=0;t=86400`, `"l";q=25;w=86400`,
+		},
+		{
+			Config{Kind: Rate, Amount: Amount{Count: 100, Period: time.Minute, Burst: 25}, Messages: true},
+			`rate limit "l": 100 messages per 1m0s are allowed`, `"l";r=0;t=15`, `"l";q=100;w=60`,
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			tc.cfg.Name = "l"
+			l, c := New(tc.cfg), newCall("a", "192.0.2.1")
+			if v, err := l.take(t.Context(), c, request{}, 25); err != nil || v.wait > 0 {
+				t.Fatal(v, err)
+			}
+			v, _ := l.take(t.Context(), c, request{}, 1)
+			err := l.refusal(c, v)
+			md := rpc.HeaderOf(err)
+			if got := rpc.StatusOf(err).Message(); got != tc.msg || md.Get("ratelimit")[0] != tc.state || md.Get("ratelimit-policy")[0] != tc.policy {
+				t.Errorf("%q, %v; want %q, %s, %s", got, md, tc.msg, tc.state, tc.policy)
+			}
+		})
+	}
+	vast := New(Config{Name: "l", Kind: Quota, Amount: Amount{Count: math.MaxInt64, Period: Day}})
+	v, _ := vast.take(t.Context(), newCall("a", "192.0.2.1"), request{}, 1)
+	if got := string(vast.state(nil, v)) + " " + v.plan.policy[0]; !strings.HasPrefix(got, `"l";r=999999999999999;t=`) || !strings.HasSuffix(got, `"l";q=999999999999999;w=86400`) {
+		t.Error(got)
+	}
+	// A burst that takes longer to be there again than a Duration can say.
+	long := New(Config{Name: "l", Kind: Rate, Amount: Amount{Count: 1, Period: Day, Burst: math.MaxUint32}})
+	v, _ = long.take(t.Context(), newCall("a", "192.0.2.1"), request{}, math.MaxUint32)
+	if got := string(long.state(nil, v)); got != `"l";r=0;t=9000000000` {
+		t.Error(got)
+	}
 }
 
 // BenchmarkDecision is the whole of a decision: key, table, clock, arithmetic.

@@ -173,7 +173,7 @@ func TestModel(t *testing.T) {
 }
 
 func newCall(consumer, addr string) *rpc.Call {
-	c := &rpc.Call{Method: descriptors.Opaque("/a.B/C"), Info: &rpc.Info{}, Peer: rpc.Peer{Addr: netip.AddrPortFrom(netip.MustParseAddr(addr), 1)}}
+	c := &rpc.Call{Method: descriptors.Opaque("/a.B/C"), Info: &rpc.Info{}, Stream: &headerOnly{}, Peer: rpc.Peer{Addr: netip.AddrPortFrom(netip.MustParseAddr(addr), 1)}}
 	if consumer != "" {
 		c.Principal = &rpc.Principal{Consumer: consumer}
 	}
@@ -944,6 +944,22 @@ func TestTwoGatesTell(t *testing.T) {
 	})(t.Context(), c)
 	if got := client.md.Get("ratelimit"); err != nil || client.state != "" || len(got) != 1 || !strings.HasPrefix(got[0], `"address";`) || !strings.Contains(got[0], `, "shop";`) {
 		t.Errorf("told %q and %q, %v", client.state, got, err)
+	}
+}
+
+// TestEmptyStreamTells: a stream that ends well without a message, and for which nothing else sends metadata, tells of limits too.
+func TestEmptyStreamTells(t *testing.T) {
+	cfg := Config{Name: "r", Kind: Rate, Amount: Amount{Count: 10, Period: time.Hour, Burst: 10}}
+	running := cfg
+	running.Kind, running.Amount = Concurrent, Amount{Count: 5}
+	for name, limits := range map[string][]*Limiter{"of calls": {New(cfg)}, "of calls at a time too": {New(cfg), New(running)}} {
+		_, h := Middleware(limits, 1, nil, false)
+		client := &headerOnly{}
+		c := newCall("shop", "192.0.2.1")
+		c.Stream = client
+		if err := h(func(context.Context, *rpc.Call) error { return nil })(t.Context(), c); err != nil || len(client.md["ratelimit"]) != 1 {
+			t.Errorf("%s: told %v, %v", name, client.md, err)
+		}
 	}
 }
 

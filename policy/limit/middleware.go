@@ -72,7 +72,7 @@ func (g *gate) count(next rpc.Handler) rpc.Handler {
 		if err != nil {
 			return err
 		}
-		if err = next(ctx, call); err == nil {
+		if err = next(ctx, call); err == nil && left == nil {
 			return nil
 		}
 		return g.ended(ctx, call, request{}, left, err)
@@ -163,10 +163,7 @@ func (g *gate) hold(ctx context.Context, call *rpc.Call, req request, next rpc.H
 	if len(g.messages) > 0 {
 		call.Stream = &counted{call.Stream, g, call}
 	}
-	if err := next(ctx, call); err != nil {
-		return g.ended(ctx, call, req, left, err)
-	}
-	return nil
+	return g.ended(ctx, call, req, left, next(ctx, call))
 }
 
 // charge counts the call, and has the client told what it has left: by what it returns, unless that is nil.
@@ -186,7 +183,7 @@ func (g *gate) charge(ctx context.Context, call *rpc.Call, req request) (*announ
 	return left, nil
 }
 
-// ended is the error of a call that was let through and ended with err. What it took is given back if a gate further in has refused
+// ended is how a call ends that was let through and ended with err, or well. What it took is given back if a gate further in has refused
 // it.
 func (g *gate) ended(ctx context.Context, call *rpc.Call, req request, left *announced, err error) error {
 	if _, further := errors.AsType[*refused](err); further {
@@ -315,10 +312,14 @@ func (a *announced) Send(ctx context.Context, m rpc.Message) error {
 	return a.Stream.Send(ctx, m)
 }
 
-// end has the client told with an error that is the call's whole answer. A limit that refuses has told already.
+// end has the client told with an error that is the call's whole answer, or where a stream had no message. A limit that refuses has
+// told already.
 func (a *announced) end(err error) error {
-	if a.told {
+	switch {
+	case a.told:
 		return err
+	case err == nil:
+		return a.SendHeader(nil)
 	}
 	md := metadata.MD{}
 	for key, values := range rpc.HeaderOf(err) {

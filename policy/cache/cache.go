@@ -131,6 +131,8 @@ type flight struct {
 	entry *entry // nil if the answer may not be kept
 	old   *entry // what the Store had, which may be given in place of err; nil for nothing
 	err   error
+	// own says that err is of the call that fetched alone: it left, or its time was over.
+	own bool
 }
 
 // New makes a cache of about maxBytes.
@@ -288,7 +290,7 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 			return h.give(ctx, call, old, "stale", "transom; hit; detail=stale-if-error")
 		case f.err == nil: // what others may not have: fetch alone, not one after the other
 			return h.alone(ctx, call, request)
-		case !ownFault(f.err):
+		case !f.own:
 			call.Info.Fail(rpc.SourceUpstream)
 			call.Info.Note("cache", "collapsed")
 			return f.err
@@ -297,10 +299,10 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 	}
 }
 
-// ownFault reports whether a call failed for a reason of its own, which says nothing of others.
-func ownFault(err error) bool {
-	code := rpc.StatusOf(err).Code()
-	return code == codes.Canceled || code == codes.DeadlineExceeded
+// over reports whether the call of ctx has ended, by the clock too: a backend knows the deadline and may say so first.
+func over(ctx context.Context) bool {
+	at, ok := ctx.Deadline()
+	return ctx.Err() != nil || ok && !time.Now().Before(at)
 }
 
 // early is ctx, but if the entry may be given in place of an answer that does not come in time, it ends before the call does, by a
@@ -356,7 +358,7 @@ func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, request 
 	landed := false
 	defer func() {
 		if !landed { // next panicked
-			f.err = context.Canceled
+			f.err, f.own = context.Canceled, true
 			h.cache.land(key, f)
 		}
 	}()
@@ -378,7 +380,7 @@ func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, request 
 	defer cancel()
 	var r recorder
 	f.entry, f.err = h.fetch(early, call, key, request, &r)
-	landed = true
+	f.own, landed = over(early), true
 	h.cache.land(key, f)
 	if f.err != nil && old.saves(f.err, now) {
 		r.drop()
@@ -451,7 +453,7 @@ func (h *handler) refresh(call *rpc.Call, key string, request rpc.Message) {
 		c.mu.Unlock()
 		<-c.slots
 		if leads {
-			f.err = context.Canceled
+			f.err, f.own = context.Canceled, true
 			c.land(key, f)
 		}
 		return
@@ -477,6 +479,7 @@ func (h *handler) refresh(call *rpc.Call, key string, request rpc.Message) {
 			defer rpc.Recovered(&f.err) // of a call of our own, whose panic would end the process
 			f.entry, f.err = h.fetch(ctx, &again, key, request, &r)
 		}()
+		f.own = over(ctx)
 		r.drop()
 	}()
 }

@@ -382,25 +382,58 @@ func TestNotKept(t *testing.T) {
 	})
 }
 
-// TestErrorsOfOthers has calls at once that wait for an answer get the error there is in its place, once.
+// TestErrorsOfOthers has calls at once that wait for an answer get the error there is in its place, once, whatever its code.
 func TestErrorsOfOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := newClient(t, cache.Config{TTL: time.Minute})
-		c.backend.delay, c.backend.err = time.Second, status.Error(codes.NotFound, "none")
-		var wg sync.WaitGroup
-		for range 10 {
-			wg.Go(func() {
-				if _, _, err := c.do("", nil, usd); status.Code(err) != codes.NotFound {
-					t.Error(err)
+	for _, code := range []codes.Code{codes.NotFound, codes.DeadlineExceeded, codes.Canceled} {
+		t.Run(code.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newClient(t, cache.Config{TTL: time.Minute})
+				c.backend.delay, c.backend.err = time.Second, status.Error(code, "none")
+				var wg sync.WaitGroup
+				for range 10 {
+					wg.Go(func() {
+						if _, _, err := c.do("", nil, usd); status.Code(err) != code {
+							t.Error(err)
+						}
+					})
+				}
+				wg.Wait()
+				if n := c.backend.calls.Load(); n != 1 {
+					t.Errorf("%d calls reached the backend", n)
 				}
 			})
-		}
+		})
+	}
+}
+
+// TestTimeOfOthers has a call that waits for one with less time fetch for itself then, even if the backend says that the time is over
+// before this call's context does.
+func TestTimeOfOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClient(t, cache.Config{TTL: time.Minute})
+		c.backend.delay, c.backend.err = time.Second, status.Error(codes.DeadlineExceeded, "late")
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			ctx := lateContext{t.Context(), time.Now().Add(time.Second)}
+			if _, err := rpc.Local(ctx, c.h, c.m, nil, rpc.NewMessage([]byte("\x0a\x03EUR\x12\x03USD"))); status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("the one with a second: %v", err)
+			}
+		})
+		synctest.Wait()
+		wg.Go(func() { c.want("one with more time", "", nil, usd, 2, "miss") })
+		time.Sleep(1500 * time.Millisecond)
+		c.backend.err = nil
 		wg.Wait()
-		if n := c.backend.calls.Load(); n != 1 {
-			t.Errorf("%d calls reached the backend", n)
-		}
 	})
 }
+
+// lateContext is one that ends later than by its deadline, as those of listeners do.
+type lateContext struct {
+	context.Context
+	at time.Time
+}
+
+func (l lateContext) Deadline() (time.Time, bool) { return l.at, true }
 
 // TestStaleIfError has an old answer take the place of errors that say nothing of the thing itself, and of no others; of the error of
 // another call as well.

@@ -226,7 +226,10 @@ func (g *Gateway) commit(ctx context.Context, p *plan) error {
 	g.current.swap(p.snapshot)
 	for i, s := range next {
 		if s.certs != nil {
-			s.certs.inForce.Store(p.builder.tls[i])
+			before := s.certs.inForce.Swap(p.builder.tls[i])
+			if cas := p.builder.tls[i].config.ClientCAs; !before.config.ClientCAs.Equal(cas) {
+				s.server.SetClientCAs(cas)
+			}
 		}
 	}
 	g.retireOthers(next, drainOf(p.cfg))

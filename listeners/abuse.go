@@ -21,6 +21,8 @@ type quicKey struct{}
 // quicConn ends a QUIC connection that has no request for too long. QUIC's own time limit goes by packets, which a client may
 // send for ever, say of streams whose header never ends.
 type quicConn struct {
+	of *quicConns
+
 	mu    sync.Mutex // guards what follows
 	limit time.Duration
 	open  int
@@ -165,7 +167,7 @@ func (c *quicConns) close() {
 // of is what is known of a connection. server is its own, nil for one of WebTransport's.
 func (c *quicConns) of(conn *quic.Conn, server *http3.Server, limit time.Duration) *quicConn {
 	d, _ := conn.Context().Value(doubtKey{}).(*doubt)
-	return &quicConn{doubt: d, limit: limit, conn: conn, server: server, timer: time.AfterFunc(limit, func() {
+	return &quicConn{of: c, doubt: d, limit: limit, conn: conn, server: server, timer: time.AfterFunc(limit, func() {
 		c.closing.Lock()
 		defer c.closing.Unlock()
 		_ = conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "idle")

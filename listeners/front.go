@@ -56,8 +56,9 @@ type Front struct {
 	deadlines wheel
 	// calls serves what is neither a health check nor a WebSocket.
 	calls http.Handler
-	// sockets is the Server's, so that it outlives this Front.
-	sockets *sockets
+	// sockets and clientCerts are the Server's, so that they outlive this Front.
+	sockets     *sockets
+	clientCerts *clientCerts
 }
 
 // NewFront returns a Front that serves what source has in force.
@@ -72,7 +73,7 @@ func NewFront(cfg FrontConfig, source Source, log *slog.Logger) *Front {
 	cfg.MaxHeaderFields = cmp.Or(cfg.MaxHeaderFields, defaultHeaderFields)
 	cfg.WebSocket.idleWrite = cfg.IdleWrite
 	cfg.WebSocket.setDefaults()
-	f := &Front{cfg: cfg, source: source, log: log, sockets: &sockets{}}
+	f := &Front{cfg: cfg, source: source, log: log, sockets: &sockets{}, clientCerts: &clientCerts{}}
 	f.calls = http.HandlerFunc(f.serveCall)
 	if cfg.CORS != nil {
 		f.calls = cfg.CORS.wrap(f.calls)
@@ -256,7 +257,11 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) (err error) {
 		_ = x.guard.bindWrite(ctx, x.w)
 	}
 	defer x.guard.disarm() // before cancel, whose only meaning is that the call is over
-	return route.Handler(ctx, &x.call)
+	handler := route.Handler
+	if t := x.Request.TLS; t != nil && len(t.PeerCertificates) > 0 {
+		handler = x.certified(handler)
+	}
+	return handler(ctx, &x.call)
 }
 
 // panicked logs a panic and makes it an error.

@@ -146,9 +146,11 @@ type Server struct {
 	cfg     Config
 	front   atomic.Pointer[Front]
 	sockets *sockets
-	log     *slog.Logger
-	tcp     net.Listener
-	udp     net.PacketConn
+	// clientCerts judges clients by their certificates.
+	clientCerts *clientCerts
+	log         *slog.Logger
+	tcp         net.Listener
+	udp         net.PacketConn
 	// turn is that of the sockets. quicOpen says that HTTP/3 is served, leaving is closed when a drain begins, and quicOver when
 	// this Server reads no more from the UDP socket.
 	turn              []<-chan struct{}
@@ -208,7 +210,7 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 	if cfg.Name == "" {
 		cfg.Name = tcp.Addr().String()
 	}
-	s := &Server{cfg: cfg, sockets: front.sockets, log: log, tcp: tcp, udp: socks.UDP, turn: socks.Turn, accepted: make(chan struct{}), leaving: make(chan struct{}), quicOver: make(chan struct{})}
+	s := &Server{cfg: cfg, sockets: front.sockets, clientCerts: front.clientCerts, log: log, tcp: tcp, udp: socks.UDP, turn: socks.Turn, accepted: make(chan struct{}), leaving: make(chan struct{}), quicOver: make(chan struct{})}
 	s.front.Store(front)
 	s.proxies, s.door.limit, s.door.perClient = proxies, cfg.Limits.MaxConns, cfg.Limits.MaxConnsPerIP
 	s.door3.limit, s.door3.perClient = cfg.Limits.MaxConns, cfg.Limits.MaxConnsPerIP
@@ -336,7 +338,7 @@ func growStack() {
 // SetFront makes front serve the requests that follow. Open calls and WebSockets are not touched. front must not have been
 // given to a Server before. SetFront may not be called twice at once.
 func (s *Server) SetFront(front *Front) {
-	front.sockets = s.sockets
+	front.sockets, front.clientCerts = s.sockets, s.clientCerts
 	s.front.Store(front)
 }
 

@@ -3,19 +3,25 @@ package policies_test
 import (
 	"bufio"
 	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/coder/websocket"
 	"golang.org/x/crypto/bcrypt"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"transom/e2e/process"
 	bankv1 "transom/proto/bank/v1"
 )
 
@@ -206,6 +212,58 @@ policies:
 			t.Errorf("%s: %v", s.name, err)
 		case !s.stays && !errors.Is(err, errRevoked):
 			t.Errorf("%s: %v, want %v", s.name, err, errRevoked)
+		}
+	}
+}
+
+// TestClientCAReplaced: the authorities of clients are read again with each reload. Connections that the same ones vouch for live on;
+// if others are in the file, calls over them are refused and streams end.
+func TestClientCAReplaced(t *testing.T) {
+	ca, next := newAuthority(t), newAuthority(t)
+	for _, a := range []*authority{ca, next} {
+		a.issue(t, &x509.Certificate{Subject: pkix.Name{CommonName: "till 7"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, "till")
+	}
+	ca.issue(t, &x509.Certificate{DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, "edge")
+	clients := filepath.Join(ca.dir, "clients.pem")
+	use := func(authorities ...*authority) {
+		t.Helper()
+		var content []byte
+		for _, a := range authorities {
+			b, err := os.ReadFile(a.dir + "/ca.crt")
+			if err != nil {
+				t.Fatal(err)
+			}
+			content = append(content, b...)
+		}
+		process.Replace(t, clients, content)
+	}
+	use(ca)
+	text := fmt.Sprintf(`
+consumers: {providers: {certs: {client_certificate: {}}}}
+policies: [{selector: "*", auth: {require: [certs]}}]
+listeners: [{address: "127.0.0.1:0", tls: {certificate: %q, key: %q, client_ca: %q}}]
+`, ca.dir+"/edge.crt", ca.dir+"/edge.key", clients)
+	p := start(t, text)
+	p.useTLS(t, ca, "till")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	stream := watchers["gRPC"](ctx, t, p, nil)
+	if _, err := stream(); err != nil {
+		t.Fatal(err)
+	}
+	for _, authorities := range [][]*authority{{ca}, {next, ca}} {
+		use(authorities...)
+		p.reload(t, text)
+		everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+			call(t, p, nil).wantOK(t, "vouched for still")
+		})
+	}
+	use(next)
+	p.reload(t, text)
+	callREST(t, p, nil).want(t, "REST", codes.Unauthenticated, 401, "CREDENTIALS_REVOKED")
+	for err := error(nil); !errors.Is(err, errRevoked); {
+		if _, err = stream(); err != nil && !errors.Is(err, errRevoked) {
+			t.Fatalf("the stream: %v", err)
 		}
 	}
 }

@@ -265,14 +265,20 @@ func (c *conn) lose(err error) {
 // first to make no more, and told which was the last when it has surely heard (RFC 9113 6.8).
 func (c *conn) goAway() {
 	c.mu.Lock()
-	if c.state == open {
-		c.state = draining
-		c.out = h2wire.AppendGoAway(c.out, h2wire.MaxStreamID, h2wire.CodeNo)
-		c.out = h2wire.AppendPing(c.out, 0, &drainPing)
-		c.drainBy = time.Now().Add(drainGrace)
-		c.arm(c.drainBy)
-	}
+	c.firstGoAway()
 	c.flush(false)
+}
+
+// firstGoAway gathers the first GOAWAY. c.mu is held.
+func (c *conn) firstGoAway() {
+	if c.state != open {
+		return
+	}
+	c.state = draining
+	c.out = h2wire.AppendGoAway(c.out, h2wire.MaxStreamID, h2wire.CodeNo)
+	c.out = h2wire.AppendPing(c.out, 0, &drainPing)
+	c.drainBy = time.Now().Add(drainGrace)
+	c.arm(c.drainBy)
 }
 
 // finalGoAway tells which stream was the last. c.mu is held.

@@ -393,6 +393,10 @@ func (s *stream) writeHeader(code int) {
 			s.sniff = false
 		case "Date":
 			s.dated = true
+		case "Connection":
+			if values[0] == "close" { // as of HTTP/1.1, which net/http understands here, too
+				s.c.firstGoAway()
+			}
 		case "Trailer":
 			for _, v := range values {
 				for name := range strings.SplitSeq(v, ",") {

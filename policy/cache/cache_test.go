@@ -420,10 +420,16 @@ func TestTimeOfOthers(t *testing.T) {
 			}
 		})
 		synctest.Wait()
-		wg.Go(func() { c.want("one with more time", "", nil, usd, 2, "miss") })
-		time.Sleep(1500 * time.Millisecond)
-		c.backend.err = nil
+		began := time.Now()
+		wg.Go(func() {
+			if _, note, err := c.do("", nil, usd); note != "miss" || time.Since(began) != 2*time.Second {
+				t.Errorf("the one with more time: %s, %v, after %v", note, err, time.Since(began))
+			}
+		})
 		wg.Wait()
+		if n := c.backend.calls.Load(); n != 2 {
+			t.Errorf("%d calls reached the backend", n)
+		}
 	})
 }
 

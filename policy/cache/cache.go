@@ -131,8 +131,9 @@ type flight struct {
 	entry *entry // nil if the answer may not be kept
 	old   *entry // what the Store had, which may be given in place of err; nil for nothing
 	err   error
-	// own says that err is of the call that fetched alone: it left, or its time was over.
-	own bool
+	// source is whose fault err is, and own says that err is of the call that fetched alone: it left, or its time was over.
+	source rpc.Source
+	own    bool
 }
 
 // New makes a cache of about maxBytes.
@@ -291,7 +292,7 @@ func (h *handler) run(ctx context.Context, call *rpc.Call) error {
 		case f.err == nil: // what others may not have: fetch alone, not one after the other
 			return h.alone(ctx, call, request)
 		case !f.own:
-			call.Info.Fail(rpc.SourceUpstream)
+			call.Info.Fail(f.source)
 			call.Info.Note("cache", "collapsed")
 			return f.err
 		}
@@ -380,7 +381,7 @@ func (h *handler) lead(ctx context.Context, call *rpc.Call, key string, request 
 	defer cancel()
 	var r recorder
 	f.entry, f.err = h.fetch(early, call, key, request, &r)
-	f.own, landed = over(early), true
+	f.source, f.own, landed = call.Info.ErrorSource, over(early), true
 	h.cache.land(key, f)
 	if f.err != nil && old.saves(f.err, now) {
 		r.drop()
@@ -479,7 +480,7 @@ func (h *handler) refresh(call *rpc.Call, key string, request rpc.Message) {
 			defer rpc.Recovered(&f.err) // of a call of our own, whose panic would end the process
 			f.entry, f.err = h.fetch(ctx, &again, key, request, &r)
 		}()
-		f.own = over(ctx)
+		f.source, f.own = again.Info.ErrorSource, over(ctx)
 		r.drop()
 	}()
 }

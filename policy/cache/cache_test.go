@@ -48,6 +48,7 @@ type backend struct {
 	calls  atomic.Int64
 	header metadata.MD
 	err    error
+	source rpc.Source // of err
 	delay  time.Duration
 	gate   chan struct{} // each call waits for its end; nil for not at all
 	mu     sync.Mutex    // guards seen
@@ -79,6 +80,7 @@ func (b *backend) handle(ctx context.Context, call *rpc.Call) error {
 		}
 	}
 	if b.err != nil {
+		call.Info.Fail(b.source)
 		return b.err
 	}
 	if err := call.Stream.SendHeader(b.header.Copy()); err != nil {
@@ -401,6 +403,28 @@ func TestErrorsOfOthers(t *testing.T) {
 				if n := c.backend.calls.Load(); n != 1 {
 					t.Errorf("%d calls reached the backend", n)
 				}
+			})
+		})
+	}
+}
+
+// TestSourceOfOthers has an error be the same one's fault for the call that fetches and for those that wait.
+func TestSourceOfOthers(t *testing.T) {
+	for _, source := range []rpc.Source{rpc.SourceClient, rpc.SourceGateway, rpc.SourceUpstream} {
+		t.Run(source.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newClient(t, cache.Config{TTL: time.Minute})
+				c.backend.delay, c.backend.err, c.backend.source = time.Second, status.Error(codes.Unavailable, "no"), source
+				var wg sync.WaitGroup
+				for range 3 {
+					wg.Go(func() {
+						r, err := rpc.Local(t.Context(), c.h, c.m, nil, rpc.NewMessage([]byte("\x0a\x03EUR\x12\x03USD")))
+						if r.Info.ErrorSource != source || status.Code(err) != codes.Unavailable {
+							t.Errorf("%v, a fault of %v", err, r.Info.ErrorSource)
+						}
+					})
+				}
+				wg.Wait()
 			})
 		})
 	}

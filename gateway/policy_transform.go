@@ -111,7 +111,8 @@ func (b *builder) request(m *descriptors.Method, eff Effective) rpc.Middleware {
 func (b *builder) uncached(eff Effective) {
 	edits, vary := eff.Policy.GetRequestMetadata(), eff.Policy.GetCache().GetVary()
 	check := func(name, path string, args ...any) {
-		if name != "authorization" && name != "cookie" && !slices.Contains(vary, name) {
+		own := !eff.Policy.GetCache().GetShared() && (name == "authorization" || name == "cookie") // part of the key, as is who calls
+		if !own && !slices.Contains(vary, name) {
 			b.fault(eff.path("request_metadata")+"."+fmt.Sprintf(path, args...), "the backend would not get %s: answers are cached, and cache.vary does not have it", name)
 		}
 	}

@@ -2,21 +2,21 @@ package gateway
 
 import (
 	"regexp"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/structpb"
 )
 
 // redactedText stands for a secret.
 const redactedText = "REDACTED"
 
-// userInfo is the name and password in a URL.
-var userInfo = regexp.MustCompile(`://[^/@\s]+@`)
-
-// redacted is a copy of m without secrets: of fields marked debug_redact, of those whose name says that they hold one, and
-// of URLs with a password.
+// redacted is a copy of m without secrets: of fields marked debug_redact, of those whose name says that they hold one, of metadata,
+// request fields, headers and claims that are given a value under such a name, of credentials with their scheme, and of URLs with a
+// password. Where a value came from ("${NAME}") nobody knows any more.
 func redacted[M proto.Message](m M) M {
 	c, _ := proto.Clone(m).(M)
 	redact(c.ProtoReflect())
@@ -29,8 +29,12 @@ func redact(m protoreflect.Message) {
 		case fd.IsMap():
 			v.Map().Range(func(k protoreflect.MapKey, e protoreflect.Value) bool {
 				switch {
+				case fd.FullName() == "google.protobuf.Struct.fields" && credential(k.String()):
+					v.Map().Set(k, protoreflect.ValueOfMessage(structpb.NewStringValue(redactedText).ProtoReflect()))
 				case fd.MapValue().Message() != nil:
 					redact(e.Message())
+				case fd.MapValue().Kind() == protoreflect.StringKind && valued(fd) && credential(k.String()):
+					v.Map().Set(k, protoreflect.ValueOfString(redactedText))
 				case fd.MapValue().Kind() == protoreflect.StringKind:
 					v.Map().Set(k, redactValue(fd, e))
 				}
@@ -47,6 +51,8 @@ func redact(m protoreflect.Message) {
 			}
 		case fd.Message() != nil:
 			redact(v.Message())
+		case fd.FullName() == "transom.config.v1.RequestField.value" && credential(m.Get(m.Descriptor().Fields().ByName("field")).String()):
+			m.Set(fd, protoreflect.ValueOfString(redactedText))
 		case fd.Kind() == protoreflect.StringKind:
 			m.Set(fd, redactValue(fd, v))
 		case fd.Kind() == protoreflect.BytesKind && secret(fd):
@@ -60,7 +66,32 @@ func redactValue(fd protoreflect.FieldDescriptor, v protoreflect.Value) protoref
 	if secret(fd) {
 		return protoreflect.ValueOfString(redactedText)
 	}
-	return protoreflect.ValueOfString(userInfo.ReplaceAllString(v.String(), "://"+redactedText+"@"))
+	s := schemed.ReplaceAllString(v.String(), "${1}"+redactedText)
+	return protoreflect.ValueOfString(userInfo.ReplaceAllString(s, "://"+redactedText+"@"))
+}
+
+// userInfo is the name and password in a URL.
+var userInfo = regexp.MustCompile(`://[^/@\s]+@`)
+
+// schemed is a credential behind its scheme, as authorization has it (RFC 7617, RFC 6750).
+var schemed = regexp.MustCompile(`(?i)^((?:basic|bearer) +)\S.*`)
+
+// valued reports whether the values of a map are those of metadata or headers by their names.
+func valued(fd protoreflect.FieldDescriptor) bool {
+	switch fd.FullName() {
+	case "transom.config.v1.MetadataEdits.set", "transom.config.v1.MetadataEdits.add", "transom.config.v1.Security.response_headers":
+		return true
+	}
+	return false
+}
+
+// credential reports whether the name of metadata, of a header, claim or field of a request says that its value is a secret, by its last
+// word: "authorization", "x-api-key", "auth.accessToken".
+func credential(name string) bool {
+	name = strings.ToLower(name)
+	return slices.ContainsFunc([]string{"authorization", "auth", "cookie", "credential", "credentials", "key", "password", "secret", "signature", "token"}, func(word string) bool {
+		return strings.HasSuffix(name, word)
+	})
 }
 
 // secret reports whether a field holds secrets. Names of files are none.

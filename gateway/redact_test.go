@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	configv1 "transom/proto/transom/config/v1"
 )
@@ -16,12 +17,30 @@ func TestRedacted(t *testing.T) {
 		Admin:     &configv1.Admin{Address: "127.0.0.1:1", TokenFile: "/etc/token"},
 		Consumers: &configv1.Consumers{Known: map[string]*configv1.Consumer{"ada": {ApiKeys: []string{"sha256:hunter2"}}}},
 	}
+	claims, err := structpb.NewStruct(map[string]any{"org": "acme", "deep": map[string]any{"api_token": "hunter2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Consumers.Known["ada"].Claims = claims
+	values := map[string]string{
+		"authorization": "{claims.org} hunter2", "proxy-authorization": "hunter2", "cookie": "a=hunter2", "x-api-key": "hunter2", "x-token": "hunter2",
+		"x-client-secret": "hunter2", "x-password": "hunter2", "x-upstream": "Bearer hunter2", "x-tenant": "tenant {consumer}",
+	}
+	edits := &configv1.MetadataEdits{Set: values, Add: values, Rename: map[string]string{"authorization": "x-was"}}
+	cfg.Security = &configv1.Security{ResponseHeaders: map[string]string{"X-Token": "hunter2"}}
+	cfg.Policies = []*configv1.Policy{{
+		RequestMetadata: edits, ResponseMetadata: edits, ResponseTrailers: edits,
+		RequestFields: []*configv1.RequestField{
+			{Field: "auth.accessToken", Source: &configv1.RequestField_Value{Value: "hunter2"}},
+			{Field: "owner.id", Source: &configv1.RequestField_Value{Value: "owner {subject}"}},
+		},
+	}}
 	before := prototext.Format(cfg)
 	got := prototext.Format(redacted(cfg))
 	if strings.Contains(got, "hunter2") {
 		t.Errorf("a secret is shown:\n%s", got)
 	}
-	for _, want := range []string{"/etc/token", "plain.example", "redis://REDACTED@host:1"} {
+	for _, want := range []string{"/etc/token", "plain.example", "redis://REDACTED@host:1", "tenant {consumer}", "owner {subject}", "x-was", "Bearer REDACTED", "acme"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%s is missing in:\n%s", want, got)
 		}

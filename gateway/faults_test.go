@@ -133,3 +133,13 @@ func TestOneNameOneLimit(t *testing.T) {
 	wantFaults(t, fmt.Sprintf(text, "5/s"))
 	wantFaults(t, fmt.Sprintf(text, "6/s"), `2: limits of one name are one limit, and this "n" differs from another (see (transom.v1.policy) of bank.v1.Accounts.Get.limits[0])`)
 }
+
+// TestResponseHeaderFaults: headers of every answer that are not those of the content broke the protocols that they belong to.
+func TestResponseHeaderFaults(t *testing.T) {
+	for _, name := range []string{
+		"content-length", "Content-Encoding", "transfer-encoding", "connection", "trailer", "te", "upgrade", "keep-alive", "grpc-status", "Grpc-Message", "sec-websocket-accept",
+	} {
+		wantFaults(t, "security:\n  response_headers:\n    x-frame-options: DENY\n    "+name+": x\n", "4: "+name+" belongs to HTTP or gRPC themselves and cannot be changed")
+	}
+	wantFaults(t, "security: {response_headers: {Content-Security-Policy: \"default-src 'none'\", cache-control: no-store}}\n")
+}

@@ -192,6 +192,11 @@ func (b *builder) edge(options map[string]*methodOption) listeners.EdgeConfig {
 		ResponseHeader: sec.GetResponseHeaders(),
 		VersionHeader:  b.cfg.GetApiVersions().GetHeader(),
 	}
+	for _, name := range slices.Sorted(maps.Keys(sec.GetResponseHeaders())) {
+		if transcoder.Reserved(strings.ToLower(name)) {
+			b.fault("security.response_headers["+name+"]", "%s belongs to HTTP or gRPC themselves and cannot be changed", name)
+		}
+	}
 	if d := sec.GetHsts(); d != nil {
 		cfg.HSTS = "max-age=" + strconv.FormatInt(int64(d.AsDuration().Seconds()), 10)
 	}

@@ -2420,8 +2420,8 @@ type Security struct {
 	TrustedProxies []string `protobuf:"bytes,2,rep,name=trusted_proxies,json=trustedProxies,proto3" json:"trusted_proxies,omitempty"`
 	// Origins, "https://app.example", whose pages may send requests with cookies, passwords and certificates. Default: none but the listener's own.
 	TrustedOrigins []string `protobuf:"bytes,3,rep,name=trusted_origins,json=trustedOrigins,proto3" json:"trusted_origins,omitempty"`
-	// Headers of every answer to a call, such as content-security-policy. REST answers have "x-content-type-options: nosniff" anyway.
-	// Default: none.
+	// Headers of every answer to a call, such as content-security-policy; none that belong to HTTP or gRPC themselves. REST answers
+	// have "x-content-type-options: nosniff" anyway. Default: none.
 	ResponseHeaders map[string]string `protobuf:"bytes,4,rep,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Tell browsers to come over TLS only, for this long (Strict-Transport-Security). Over TLS only. 0s … 26280h.
 	// Default: browsers are not told.

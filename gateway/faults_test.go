@@ -143,3 +143,22 @@ func TestResponseHeaderFaults(t *testing.T) {
 	}
 	wantFaults(t, "security: {response_headers: {Content-Security-Policy: \"default-src 'none'\", cache-control: no-store}}\n")
 }
+
+// TestErrorRuleFaults: rules that did nothing, or not what they say, were taken.
+func TestErrorRuleFaults(t *testing.T) {
+	const policy = "policies:\n- selector: bank.v1.*\n  errors:\n"
+	for _, tc := range []struct{ rules, want string }{
+		{"  - {codes: [not_found], to: OK}\n", "4: to: an error cannot become OK"},
+		{"  - {message: a}\n  - {codes: [not_found], to: internal}\n", "5: no error comes to this rule: those before it have all its codes (see line 4)"},
+		{"  - {message: a}\n  - {message: b}\n", "5: no error comes"},
+		{"  - {codes: [not_found], message: a}\n  - {codes: [aborted], message: b}\n  - {codes: [not_found, aborted], message: c}\n", "6: no error comes to this rule: those before it have all its codes (see line 5)"},
+		{"  - {codes: [not_found], message: a}\n  - {codes: [not_found, aborted], message: b}\n  - {message: c}\n", ""},
+		{"  - {codes: [not_found], to: internal}\n", ""},
+	} {
+		if tc.want == "" {
+			wantFaults(t, policy+tc.rules)
+		} else {
+			wantFaults(t, policy+tc.rules, tc.want)
+		}
+	}
+}

@@ -127,6 +127,41 @@ func (b *builder) uncached(eff Effective) {
 	}
 }
 
+// uncovered makes a fault of an error rule that leaves nothing to decide for, since rules before it, which covered tells of, have all
+// its codes.
+func (b *builder) uncovered(eff Effective, i int, e *configv1.ErrorRule, covered map[codes.Code]int) {
+	of := []codes.Code{codes.OK}
+	if len(e.GetCodes()) > 0 {
+		of = nil
+	}
+	for _, c := range e.GetCodes() {
+		of = append(of, codes.Code(c))
+	}
+	last := -1
+	for _, c := range of {
+		first, ok := covered[c]
+		if all, every := covered[codes.OK]; every && (!ok || all < first) {
+			first, ok = all, true
+		}
+		if !ok {
+			last = -1
+			break
+		}
+		last = max(last, first)
+	}
+	for _, c := range of {
+		if _, ok := covered[c]; !ok {
+			covered[c] = i
+		}
+	}
+	if last >= 0 {
+		path := eff.path("errors")
+		b.faults = append(b.faults, Fault{
+			Path: fmt.Sprintf("%s[%d]", path, i), Msg: "no error comes to this rule: those before it have all its codes", Other: fmt.Sprintf("%s[%d]", path, last),
+		})
+	}
+}
+
 // answers are the middleware that changes answers as clients get them, and the one that takes out what nobody may see; nil
 // if there is nothing to do.
 func (b *builder) answers(m *descriptors.Method, eff Effective) (response, redact rpc.Middleware) {
@@ -155,7 +190,9 @@ func (b *builder) answers(m *descriptors.Method, eff Effective) (response, redac
 			cfg.Redact = append(cfg.Redact, transform.Conditional{Paths: paths, Scope: r.GetUnlessScope()})
 		}
 	}
+	covered := map[codes.Code]int{} // by code the first rule that has it; OK stands for all
 	for i, e := range p.GetErrors() {
+		b.uncovered(eff, i, e, covered)
 		ec := transform.ErrorConfig{To: codes.Code(e.GetTo()), Message: e.GetMessage(), KeepDetails: e.GetKeepDetails()}
 		for _, c := range e.GetCodes() {
 			ec.Codes = append(ec.Codes, codes.Code(c))

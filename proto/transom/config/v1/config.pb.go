@@ -2200,7 +2200,7 @@ type ErrorRule struct {
 	// The codes it is for. Default: all.
 	Codes []code.Code `protobuf:"varint,1,rep,packed,name=codes,proto3,enum=google.rpc.Code" json:"codes,omitempty"`
 	// The code that clients get. Default: the same.
-	To code.Code `protobuf:"varint,2,opt,name=to,proto3,enum=google.rpc.Code" json:"to,omitempty"`
+	To *code.Code `protobuf:"varint,2,opt,name=to,proto3,enum=google.rpc.Code,oneof" json:"to,omitempty"`
 	// The message that clients get, a template as in MetadataEdits. Default: the same.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// Leave the details in. Default: clients get none.
@@ -2247,8 +2247,8 @@ func (x *ErrorRule) GetCodes() []code.Code {
 }
 
 func (x *ErrorRule) GetTo() code.Code {
-	if x != nil {
-		return x.To
+	if x != nil && x.To != nil {
+		return *x.To
 	}
 	return code.Code(0)
 }
@@ -5031,12 +5031,14 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06source\x12\x05\xbaH\x02\b\x01\"P\n" +
 	"\tRedaction\x12 \n" +
 	"\x06fields\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\x06fields\x12!\n" +
-	"\funless_scope\x18\x02 \x01(\tR\vunlessScope\"\xad\x01\n" +
+	"\funless_scope\x18\x02 \x01(\tR\vunlessScope\"\xf1\x01\n" +
 	"\tErrorRule\x127\n" +
-	"\x05codes\x18\x01 \x03(\x0e2\x10.google.rpc.CodeB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\x05codes\x12*\n" +
-	"\x02to\x18\x02 \x01(\x0e2\x10.google.rpc.CodeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x02to\x12\x18\n" +
+	"\x05codes\x18\x01 \x03(\x0e2\x10.google.rpc.CodeB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\x05codes\x12g\n" +
+	"\x02to\x18\x02 \x01(\x0e2\x10.google.rpc.CodeB@\xbaH=\xba\x015\n" +
+	"\rerror_rule.to\x12\x19an error cannot become OK\x1a\tthis != 0\x82\x01\x02\x10\x01H\x00R\x02to\x88\x01\x01\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12!\n" +
-	"\fkeep_details\x18\x04 \x01(\bR\vkeepDetails\"\xb0\x01\n" +
+	"\fkeep_details\x18\x04 \x01(\bR\vkeepDetailsB\x05\n" +
+	"\x03_to\"\xb0\x01\n" +
 	"\x04Auth\x12\x18\n" +
 	"\arequire\x18\x01 \x03(\tR\arequire\x12\x1c\n" +
 	"\tanonymous\x18\x02 \x01(\bR\tanonymous:p\xbaHm\x1ak\n" +
@@ -5482,6 +5484,7 @@ func file_transom_config_v1_config_proto_init() {
 		(*RequestField_Value)(nil),
 		(*RequestField_Claim)(nil),
 	}
+	file_transom_config_v1_config_proto_msgTypes[19].OneofWrappers = []any{}
 	file_transom_config_v1_config_proto_msgTypes[25].OneofWrappers = []any{
 		(*Limit_Rate)(nil),
 		(*Limit_Quota)(nil),

@@ -44,8 +44,9 @@ type Introspection struct {
 	cfg    IntrospectionConfig
 	client *client
 	asked
-	cache credentialCache
-	slots chan struct{}
+	// good are the callers of tokens that are active, refused those of tokens that are not: whoever guesses tokens fills the second only.
+	good, refused credentialCache
+	slots         chan struct{}
 
 	ctx  context.Context //nolint:containedctx // ends the provider's own goroutines
 	stop context.CancelFunc
@@ -65,7 +66,7 @@ type flight struct {
 const (
 	// inactiveCached is how long it is remembered that a token is not active.
 	inactiveCached = 10 * time.Second
-	// maxFlights is how many questions may be under way.
+	// maxFlights is how many questions may be under way; others wait for as long as one may take.
 	maxFlights = 64
 )
 
@@ -108,19 +109,74 @@ func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, 
 		return nil, err
 	}
 	seen := tagOf(bytesOf(token))
-	if e, ok := p.cache.get(seen, time.Now()); ok {
-		if e.who.refused != nil {
-			return nil, e.who.refused
-		}
-		return e.who, nil
+	if who := p.remembered(seen); who != nil {
+		return who.admitted()
 	}
-	f := p.ask(seen, token)
+	f := p.underWay(seen)
+	if f == nil {
+		if err := p.enter(ctx); err != nil {
+			return nil, err
+		}
+		if who := p.remembered(seen); who != nil { // it was asked about meanwhile
+			<-p.slots
+			return who.admitted()
+		}
+		f = p.ask(seen, token)
+	}
 	select {
 	case <-f.done:
 		return f.who, f.err
 	case <-ctx.Done():
 		return nil, rpc.CauseOf(ctx)
 	}
+}
+
+// remembered is whose token the server has said it is, or that it is no good; nil if that is not known any more.
+func (p *Introspection) remembered(seen tag) *caller {
+	now := time.Now()
+	if e, ok := p.good.get(seen, now); ok {
+		return e.who
+	}
+	if e, ok := p.refused.get(seen, now); ok {
+		return e.who
+	}
+	return nil
+}
+
+// admitted is c, or why its credential is no good.
+func (c *caller) admitted() (*caller, error) {
+	if c.refused != nil {
+		return nil, c.refused
+	}
+	return c, nil
+}
+
+// enter waits for a slot, which must be given back.
+func (p *Introspection) enter(ctx context.Context) error {
+	select {
+	case p.slots <- struct{}{}:
+		return nil
+	default:
+	}
+	patience := time.NewTimer(outboundTimeout)
+	defer patience.Stop()
+	select {
+	case p.slots <- struct{}{}:
+		return nil
+	case <-patience.C:
+		return errNoAnswer
+	case <-p.ctx.Done():
+		return errNoAnswer
+	case <-ctx.Done():
+		return rpc.CauseOf(ctx)
+	}
+}
+
+// underWay is the question about a token that is; nil if there is none.
+func (p *Introspection) underWay(seen tag) *flight {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.flights[seen]
 }
 
 var errNoAnswer = status.Error(codes.Unavailable, "the authorization server does not answer")
@@ -144,20 +200,15 @@ func (a *asked) answered(ctx context.Context) {
 	}
 }
 
-// ask puts the question, or joins the one under way.
+// ask puts the question, or joins the one under way. It takes over the caller's slot.
 func (p *Introspection) ask(seen tag, token string) *flight {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if f := p.flights[seen]; f != nil {
+		<-p.slots
 		return f
 	}
 	f := &flight{done: make(chan struct{}), err: errNoAnswer}
-	select {
-	case p.slots <- struct{}{}:
-	default: // it is slower than calls come; fail rather than pile up
-		close(f.done)
-		return f
-	}
 	if p.ctx.Err() != nil {
 		<-p.slots
 		close(f.done)
@@ -189,7 +240,7 @@ func (p *Introspection) introspect(seen tag, token string) (*caller, error) {
 	who, err := p.judge(claims, now)
 	if err != nil {
 		if r, ok := errors.AsType[*refusal](err); ok {
-			p.cache.put(seen, cached{who: &caller{refused: r}, until: now.Add(min(inactiveCached, p.cfg.Cache))}, now)
+			p.refused.put(seen, cached{who: &caller{refused: r}, until: now.Add(min(inactiveCached, p.cfg.Cache))}, now)
 		}
 		return nil, err
 	}
@@ -197,7 +248,7 @@ func (p *Introspection) introspect(seen tag, token string) (*caller, error) {
 	if !who.Expires.IsZero() && who.Expires.Before(until) {
 		until = who.Expires
 	}
-	p.cache.put(seen, cached{who: who, until: until}, now)
+	p.good.put(seen, cached{who: who, until: until}, now)
 	return who, nil
 }
 

@@ -10,7 +10,10 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -279,5 +282,80 @@ func TestIntrospectionOverTime(t *testing.T) {
 		}
 		p.down = false
 		ask("the server is back", "d", "", 9)
+	})
+}
+
+// guessed is an authorization server that takes a second for each answer and knows one token.
+type guessed struct{ asked atomic.Int32 }
+
+func (g *guessed) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := r.ParseForm(); err != nil {
+		return nil, err
+	}
+	g.asked.Add(1)
+	select {
+	case <-time.After(time.Second):
+	case <-r.Context().Done():
+		return nil, r.Context().Err()
+	}
+	body := `{"active":false}`
+	if r.PostForm.Get("token") == "good" {
+		body = `{"active":true,"sub":"alice"}`
+	}
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
+}
+
+// TestIntrospectionUnderGuesses: while tokens are guessed faster than the server answers, others wait for their turn, for as long as an
+// answer may take; and what is remembered of good tokens is not pushed out by what is of guesses.
+func TestIntrospectionUnderGuesses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v, err := NewIntrospection(IntrospectionConfig{Name: "opaque", URL: idpURL + "/introspect", Cache: time.Hour}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := &guessed{}
+		v.client.http.Transport = server
+		defer v.Close()
+		guesses := 0
+		var wg sync.WaitGroup
+		guess := func(n int) {
+			for range n {
+				guesses++
+				token := "guess-" + strconv.Itoa(guesses)
+				wg.Go(func() {
+					_, _ = v.identify(t.Context(), &rpc.Call{Header: metadata.MD{"authorization": {"Bearer " + token}}, Info: &rpc.Info{}})
+				})
+			}
+			synctest.Wait()
+		}
+		guess(3 * maxFlights)
+		began := time.Now()
+		if c, _, err := who(t, v, "good"); err != nil || c.identity != "opaque:alice" || time.Since(began) != 4*time.Second {
+			t.Errorf("behind three rounds of guesses: %v, %v, after %v", c, err, time.Since(began))
+		}
+		wg.Wait()
+		for i := range 4 * cacheShards * cacheShard {
+			seen := tagOf([]byte{byte(i), byte(i >> 8), byte(i >> 16)})
+			v.refused.put(seen, cached{who: &caller{refused: invalid("")}, until: time.Now().Add(time.Minute)}, time.Now())
+		}
+		guess(6 * maxFlights)
+		asked := server.asked.Load()
+		if c, _, err := who(t, v, "good"); err != nil || c.identity != "opaque:alice" || server.asked.Load() != asked {
+			t.Errorf("a token that was good before: %v, %v", c, err)
+		}
+		began = time.Now()
+		if _, _, err := who(t, v, "other"); rpc.StatusOf(err).Code() != codes.Unavailable || time.Since(began) != outboundTimeout {
+			t.Errorf("behind six rounds of guesses: %v, after %v", err, time.Since(began))
+		}
+		ctx, leave := context.WithCancel(t.Context())
+		guess(maxFlights)
+		leave()
+		if _, err := v.identify(ctx, &rpc.Call{Header: metadata.MD{"authorization": {"Bearer more"}}, Info: &rpc.Info{}}); rpc.StatusOf(err).Code() != codes.Canceled {
+			t.Errorf("a client that has left: %v", err)
+		}
+		wg.Wait()
+		if len(v.slots) > 0 || len(v.flights) > 0 {
+			t.Errorf("%d slots and %d flights are left", len(v.slots), len(v.flights))
+		}
 	})
 }

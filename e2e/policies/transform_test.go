@@ -368,7 +368,7 @@ func TestTransformFaults(t *testing.T) {
 		{head + "  response_metadata: {add: {content-length: \"7\"}}\n", "3:45: content-length belongs to"},
 		{head + "  response_trailers: {set: {grpc-status: \"0\"}}\n", "3:42: grpc-status belongs to"},
 		{head + "  request_metadata: {set: {x-a: \"1\"}}\n  cache: {ttl: 1s}\n", "3:33: the backend would not get x-a: answers are cached, and cache.vary does not have it"},
-		{head + "  request_metadata: {set: {authorization: \"1\"}}\n  cache: {ttl: 1s, shared: true}\n", "3:33: the backend would not get authorization: answers are cached, and cache.vary does not have it"},
+		{head + "  request_metadata: {set: {authorization: \"1\"}}\n  cache: {ttl: 1s, shared: true}\n", "3:43: the backend would not get authorization: answers are cached, and cache.vary does not have it"},
 		{head + "  request_metadata: {rename: {x-a: cookie}}\n  cache: {ttl: 1s, shared: true}\n", "3:36: the backend would not get cookie: answers are cached, and cache.vary does not have it"},
 		{head + "  request_fields:\n  - {field: nested.txt, value: x}\n", `4:13: nested.txt: bank.v1.Everything has no field "txt"`},
 		{head + "  request_fields:\n  - {field: texts, value: x}\n", "4:13: texts is a list or map"},

@@ -57,7 +57,7 @@ func (b *builder) validate(m *descriptors.Method, eff Effective) rpc.Middleware 
 		return nil
 	}
 	if b.validator == nil {
-		b.validator = validate.NewCompiler()
+		b.validator = validate.NewCompiler(b.schema.Types())
 	}
 	mw, err := b.validator.Middleware(m)
 	if err != nil {

@@ -38,12 +38,14 @@ const (
 
 // Compiler compiles the rules of message types, each type once.
 type Compiler struct {
+	types    *dynamicpb.Types
 	compiled map[protoreflect.FullName]protovalidate.Validator
 }
 
-// NewCompiler makes a Compiler.
-func NewCompiler() *Compiler {
-	return &Compiler{compiled: map[protoreflect.FullName]protovalidate.Validator{}}
+// NewCompiler makes a Compiler for methods of a schema, whose types are asked for the predefined rules that it defines itself: extensions
+// of buf.validate's.
+func NewCompiler(types *dynamicpb.Types) *Compiler {
+	return &Compiler{types: types, compiled: map[protoreflect.FullName]protovalidate.Validator{}}
 }
 
 // Middleware enforces the rules of m's request message. It is nil if there are none, in the message itself or in any that
@@ -60,7 +62,7 @@ func (c *Compiler) Middleware(m *descriptors.Method) (rpc.Middleware, error) {
 	v := c.compiled[input.FullName()]
 	if v == nil {
 		var err error
-		if v, err = protovalidate.New(protovalidate.WithMessageDescriptors(types...), protovalidate.WithDisableLazy()); err != nil {
+		if v, err = protovalidate.New(protovalidate.WithMessageDescriptors(types...), protovalidate.WithDisableLazy(), protovalidate.WithExtensionTypeResolver(c.types)); err != nil {
 			return nil, fmt.Errorf("rules of %s: %w", input.FullName(), err)
 		}
 		// A rule that does not compile shows when its message is first looked at, and none within an empty one is.

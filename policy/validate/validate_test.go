@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -71,17 +73,18 @@ func count(n *int) rpc.Handler {
 
 func TestNoRules(t *testing.T) {
 	s := schema(t)
-	mw, err := validate.NewCompiler().Middleware(method(t, s, "/bank.v1.Rates/Get"))
+	mw, err := validate.NewCompiler(s.Types()).Middleware(method(t, s, "/bank.v1.Rates/Get"))
 	if mw != nil || err != nil {
 		t.Errorf("a method without rules has a middleware (%v)", err)
 	}
-	if _, err := validate.NewCompiler().Middleware(descriptors.Opaque("/a/B")); err == nil {
+	if _, err := validate.NewCompiler(s.Types()).Middleware(descriptors.Opaque("/a/B")); err == nil {
 		t.Error("an opaque method is taken")
 	}
 }
 
 func TestUnary(t *testing.T) {
-	mw, err := validate.NewCompiler().Middleware(method(t, schema(t), "/bank.v1.Accounts/Transfer"))
+	s := schema(t)
+	mw, err := validate.NewCompiler(s.Types()).Middleware(method(t, s, "/bank.v1.Accounts/Transfer"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,7 +100,7 @@ func TestUnary(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var n int
-			c := rpctest.Start(t.Context(), mw(count(&n)), method(t, schema(t), "/bank.v1.Accounts/Transfer"), nil)
+			c := rpctest.Start(t.Context(), mw(count(&n)), method(t, s, "/bank.v1.Accounts/Transfer"), nil)
 			if err := c.Send(tc.msg); err != nil {
 				t.Fatal(err)
 			}
@@ -132,7 +135,7 @@ func TestUnary(t *testing.T) {
 	}
 	t.Run("not a message", func(t *testing.T) {
 		var n int
-		c := rpctest.Start(t.Context(), mw(count(&n)), method(t, schema(t), "/bank.v1.Accounts/Transfer"), nil)
+		c := rpctest.Start(t.Context(), mw(count(&n)), method(t, s, "/bank.v1.Accounts/Transfer"), nil)
 		_ = c.Send([]byte{0x0a, 0x7f})
 		_ = c.CloseSend()
 		if err := c.Wait(); rpc.StatusOf(err).Code() != codes.InvalidArgument || n != 0 {
@@ -141,7 +144,7 @@ func TestUnary(t *testing.T) {
 	})
 	t.Run("no message", func(t *testing.T) {
 		var n int
-		c := rpctest.Start(t.Context(), mw(count(&n)), method(t, schema(t), "/bank.v1.Accounts/Transfer"), nil)
+		c := rpctest.Start(t.Context(), mw(count(&n)), method(t, s, "/bank.v1.Accounts/Transfer"), nil)
 		_ = c.CloseSend()
 		if err := c.Wait(); err != nil && !errors.Is(err, io.EOF) {
 			t.Errorf("the missing message is not left to the next handler: %v", err)
@@ -152,7 +155,7 @@ func TestUnary(t *testing.T) {
 // TestStream refuses the message that is bad, and lets those before it through.
 func TestStream(t *testing.T) {
 	s := schema(t)
-	mw, err := validate.NewCompiler().Middleware(method(t, s, "/bank.v1.Accounts/Deposit"))
+	mw, err := validate.NewCompiler(s.Types()).Middleware(method(t, s, "/bank.v1.Accounts/Deposit"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,10 +170,48 @@ func TestStream(t *testing.T) {
 	}
 }
 
+// TestPredefined: rules that a schema defines itself were unknown, and every method that has one was refused.
+func TestPredefined(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "shop.proto"), []byte(`edition = "2023";
+package shop.v1;
+import "buf/validate/validate.proto";
+extend buf.validate.StringRules {
+  bool no_spaces = 80048952 [(buf.validate.predefined).cel = {id: "string.no_spaces" message: "must have no spaces" expression: "!rule || !this.contains(' ')"}];
+}
+service Shop { rpc Buy(Order) returns (Order); }
+message Order { string name = 1 [(buf.validate.field).string.(no_spaces) = true]; }
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	set, err := descriptors.FromProto(t.Context(), []string{dir}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := descriptors.Compile([]*descriptors.Set{set}, descriptors.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := method(t, s, "/shop.v1.Shop/Buy")
+	mw, err := validate.NewCompiler(s.Types()).Middleware(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"tea": "", "green tea": "name: must have no spaces"} {
+		var n int
+		c := rpctest.Start(t.Context(), mw(count(&n)), m, nil)
+		_ = c.Send(append([]byte{0x0a, byte(len(name))}, name...))
+		_ = c.CloseSend()
+		if got := rpc.StatusOf(c.Wait()).Message(); got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+}
+
 func BenchmarkValidate(b *testing.B) {
 	s := schema(b)
 	m := method(b, s, "/bank.v1.Accounts/Transfer")
-	mw, err := validate.NewCompiler().Middleware(m)
+	mw, err := validate.NewCompiler(s.Types()).Middleware(m)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -185,10 +185,7 @@ func (f *Front) checkOrigin(r *http.Request) error {
 	}
 	origin := strings.ToLower(origins[0])
 	if len(origins) == 1 {
-		if _, host, ok := strings.Cut(origin, "://"); ok && strings.EqualFold(host, r.Host) {
-			return nil
-		}
-		if f.names(origin) {
+		if isOwn(r, origin) || f.names(origin) {
 			return nil
 		}
 		if slices.Contains(f.cfg.Origins, "*") && !ambient(r).certificate {
@@ -201,6 +198,17 @@ func (f *Front) checkOrigin(r *http.Request) error {
 		}
 	}
 	return transcoder.HTTPError(http.StatusForbidden, codes.PermissionDenied, fmt.Sprintf("pages of origin %q may not open a WebSocket here", origins[0]))
+}
+
+// isOwn reports whether an origin, in lower case, is that of the request's own host. Without TLS of our own there may be a proxy's, so
+// that either scheme will do; what the browser says by Sec-Fetch-Site goes before that.
+func isOwn(r *http.Request, origin string) bool {
+	scheme, host, _ := strings.Cut(origin, "://")
+	if !strings.EqualFold(host, r.Host) || scheme != "https" && (scheme != "http" || r.TLS != nil) {
+		return false
+	}
+	site := r.Header["Sec-Fetch-Site"]
+	return len(site) == 0 || len(site) == 1 && (site[0] == "same-origin" || site[0] == "none")
 }
 
 // matchOrigin reports whether an origin, in lower case, is the pattern: "*", "https://app.example", or

@@ -352,7 +352,7 @@ func (b *builder) caching(m *descriptors.Method, eff Effective) rpc.Middleware {
 	salt := sha256.Sum256(policy)
 	cfg := cache.Config{
 		TTL: c.GetTtl().AsDuration(), StaleWhileRevalidate: c.GetStaleWhileRevalidate().AsDuration(), StaleIfError: c.GetStaleIfError().AsDuration(),
-		Vary: c.GetVary(), Shared: c.GetShared(), Salt: string(salt[:]),
+		Vary: c.GetVary(), Shared: c.GetShared(), Salt: string(salt[:]), Timeout: timeoutOf(eff.Policy, true),
 	}
 	for i, tag := range c.GetTags() {
 		name, ok := strings.CutPrefix(tag, "field:")

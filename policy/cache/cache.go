@@ -58,8 +58,6 @@ const (
 	maxKey = 64 << 10
 	// refreshes is how many answers are brought up to date at a time; further ones wait for the next call.
 	refreshes = 64
-	// refreshTimeout bounds one.
-	refreshTimeout = 15 * time.Second
 	// reserve is the most of a call's time that is left for an old answer to get out in.
 	reserve = 500 * time.Millisecond
 	// maxAge is the longest that a backend may ask for.
@@ -73,6 +71,8 @@ type Config struct {
 	// StaleWhileRevalidate is how long after that it is still given, while a new one is fetched; StaleIfError how long it is
 	// given if no new one can be had (RFC 5861).
 	StaleWhileRevalidate, StaleIfError time.Duration
+	// Timeout is how long it may take to bring an answer up to date in the background; 0 is 15 s.
+	Timeout time.Duration
 	// Vary are the metadata names, in lower case, that answers depend on.
 	Vary []string
 	// Shared gives one caller's answers to others.
@@ -226,6 +226,9 @@ func (c *Cache) Middleware(m *descriptors.Method, cfg Config) (rpc.Middleware, e
 	vary := slices.Clone(cfg.Vary)
 	slices.Sort(vary)
 	cfg.Vary = slices.Compact(vary)
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 15 * time.Second
+	}
 	return func(next rpc.Handler) rpc.Handler {
 		h := &handler{cache: c, cfg: cfg, method: m, input: shapeOf(m.Desc.Input(), map[protoreflect.FullName]*shape{}), next: next}
 		return h.run
@@ -468,7 +471,7 @@ func (h *handler) refresh(call *rpc.Call, key string, request rpc.Message) {
 		defer c.wg.Done()
 		defer func() { <-c.slots }()
 		defer c.land(key, f)
-		ctx, cancel := context.WithTimeout(c.ctx, refreshTimeout)
+		ctx, cancel := context.WithTimeout(c.ctx, h.cfg.Timeout)
 		defer cancel()
 		// Another process may have done it.
 		if f.old = h.stored(ctx, &again, key); f.old != nil && time.Since(f.old.stored) < f.old.ttl {

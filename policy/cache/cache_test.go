@@ -185,6 +185,28 @@ func TestLife(t *testing.T) {
 	})
 }
 
+// TestRefreshTimeout has an answer be brought up to date in as much time as a call of its method has.
+func TestRefreshTimeout(t *testing.T) {
+	for _, tc := range []struct{ timeout, want time.Duration }{{0, 15 * time.Second}, {time.Second, time.Second}, {time.Minute, time.Minute}} {
+		t.Run(tc.timeout.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newClient(t, cache.Config{TTL: time.Second, StaleWhileRevalidate: time.Hour, Timeout: tc.timeout})
+				c.want("first", "", nil, usd, 1, "miss")
+				time.Sleep(time.Second)
+				c.backend.delay = tc.want - time.Millisecond
+				c.want("stale", "", nil, usd, 1, "stale")
+				time.Sleep(tc.want)
+				c.want("in time", "", nil, usd, 2, "hit")
+				time.Sleep(time.Second)
+				c.backend.delay = tc.want + time.Millisecond
+				c.want("stale", "", nil, usd, 2, "stale")
+				time.Sleep(tc.want + time.Second)
+				c.want("too late", "", nil, usd, 2, "stale")
+			})
+		})
+	}
+}
+
 // TestKeys is the cross-user probe, and the sweep of metadata that is no part of the key.
 func TestKeys(t *testing.T) {
 	c := newClient(t, cache.Config{TTL: time.Hour, Vary: []string{"accept-language"}})

@@ -296,7 +296,7 @@ func (c *check) wrap(next rpc.Handler) rpc.Handler {
 
 // identify finds out who calls, and says so in the call. It returns nil if the call may go on without.
 func (c *check) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
-	var foreign bool
+	var foreign Provider
 	for i := range c.entries {
 		who, err := c.entries[i].Provider.identify(ctx, call)
 		switch err {
@@ -309,18 +309,18 @@ func (c *check) identify(ctx context.Context, call *rpc.Call) (*caller, error) {
 		case errNone:
 			continue
 		case errForeign:
-			foreign = true
+			foreign = c.entries[i].Provider
 			continue
 		}
-		return nil, c.fail(call, err)
+		return nil, c.fail(call, c.entries[i].Provider, err)
 	}
 	switch {
-	case foreign:
-		return nil, c.refuse(call, invalid("the credential is of no issuer that is trusted here"))
+	case foreign != nil:
+		return nil, c.refuse(call, foreign, invalid("the credential is of no issuer that is trusted here"))
 	case c.anonymous:
 		return nil, nil
 	}
-	return nil, c.refuse(call, &refusal{reasonMissing, "the call needs a credential"})
+	return nil, c.refuse(call, nil, &refusal{reasonMissing, "the call needs a credential"})
 }
 
 // name says in the call who makes it.
@@ -339,10 +339,10 @@ func (c *check) name(call *rpc.Call, who *caller) {
 	}
 }
 
-// fail is the end of a call whose credential a provider has not accepted.
-func (c *check) fail(call *rpc.Call, err error) error {
+// fail is the end of a call whose credential p has not accepted.
+func (c *check) fail(call *rpc.Call, p Provider, err error) error {
 	if r, ok := errors.AsType[*refusal](err); ok {
-		return c.refuse(call, r)
+		return c.refuse(call, p, r)
 	}
 	if d, ok := errors.AsType[*denial](err); ok {
 		call.Info.Fail(rpc.SourceClient)
@@ -370,16 +370,17 @@ func (c *check) stripsOf(e *Entry) []place {
 	return all
 }
 
-// refuse ends the call with UNAUTHENTICATED.
-func (c *check) refuse(call *rpc.Call, r *refusal) error {
+// refuse ends the call with UNAUTHENTICATED. by has found a credential that is no good; nil if there was none. Challenges of providers
+// that look for theirs elsewhere tell of no error: they have seen nothing (RFC 6750 section 3).
+func (c *check) refuse(call *rpc.Call, by Provider, r *refusal) error {
 	call.Info.Fail(rpc.SourceClient)
 	call.Info.Refuse("auth", r.reason)
-	code := "invalid_token"
-	if r.reason == reasonMissing {
-		code = ""
-	}
 	md := metadata.MD{}
 	for _, e := range c.entries {
+		code := ""
+		if by != nil && e.Provider.place() == by.place() {
+			code = "invalid_token"
+		}
 		if v := e.Provider.challenge(code); v != "" && !slices.Contains(md["www-authenticate"], v) {
 			md["www-authenticate"] = append(md["www-authenticate"], v)
 		}

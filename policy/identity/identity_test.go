@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -158,6 +159,46 @@ func TestListsForBackends(t *testing.T) {
 	}
 	if len(want) > 0 {
 		t.Errorf("no %v", want)
+	}
+}
+
+// TestChallenges: an error is told in the challenge of those that have seen the credential, and of nobody else.
+func TestChallenges(t *testing.T) {
+	url, token := issuer(t)
+	tokens, err := NewJWT(JWTConfig{Name: "main", Issuer: "https://id.example", Audiences: []string{"bank"}, JWKSURI: url, Outbound: Outbound{Private: true}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tokens.Close)
+	keys, err := NewAPIKeys("keys", "x-api-key", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	people, err := NewBasic("people", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := NewDirectory(map[string]Entry{"keys": {Provider: keys}, "people": {Provider: people}, "main": {Provider: tokens}}, nil, &Streams{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mw, err := d.Middleware(Requirement{Providers: []string{"people", "keys", "main"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const basic, key, plain = `Basic realm="transom", charset="UTF-8"`, `ApiKey realm="transom", header="x-api-key"`, `Bearer realm="transom"`
+	for _, tc := range []struct{ name, value, bearer string }{
+		{"x-none", "", plain},
+		{"authorization", "Basic YTpi", plain},
+		{"x-api-key", "wrong", plain},
+		{"authorization", "Bearer " + token[:len(token)-6] + "AAAAAA", plain + `, error="invalid_token"`},
+		{"authorization", "Bearer foreign", plain + `, error="invalid_token"`},
+	} {
+		call := &rpc.Call{Method: descriptors.Opaque("/a.B/C"), Info: &rpc.Info{}, Header: metadata.MD{tc.name: {tc.value}}}
+		err := mw(func(context.Context, *rpc.Call) error { return nil })(t.Context(), call)
+		if got, want := rpc.HeaderOf(err)["www-authenticate"], []string{basic, key, tc.bearer}; !slices.Equal(got, want) {
+			t.Errorf("%s %q: %v, %q, want %q", tc.name, tc.value, err, got, want)
+		}
 	}
 }
 

@@ -49,6 +49,7 @@ type Conn struct {
 	sendWindow           int64
 	blocked              []*Stream // wait for sendWindow, or for room in out
 	roomWanted           bool      // some wait for room
+	echoes               int       // PINGs that the DATA sent accounts for
 
 	// What the server has set.
 	initialWindow int64
@@ -556,6 +557,7 @@ func (c *Conn) send(ctx context.Context, s *Stream, m Message, last bool) error 
 		left -= n
 		s.sendWindow -= int64(n)
 		c.sendWindow -= int64(n)
+		c.echoes = min(c.echoes+1, maxIdleFrames)
 		var flags byte
 		if last && left == 0 {
 			flags, s.sendClosed = h2wire.FlagEndStream, true

@@ -14,8 +14,8 @@ import (
 	"transom/upstream/h2client"
 )
 
-// A server that sends PINGs, SETTINGS and WINDOW_UPDATEs with its answers, as grpc-go's do, is no flood however many calls
-// there are; one that sends them without is.
+// A server that sends PINGs, SETTINGS and WINDOW_UPDATEs with its answers, or PINGs with the DATA it gets, as grpc-go's do, is no
+// flood however many calls and messages there are; one that sends them without is.
 func TestPingsWithAnswers(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -65,11 +65,19 @@ func TestPingsWithAnswers(t *testing.T) {
 			if err != nil {
 				break
 			}
-			if h, ok := f.(*http2.HeadersFrame); ok {
+			id := f.Header().StreamID
+			switch f := f.(type) {
+			case *http2.DataFrame:
+				if !f.StreamEnded() { // of the upload
+					_ = fr.WritePing(false, [8]byte{1})
+					_ = fr.WriteWindowUpdate(0, f.Length)
+					_ = fr.WriteWindowUpdate(id, f.Length)
+					break
+				}
 				nuisance()
-				_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: h.StreamID, BlockFragment: block, EndHeaders: true})
-				_ = fr.WriteData(h.StreamID, false, make([]byte, 5))
-				_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: h.StreamID, BlockFragment: trailer, EndHeaders: true, EndStream: true})
+				_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block, EndHeaders: true})
+				_ = fr.WriteData(id, false, make([]byte, 5))
+				_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: trailer, EndHeaders: true, EndStream: true})
 			}
 		}
 		_ = nc.SetReadDeadline(time.Time{})
@@ -87,6 +95,20 @@ func TestPingsWithAnswers(t *testing.T) {
 		if err := c.Unary(soon(t), "/a.B/C", nil, h2client.Message{}, &reply); err != nil {
 			t.Fatalf("call %d: %v", i, err)
 		}
+	}
+	upload, err := c.NewStream(soon(t), "/a.B/C", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 25000 {
+		if err := upload.Send(h2client.Message{}, i == 24999); err != nil {
+			t.Fatalf("message %d: %v", i, err)
+		}
+	}
+	if m, err := upload.Recv(); err != nil {
+		t.Fatalf("the upload: %v", err)
+	} else {
+		m.Data.Free()
 	}
 	begin()
 	<-c.Done()

@@ -60,6 +60,8 @@ const (
 	wsCloseWait = 3 * time.Second
 	// wsDeflateLen is the size from which a message is compressed, if that was agreed.
 	wsDeflateLen = 512
+	// wsWritePiece is how much is written at a time: a client has IdleWrite for each piece.
+	wsWritePiece = 64 << 10
 	// wsStep is how much of a large message is allocated before any of it has come.
 	wsStep = 64 << 10
 )
@@ -139,6 +141,7 @@ type wsConn struct {
 	out       *[]byte    // frames not yet handed to the kernel; nil if there are none
 	controls  int        // bytes of control frames in out
 	writing   bool
+	hurried   bool          // what is being written has its last deadline
 	room      chan struct{} // closed when out has been taken; nil while nobody waits
 	writeErr  error
 	closeSent bool
@@ -333,13 +336,13 @@ func (c *wsConn) head() (h frameHead, err error) {
 }
 
 // payload appends the n bytes of a frame to dst and unmasks them. Large ones are allocated as they come, so that a client
-// cannot make the server hold what it has not sent.
+// cannot make the server hold much more than it has sent, in however many frames.
 func (c *wsConn) payload(dst []byte, h frameHead) ([]byte, error) {
 	from := len(dst)
 	for left := h.n; left > 0; {
 		step := min(left, max(wsStep, len(dst)-from))
 		if cap(dst)-len(dst) < step {
-			dst = append(make([]byte, 0, len(dst)+step), dst...)
+			dst = append(make([]byte, 0, max(len(dst)+step, min(2*len(dst), c.max))), dst...)
 		}
 		p := dst[len(dst) : len(dst)+step]
 		n := copy(p, c.buf()[c.start:c.end])
@@ -592,19 +595,25 @@ func (c *wsConn) write() {
 	defer c.mu.Unlock()
 	for c.out != nil && c.writeErr == nil {
 		b := c.out
-		c.out, c.controls = nil, 0
+		c.out, c.controls, c.hurried = nil, 0, false
 		if c.room != nil {
 			close(c.room)
 			c.room = nil
 		}
-		c.mu.Unlock()
-		_ = c.nc.SetWriteDeadline(time.Now().Add(c.cfg.idleWrite))
-		_, err := c.nc.Write(*b)
-		putWSWriteBuffer(b)
-		c.mu.Lock()
-		if err != nil {
-			c.fail()
+		for left := *b; len(left) > 0; {
+			if !c.hurried {
+				_ = c.nc.SetWriteDeadline(time.Now().Add(c.cfg.idleWrite))
+			}
+			c.mu.Unlock()
+			n, err := c.nc.Write(left[:min(len(left), wsWritePiece)])
+			left = left[n:]
+			c.mu.Lock()
+			if err != nil {
+				c.fail()
+				break
+			}
 		}
+		putWSWriteBuffer(b)
 	}
 	c.writing = false
 	if c.room != nil {
@@ -634,6 +643,7 @@ func (c *wsConn) hurry() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.writing {
+		c.hurried = true
 		_ = c.nc.SetWriteDeadline(time.Now().Add(writeGrace))
 	}
 }

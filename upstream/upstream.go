@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"math"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -244,7 +245,8 @@ type Cluster struct {
 
 	// calls counts calls in flight. Close adds closing to it, which makes it negative.
 	calls   atomic.Int64
-	drained chan struct{} // closed when the count of a closing cluster reaches zero
+	drained chan struct{} // closed, once, when the count of a closing cluster reaches zero
+	drain   sync.Once
 }
 
 // closing is far below zero, so that a count with it added is negative while there are fewer than 2^62 calls.
@@ -403,10 +405,6 @@ func (c *Cluster) enter() bool {
 // leave counts a call out.
 func (c *Cluster) leave() {
 	if c.calls.Add(-1) == closing {
-		select {
-		case <-c.drained:
-		default:
-			close(c.drained)
-		}
+		c.drain.Do(func() { close(c.drained) }) // a call that is refused comes to zero again
 	}
 }

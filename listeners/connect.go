@@ -369,6 +369,9 @@ func (s *connectUnary) finish(err error) {
 	writeMetadata(h, "Trailer-", s.trailer, false)
 	if s.Request.Method == http.MethodGet {
 		h["Vary"] = append(slices.Clip(h["Vary"]), "Accept-Encoding")
+		if etag := h["Etag"]; len(etag) > 0 {
+			h["Etag"] = weakTag(etag)
+		}
 	}
 	st := statusOf(err)
 	code := http.StatusOK

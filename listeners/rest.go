@@ -902,14 +902,34 @@ type codedForm struct {
 	coding  *coding
 }
 
-// writeJSON writes a unary answer, compressed if it is worth it and the client takes it.
-func (s *restStream) writeJSON(body []byte) {
+// negotiated reports whether clients get the answer in the coding that they take, and has the header tell caches so.
+func (s *restStream) negotiated(body []byte) bool {
 	if len(body) < worthCompressing || s.route.Uncompressed {
-		s.writeBody(http.StatusOK, jsonType, body)
-		return
+		return false
 	}
 	h := s.w.Header()
 	h["Vary"] = append(h["Vary"], "Accept-Encoding")
+	if etag := s.header["etag"]; len(etag) > 0 {
+		s.header["etag"] = weakTag(etag)
+	}
+	return true
+}
+
+// weakTag is an entity tag of a backend for an answer that comes in several codings. Their bytes differ, which a strong tag would deny
+// (RFC 9110 sections 8.8.1 and 8.8.3.3).
+func weakTag(etag []string) []string {
+	if strings.HasPrefix(etag[0], "W/") {
+		return etag
+	}
+	return []string{"W/" + etag[0]}
+}
+
+// writeJSON writes a unary answer, compressed if it is worth it and the client takes it.
+func (s *restStream) writeJSON(body []byte) {
+	if !s.negotiated(body) {
+		s.writeBody(http.StatusOK, jsonType, body)
+		return
+	}
 	if c := replyCoding(nil, s.Request.Header["Accept-Encoding"]); c != nil {
 		coded, remembered, err := s.raw.Rendering(codedForm{s.match.Binding, c}, func([]byte) ([]byte, error) { return c.compress(nil, body) })
 		if !remembered {
@@ -921,7 +941,7 @@ func (s *restStream) writeJSON(body []byte) {
 		}
 		if err == nil {
 			body = coded
-			h["Content-Encoding"] = c.value
+			s.w.Header()["Content-Encoding"] = c.value
 		}
 	}
 	s.writeBody(http.StatusOK, jsonType, body)
@@ -959,8 +979,8 @@ func (s *restStream) unchanged() bool {
 	for _, line := range have {
 		for tag := range strings.SplitSeq(line, ",") {
 			if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == want {
-				if s.out != nil && len(*s.out) >= worthCompressing && !s.route.Uncompressed {
-					h["Vary"] = append(h["Vary"], "Accept-Encoding") // as with the answer itself
+				if s.out != nil {
+					s.negotiated(*s.out) // as with the answer itself
 				}
 				s.committed = true
 				s.settle(true)

@@ -199,6 +199,30 @@ func TestCacheStale(t *testing.T) {
 	})
 }
 
+// TestTagsOfCodings has a backend's strong entity tag be weak where the answer comes in several codings, in the 304 as well.
+func TestTagsOfCodings(t *testing.T) {
+	const set = `policies: [{selector: bank.v1.Diagnostics.Metadata%s, response_metadata: {set: {etag: '%s'}}}]` + "\n"
+	const connect = "/bank.v1.Diagnostics/Metadata?connect=v1&encoding=json&message=%7B%7D"
+	large := strings.Repeat("x", 2000)
+	p := start(t, fmt.Sprintf(set, "", `"v1"`))
+	for _, tc := range []struct{ policy, etag, path, auth, want string }{
+		{"", `"v1"`, metadataPath, large, `W/"v1"`},
+		{"", `W/"v1"`, metadataPath, large, `W/"v1"`},
+		{"", `"v1"`, metadataPath, "small", `"v1"`},
+		{", compress: false", `"v1"`, metadataPath, large, `"v1"`},
+		{"", `"v1"`, connect, large, `W/"v1"`},
+	} {
+		p.reload(t, fmt.Sprintf(set, tc.policy, tc.etag))
+		for _, more := range []map[string]string{{"accept-encoding": "gzip"}, {"accept-encoding": "identity"}, {"if-none-match": `"v1"`}} {
+			more["authorization"] = tc.auth
+			code, h, _ := p.get(t, tc.path, more)
+			if got := h.Values("Etag"); !slices.Equal(got, []string{tc.want}) || code != 200 && code != 304 {
+				t.Errorf("%+v with %v: %d, etag %q", tc, more, code, got)
+			}
+		}
+	}
+}
+
 // startHanging runs a server that answers a caller of Diagnostics.Metadata once, and leaves it without an answer from then on. It
 // returns its address, and how often a caller has called.
 func startHanging(t *testing.T) (addr string, calls func(caller string) int) {

@@ -242,6 +242,11 @@ func (b *builder) fault(path, format string, args ...any) {
 	b.faults = append(b.faults, Fault{Path: path, Msg: fmt.Sprintf(format, args...)})
 }
 
+// faultFor is fault for a field that is wrong for one method: what several have in common is told once.
+func (b *builder) faultFor(m *descriptors.Method, path, format string, args ...any) {
+	b.faults = append(b.faults, Fault{Path: path, Msg: fmt.Sprintf(format, args...), Method: string(m.Name)})
+}
+
 // faultOf records every error joined in err.
 func (b *builder) faultOf(path string, err error) {
 	for _, e := range flatten(err) {
@@ -289,13 +294,26 @@ func (b *builder) build() (*Snapshot, error) {
 	return s, nil
 }
 
-// unique drops faults that several methods have in common.
+// unique has each fault once, and of those that several methods have in common the first, which counts the others.
 func unique(faults []Fault) []Fault {
 	seen := map[Fault]bool{}
-	return slices.DeleteFunc(faults, func(f Fault) bool {
-		defer func() { seen[f] = true }()
-		return seen[f]
-	})
+	at := map[Fault]int{} // without methods
+	var all []Fault
+	for _, f := range faults {
+		if seen[f] {
+			continue
+		}
+		seen[f] = true
+		common := f
+		common.Method = ""
+		if i, ok := at[common]; ok && f.Method != "" {
+			all[i].More++
+			continue
+		}
+		at[common] = len(all)
+		all = append(all, f)
+	}
+	return all
 }
 
 // closeTimeout bounds the wait for calls of a cluster that nothing refers to: there are none, but for streams cut off.

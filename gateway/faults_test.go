@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -161,4 +162,15 @@ func TestErrorRuleFaults(t *testing.T) {
 			wantFaults(t, policy+tc.rules, tc.want)
 		}
 	}
+}
+
+// TestFaultsOnce: what is wrong for many methods was told for each, and what two consumers have in common of their provider.
+func TestFaultsOnce(t *testing.T) {
+	wantFaults(t, "policies:\n- {selector: \"*\", timeout: 1s}\n- {selector: \"*\", timeout: 2s}\n- {selector: bank.v1.*, allow: nobody}\n- {selector: bank.v1.Rates.*, cost: 3, limits: {rate: 2/s}}\n",
+		`3: for bank.v1.Accounts.Balance and 32 more methods: selector "*" sets timeout with the same precedence as this one (see line 2)`,
+		`4: for bank.v1.Accounts.Balance and 27 more methods: column 1: undeclared reference to 'nobody'`,
+		`5: for bank.v1.Rates.Get and another method: calls cost 3, and no more than 2 may ever come at once`)
+	key := strings.Repeat("0", 64)
+	wantFaults(t, "consumers:\n  providers: {keys: {api_key: {}}, more: {api_key: {header: x-more}}}\n  known:\n    ann: {api_keys: [\"sha256:"+key+"\"]}\n    bob:\n      api_keys:\n      - \"sha256:1"+key[1:]+"\"\n      - \"sha256:"+key+"\"\n",
+		"8: consumers ann and bob have the same API key (see line 4)")
 }

@@ -174,7 +174,7 @@ func (b *builder) checkAuthenticated(e Effective) {
 func placed(faults []Fault) {
 	for i, f := range faults {
 		if strings.HasPrefix(f.Path, optionName) {
-			faults[i].Path, faults[i].Msg = "descriptors", "option "+f.Path+": "+f.Msg
+			faults[i] = Fault{Path: "descriptors", Msg: "option " + f.Path + ": " + Fault{Msg: f.Msg, Method: f.Method}.Error(), Other: f.Other}
 		}
 	}
 }

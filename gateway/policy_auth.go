@@ -44,7 +44,15 @@ func (b *builder) openConsumers() {
 		b.checkProvider(path, p)
 		provider, err := b.provider(path, name, p, known)
 		if err != nil {
-			b.faultOf(path, err)
+			for _, err := range flatten(err) {
+				if same, ok := errors.AsType[*identity.SameKeyError](err); ok {
+					b.faults = append(b.faults, Fault{
+						Path: fmt.Sprintf("consumers.known[%s].api_keys[%d]", same.Second, same.Index), Msg: err.Error(), Other: "consumers.known[" + same.First + "].api_keys",
+					})
+				} else {
+					b.faultOf(path, err)
+				}
+			}
 			continue
 		}
 		providers[name] = identity.Entry{Provider: provider, Forward: p.GetForward()}
@@ -234,7 +242,7 @@ func (b *builder) authorize(m *descriptors.Method, eff Effective) rpc.Middleware
 	cfg.AllowIPs = b.networks(eff.path("access")+".allow_ips", a.GetAllowIps())
 	cfg.DenyIPs = b.networks(eff.path("access")+".deny_ips", a.GetDenyIps())
 	if len(cfg.Scopes)+len(cfg.Groups)+len(cfg.Consumers) > 0 && (len(eff.Policy.GetAuth().GetRequire()) == 0 || eff.Policy.GetAuth().GetAnonymous()) {
-		b.fault(eff.path("access"), "scopes, groups and consumers need callers that say who they are: auth.require without anonymous, for %s", m.Name)
+		b.faultFor(m, eff.path("access"), "scopes, groups and consumers need callers that say who they are: auth.require without anonymous")
 	}
 	for i, source := range []string{eff.Policy.GetAllow(), allow} {
 		if source == "" {
@@ -247,7 +255,7 @@ func (b *builder) authorize(m *descriptors.Method, eff Effective) rpc.Middleware
 				path = fmt.Sprintf("%s of %s.allow", optionName, m.Name)
 			}
 			for _, err := range flatten(err) {
-				b.fault(path, "for %s: %v", m.Name, err)
+				b.faultFor(m, path, "%v", err)
 			}
 			continue
 		}

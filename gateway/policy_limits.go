@@ -105,7 +105,7 @@ func (b *builder) limits(m *descriptors.Method, eff Effective, authenticated boo
 			continue
 		}
 		if most := l.MaxCost(); cost > most {
-			b.fault(fmt.Sprintf("%s[%d]", place, i), "calls of %s cost %d, and no more than %d may ever come at once", m.Name, cost, most)
+			b.faultFor(m, fmt.Sprintf("%s[%d]", place, i), "calls cost %d, and no more than %d may ever come at once", cost, most)
 		}
 	}
 	b.limitHeaders(eff)
@@ -157,7 +157,7 @@ func (b *builder) limitFields(m *descriptors.Method, eff Effective) limit.Fields
 			}
 			path, err := rpc.ParseFieldPath(m.Desc.Input(), name)
 			if err != nil {
-				b.fault(place, "for %s: %v", m.Name, err)
+				b.faultFor(m, place, "%v", err)
 				continue
 			}
 			if fields == nil {

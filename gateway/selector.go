@@ -161,9 +161,10 @@ func (p *policySet) effective(method string) (Effective, []Fault) {
 			if from, ok := eff.From[name]; ok {
 				if ranks[name] == r.rank() && from.Block != r.block {
 					faults = append(faults, Fault{
-						Path:  fmt.Sprintf("policies[%d].%s", r.block, name),
-						Msg:   fmt.Sprintf("selector %q of policies[%d] sets %s for %s with the same precedence as this one", from.Selector, from.Block, name, method),
-						Other: fmt.Sprintf("policies[%d].%s", from.Block, name),
+						Path:   fmt.Sprintf("policies[%d].%s", r.block, name),
+						Msg:    fmt.Sprintf("selector %q sets %s with the same precedence as this one", from.Selector, name),
+						Other:  fmt.Sprintf("policies[%d].%s", from.Block, name),
+						Method: method,
 					})
 				}
 				return true
@@ -193,7 +194,7 @@ func settle(e *Effective, ranks map[protoreflect.Name]int, method string) []Faul
 	if named && shared {
 		switch {
 		case cluster == split:
-			return []Fault{{Path: e.path("split"), Msg: fmt.Sprintf("cluster and split exclude each other, and both are set for %s with the same precedence", method)}}
+			return []Fault{{Path: e.path("split"), Msg: "cluster and split exclude each other, and both are set with the same precedence", Other: e.path("cluster"), Method: method}}
 		case cluster > split:
 			drop("split")
 		default:
@@ -213,19 +214,33 @@ type Fault struct {
 	Msg  string
 	// Other leads to the field that the one at Path is at odds with; "" if there is none.
 	Other string
+	// Method is the full name of the one that the field is wrong for, "" for no one in particular; More is how many others it is wrong
+	// for in the same way.
+	Method string
+	More   int
 }
 
 func (f Fault) Error() string {
+	text := f.text(func(path string) string { return path })
 	if f.Path == "" {
-		return f.Msg
+		return text
 	}
-	return f.Path + ": " + f.text(func(path string) string { return path })
+	return f.Path + ": " + text
 }
 
-// text is Msg, and with it the place that where gives for Other.
+// text is Msg, with the methods that it is about and the place that where gives for Other.
 func (f Fault) text(where func(path string) string) string {
-	if f.Other == "" {
-		return f.Msg
+	text := f.Msg
+	switch {
+	case f.More > 1:
+		text = fmt.Sprintf("for %s and %d more methods: %s", f.Method, f.More, text)
+	case f.More == 1:
+		text = fmt.Sprintf("for %s and another method: %s", f.Method, text)
+	case f.Method != "":
+		text = fmt.Sprintf("for %s: %s", f.Method, text)
 	}
-	return f.Msg + " (see " + where(f.Other) + ")"
+	if f.Other != "" {
+		text += " (see " + where(f.Other) + ")"
+	}
+	return text
 }

@@ -532,7 +532,7 @@ func TestLimitFaults(t *testing.T) {
 		{"consumers: {providers: {keys: {api_key: {header: x-key}}}}\npolicies:\n- selector: bank.v1.Rates.Get\n  auth: {require: [keys]}\n  limits: [{rate: 10/s, per: [ip, \"header:x-key\"]}]\n", `5:35: header:x-key: provider keys takes it out of calls before they are counted, so that all would be one caller's; count by consumer`},
 		{"policies:\n- selector: \"*\"\n  limits: [{rate: 10/s, per: \"field:name\"}]\nunknown_methods: {cluster: bank}\n", `3:30: field:name: nobody knows the fields of methods that no descriptor tells of`},
 		{"policies:\n- selector: \"*\"\n  limits: [{rate: 10/s, plans: {gold: x}}]\n", `3:39: "x" is not a rate`},
-		{"policies:\n- selector: \"*\"\n  cost: 5\n  limits: [{rate: 10/s, burst: 4}]\n", `4:12: calls of bank.v1.Accounts.Balance cost 5, and no more than 4`},
+		{"policies:\n- selector: \"*\"\n  cost: 5\n  limits: [{rate: 10/s, burst: 4}]\n", `4:12: for bank.v1.Accounts.Balance and 29 more methods: calls cost 5, and no more than 4`},
 		{"policies:\n- selector: \"*\"\n  limits: [{}]\n", `3:12: kind: exactly one field is required`},
 		{"policies:\n- selector: \"*\"\n  limits: [{rate: 1/s, per: ip, everybody: true}]\n", `3:12: limits[0]: everybody and per exclude each other`},
 		{"redis: {addresses: [\"127.0.0.1:1\"], tls: {ca: /nowhere}}\npolicies:\n- selector: \"*\"\n  limits: [{rate: 1/s}]\n", `1:47: open /nowhere`},

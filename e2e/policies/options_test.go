@@ -195,7 +195,7 @@ func TestMethodOptionFaults(t *testing.T) {
 	}{
 		{"authenticated: true", "", "callers of " + method + " must say who they are, by its option (transom.v1.policy): it needs auth.require, without anonymous", nil},
 		{"authenticated: true", `- {selector: "*", auth: {require: [keys], anonymous: true}}`, "9:25: callers of " + method + " must say who they are", nil},
-		{`access: {scopes: "x"}`, "", "option (transom.v1.policy) of " + method + ".access: scopes, groups and consumers need callers", nil},
+		{`access: {scopes: "x"}`, "", "option (transom.v1.policy) of " + method + ".access: for bank.v1.Diagnostics.Metadata: scopes, groups and consumers need callers", nil},
 		{`allow: "1"`, keys, "option (transom.v1.policy) of " + method + ".allow: for " + method, nil},
 		{`allow: "1"`, keys + "\n" + `- {selector: bank.v1.*, allow: "true"}`, "option (transom.v1.policy) of " + method + ".allow: for " + method, nil},
 		{`limits: {rate: "many"}`, keys, "option (transom.v1.policy) of " + method + `.limits[0].rate: "many" is not a rate`, nil},

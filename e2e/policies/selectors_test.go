@@ -63,8 +63,8 @@ func TestSelectorFaults(t *testing.T) {
 		{"policies:\n- selector: \"*.Get\"\n  timeout: 2s\n", `2:13: selector "*.Get": want *, package.*`},
 		{"policies:\n- selector: /bank.v1.Accounts/Get\n  timeout: 2s\n", `2:13: selector "/bank.v1.Accounts/Get": want *, package.*`},
 		{"policies:\n- timeout: 2s\n", `2:3: selector: must contain at least 1 item`},
-		{"policies:\n- {selector: bank.v1.*, timeout: 1s}\n- {selector: bank.v1.*, timeout: 2s}\n", `3:34: selector "bank.v1.*" of policies[0] sets timeout for bank.v1.Accounts.Balance with the same precedence as this one`},
-		{"policies:\n- {selector: bank.v1.Rates.*, cost: 1}\n- {selector: [bank.v1.Accounts.*, bank.v1.Rates.*], cost: 1}\n", `3:59: selector "bank.v1.Rates.*" of policies[0] sets cost for bank.v1.Rates.Get with the same precedence as this one`},
+		{"policies:\n- {selector: bank.v1.*, timeout: 1s}\n- {selector: bank.v1.*, timeout: 2s}\n", `3:34: for bank.v1.Accounts.Balance and 27 more methods: selector "bank.v1.*" sets timeout with the same precedence as this one (see line 2)`},
+		{"policies:\n- {selector: bank.v1.Rates.*, cost: 1}\n- {selector: [bank.v1.Accounts.*, bank.v1.Rates.*], cost: 1}\n", `3:59: for bank.v1.Rates.Get and another method: selector "bank.v1.Rates.*" sets cost with the same precedence as this one (see line 2)`},
 		{"policies:\n- selector: bank.v1.Acounts.*\n  optional: true\n  timeout: 2s\n", ""},
 		{"policies:\n- {selector: bank.v1.*, timeout: 1s}\n- {selector: bank.v1.*, cost: 2}\n", ""}, // no field twice
 	} {

@@ -292,7 +292,7 @@ func TestTrafficFaults(t *testing.T) {
 		{"policies:\n- selector: bank.v1.*\n  split:\n    clusters:\n      bank: 95\n      canary: 5\n", `6:15: there is no cluster "canary", only ["bank"]`},
 		{"policies:\n- selector: bank.v1.*\n  mirror: {cluster: shadow}\n", `3:21: there is no cluster "shadow", only ["bank"]`},
 		// The rest.
-		{"policies:\n- selector: bank.v1.*\n  cluster: bank\n  split: {clusters: {bank: 1}}\n", `4:10: cluster and split exclude each other`},
+		{"policies:\n- selector: bank.v1.*\n  cluster: bank\n  split: {clusters: {bank: 1}}\n", `4:10: for bank.v1.Accounts.Balance and 27 more methods: cluster and split exclude each other`},
 		{"policies:\n- selector: bank.v1.*\n  split: {clusters: {bank: 1}, sticky: [ip, user]}\n", `3:45: "user" is not consumer, ip, header:name (in lower case), cookie:name or claim:path`},
 		{"policies:\n- selector: bank.v1.*\n  split: {clusters: {bank: 0}}\n", `3:10: split: one of the clusters needs a weight above 0`},
 		{"policies:\n- selector: bank.v1.*\n  split: {clusters: {bank: 1000001}}\n", `3:28: `},

@@ -36,18 +36,29 @@ type apiKey struct {
 	who  *caller
 }
 
+// SameKeyError is that two consumers have one API key.
+type SameKeyError struct {
+	First, Second string
+	// Index is that of the key in the KeyHashes of Second.
+	Index int
+}
+
+func (e *SameKeyError) Error() string {
+	return fmt.Sprintf("consumers %s and %s have the same API key", e.First, e.Second)
+}
+
 // NewAPIKeys makes the provider of that name from the consumers that have keys. header is the metadata name, in lower case,
-// that carries the key. Two consumers with one key are an error.
+// that carries the key. Two consumers with one key are an error, a *[SameKeyError].
 func NewAPIKeys(name, header string, known []*Consumer) (*APIKeys, error) {
 	p := &APIKeys{header: header, byPrefix: map[uint64][]apiKey{}}
 	var errs []error
 	for _, c := range known {
-		for _, hash := range c.KeyHashes {
+		for i, hash := range c.KeyHashes {
 			who := callerOfKnown(name, c, string(hash[:]))
 			at := binary.LittleEndian.Uint64(hash[:])
 			for _, other := range p.byPrefix[at] {
 				if other.hash == hash {
-					errs = append(errs, fmt.Errorf("consumers %s and %s have the same API key", other.who.Consumer, c.Name))
+					errs = append(errs, &SameKeyError{other.who.Consumer, c.Name, i})
 				}
 			}
 			p.byPrefix[at] = append(p.byPrefix[at], apiKey{hash, who})

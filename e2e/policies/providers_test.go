@@ -242,6 +242,8 @@ func (a *authorizer) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.C
 		}, err
 	case "":
 		return denied(typev3.StatusCode_Unauthorized, "log in first", set("WWW-Authenticate", `Form realm="bank"`)), nil
+	case "session=old":
+		return denied(typev3.StatusCode_Found, "log in again", set("Location", "https://login.example")), nil
 	}
 	return denied(typev3.StatusCode_Forbidden, ""), nil
 }
@@ -296,6 +298,19 @@ policies:
 		}
 		call(t, p, map[string]string{"cookie": "session=bad"}).want(t, "bad session", codes.PermissionDenied, 403, "")
 	})
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url("http")+metadataPath, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Cookie", "session=old")
+	resp, err := p.http.Transport.RoundTrip(r) // which follows no redirect
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if o := ofHTTP(t, resp); o.http != http.StatusFound || resp.Header.Get("Location") != "https://login.example" || o.message != "log in again" {
+		t.Errorf("a redirect: %d %q to %q", o.http, o.message, resp.Header.Get("Location"))
+	}
 	a.fail.Store(true)
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
 		o := call(t, p, map[string]string{"cookie": "session=good"})

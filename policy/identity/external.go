@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net/http"
@@ -187,11 +188,21 @@ func valueOf(h *corev3.HeaderValueOption) string {
 	return v
 }
 
-// maxDenial is how much of a denial's body the client gets.
-const maxDenial = 1 << 10
+// maxDenial is how much of a denial's text the client gets, in bytes. As a gRPC status it must fit into a header.
+const maxDenial = 4 << 10
 
-// denialOf makes the client's status of a denial: the HTTP status that the server chose, 403 if none, as a code; its body as
-// the message.
+// deniedStatus is a status with the HTTP status that REST clients get; 0 for the one of its code.
+type deniedStatus struct {
+	status *status.Status
+	http   int
+}
+
+func (e *deniedStatus) Error() string              { return e.status.Message() }
+func (e *deniedStatus) GRPCStatus() *status.Status { return e.status }
+func (e *deniedStatus) HTTPStatus() int            { return e.http }
+
+// denialOf makes the client's status of a denial: the HTTP status that the server chose as a code, PERMISSION_DENIED if none, and for
+// REST as it is if it is one of 300 to 599 that has a body; its body as the message, or else what its own status says.
 func denialOf(resp *authv3.CheckResponse) error {
 	d := resp.GetDeniedResponse()
 	code, msg := codes.PermissionDenied, "the call is not allowed"
@@ -207,10 +218,14 @@ func denialOf(resp *authv3.CheckResponse) error {
 	case n >= 500:
 		code, msg = codes.Unavailable, "the authorization server does not answer"
 	}
-	if body := strings.ToValidUTF8(d.GetBody(), "�"); body != "" && len(body) <= maxDenial {
-		msg = body
+	if text := cmp.Or(d.GetBody(), resp.GetStatus().GetMessage()); text != "" {
+		msg = strings.ToValidUTF8(text[:min(len(text), maxDenial)], "�")
 	}
-	return rpc.WithHeader(status.Error(code, msg), answerOf(d.GetHeaders()))
+	e := &deniedStatus{status: status.New(code, msg)}
+	if n := int(d.GetStatus().GetCode()); n >= 300 && n <= 599 && n != http.StatusNotModified {
+		e.http = n
+	}
+	return rpc.WithHeader(e, answerOf(d.GetHeaders()))
 }
 
 // answerOf is the metadata that the server has for the client; nil if it has none.

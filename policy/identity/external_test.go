@@ -15,6 +15,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -22,6 +23,7 @@ import (
 
 	"transom/descriptors"
 	"transom/rpc"
+	"transom/transcoder"
 )
 
 // authorizer is a connection to a server that answers every question as it says.
@@ -81,6 +83,47 @@ func TestExternalDenies(t *testing.T) {
 	_, err := p.identify(t.Context(), asking(nil))
 	if _, denied := errors.AsType[*denial](err); !denied || rpc.StatusOf(err).Code() != codes.Unauthenticated {
 		t.Errorf("%v, want a denial", err)
+	}
+}
+
+// What a server says with a denial reaches the client: the HTTP status as it is over REST, and as a code; the body as the message, as far
+// as it goes, or that of the status.
+func TestExternalDenials(t *testing.T) {
+	long := strings.Repeat("ö", maxDenial)
+	for _, tc := range []struct {
+		http       int32 // 0 is no denied_response
+		body, said string
+		code       codes.Code
+		want       int
+		msg        string
+	}{
+		{0, "", "", codes.PermissionDenied, 403, "the call is not allowed"},
+		{0, "", "no contract", codes.PermissionDenied, 403, "no contract"},
+		{302, "log in", "not this", codes.PermissionDenied, 302, "log in"},
+		{304, "", "", codes.PermissionDenied, 403, "the call is not allowed"},
+		{401, "", "no contract", codes.Unauthenticated, 401, "no contract"},
+		{402, "pay", "", codes.PermissionDenied, 402, "pay"},
+		{429, "", "", codes.ResourceExhausted, 429, "too many calls"},
+		{500, "", "", codes.Unavailable, 500, "the authorization server does not answer"},
+		{403, long, "", codes.PermissionDenied, 403, long[:maxDenial]},
+		{403, "x" + long, "", codes.PermissionDenied, 403, "x" + long[:maxDenial-2] + "�"},
+		{200, "", "", codes.PermissionDenied, 403, "the call is not allowed"},
+		{999, "", "", codes.Unavailable, 503, "the authorization server does not answer"},
+	} {
+		resp := &authv3.CheckResponse{Status: &statuspb.Status{Code: int32(codes.PermissionDenied), Message: tc.said}}
+		if tc.http != 0 {
+			resp.HttpResponse = &authv3.CheckResponse_DeniedResponse{DeniedResponse: &authv3.DeniedHttpResponse{
+				Status: &typev3.HttpStatus{Code: typev3.StatusCode(tc.http)}, Body: tc.body,
+				Headers: []*corev3.HeaderValueOption{{Header: &corev3.HeaderValue{Key: "Location", Value: "/login"}}},
+			}}
+		}
+		err := denialOf(resp)
+		if st := rpc.StatusOf(err); st.Code() != tc.code || st.Message() != tc.msg || transcoder.HTTPStatusOf(err) != tc.want {
+			t.Errorf("%d %.20q %q: %v %.80q %d, want %v %.80q %d", tc.http, tc.body, tc.said, st.Code(), st.Message(), transcoder.HTTPStatusOf(err), tc.code, tc.msg, tc.want)
+		}
+		if got := rpc.HeaderOf(err)["location"]; tc.http != 0 && !slices.Equal(got, []string{"/login"}) {
+			t.Errorf("%d: location %q", tc.http, got)
+		}
 	}
 }
 

@@ -195,7 +195,7 @@ func field(md protoreflect.MessageDescriptor, name string) (protoreflect.FieldDe
 		for i := range md.Fields().Len() {
 			names = append(names, string(md.Fields().Get(i).Name()))
 		}
-		if s := closest(name, names); s != "" {
+		if s := Closest(name, names); s != "" {
 			hint = fmt.Sprintf("; did you mean %q?", s)
 		}
 	}

@@ -122,7 +122,7 @@ func suggest(methods []*Method, name string) string {
 			seen[full[:i]] = true
 		}
 	}
-	best := closest(name, slices.Sorted(maps.Keys(seen)))
+	best := Closest(name, slices.Sorted(maps.Keys(seen)))
 	if best == "" && !strings.Contains(name, ".") { // a bare method name
 		for _, m := range methods {
 			if strings.EqualFold(string(m.Name.Name()), name) {

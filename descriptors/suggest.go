@@ -2,8 +2,8 @@ package descriptors
 
 import "strings"
 
-// closest returns the name most like s, or "" if none is near. Case does not count as a difference.
-func closest(s string, names []string) string {
+// Closest returns the name most like s, or "" if none is near. Case does not count as a difference.
+func Closest(s string, names []string) string {
 	best, bestDistance := "", max(1, len(s)/3)+1
 	for _, n := range names {
 		if d := distance(strings.ToLower(s), strings.ToLower(n), bestDistance); d < min(bestDistance, len(s)) {

@@ -274,6 +274,7 @@ func (b *builder) build() (*Snapshot, error) {
 	b.openClusters()
 	apart := len(b.faults) // of what policies are compiled without
 	b.openConsumers()
+	b.checkCallers()
 	b.loadSchema()
 	var s *Snapshot
 	if len(b.faults) == apart {

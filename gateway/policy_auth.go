@@ -78,6 +78,52 @@ func (b *builder) checkProvider(path string, p *configv1.Provider) {
 	}
 }
 
+// checkCallers makes faults of what policies ask of callers and no caller can be.
+func (b *builder) checkCallers() {
+	cfg := b.cfg.GetConsumers()
+	names := slices.Sorted(maps.Keys(cfg.GetKnown()))
+	claimed := map[string]string{}
+	for _, name := range names {
+		for _, id := range cfg.GetKnown()[name].GetIdentities() {
+			claimed[id] = name
+		}
+	}
+	for i, p := range b.cfg.GetPolicies() {
+		path := fmt.Sprintf("policies[%d]", i)
+		for j, name := range p.GetAuth().GetRequire() {
+			if slices.Contains(p.GetAuth().GetRequire()[:j], name) {
+				b.fault(fmt.Sprintf("%s.auth.require[%d]", path, j), "%q is there already", name)
+			}
+		}
+		for field, list := range map[string][]string{"scopes": p.GetAccess().GetScopes(), "groups": p.GetAccess().GetGroups()} {
+			for j, name := range list {
+				if name == "" {
+					b.fault(fmt.Sprintf("%s.access.%s[%d]", path, field, j), "it is empty, and no caller has that")
+				}
+			}
+		}
+		for j, name := range p.GetAccess().GetConsumers() {
+			if _, ok := cfg.GetKnown()[name]; ok {
+				continue
+			}
+			at := fmt.Sprintf("%s.access.consumers[%d]", path, j)
+			provider, _, of := strings.Cut(name, ":")
+			switch {
+			case claimed[name] != "":
+				b.fault(at, "%q is the known consumer %s: write that", name, claimed[name])
+			case of && cfg.GetProviders()[provider] == nil:
+				b.fault(at, "there is no provider %q, only %q", provider, slices.Sorted(maps.Keys(cfg.GetProviders())))
+			case !of:
+				msg := fmt.Sprintf("consumers.known has no %q", name)
+				if s := descriptors.Closest(name, names); s != "" {
+					msg += fmt.Sprintf("; did you mean %q?", s)
+				}
+				b.fault(at, "%s (callers that it does not have are provider:subject)", msg)
+			}
+		}
+	}
+}
+
 // asksForCertificate reports whether clients can identify themselves to the listener by certificate.
 func asksForCertificate(l *configv1.Listener) bool {
 	return l.GetTls().GetClientCa() != "" && l.GetTls().GetClientAuth() != configv1.TLS_CLIENT_AUTH_NONE

@@ -276,6 +276,13 @@ func TestSpoofedIdentity(t *testing.T) {
 	})
 }
 
+// whoMay is the begin of a policy whose callers are known.
+const whoMay = `consumers:
+  providers: {keys: {api_key: {}}}
+  known: {shop: {}, till: {identities: ["keys:a"]}}
+policies:
+- {selector: "*", auth: {require: [keys]}, `
+
 // TestMisconfigured has what is refused at start, each with its line.
 func TestMisconfigured(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
@@ -308,6 +315,12 @@ func TestMisconfigured(t *testing.T) {
 		{"header that is none", "security:\n  response_headers: {\"x y\": a}\n", `2:29: response_headers["x y"]: does not match`},
 		{"negative hsts", "security:\n  hsts: -1h\n", `2:9: hsts: must be greater than or equal to 0s`},
 		{"validation of a number", "policies:\n- {selector: \"*\", validate: 3}\n", `2:29: validate: expected bool, got "3"`},
+		{"consumer with a typing error", whoMay + "access: {consumers: [till, shpo]}}\n", `5:71: consumers.known has no "shpo"; did you mean "shop"? (`},
+		{"consumer of no provider", whoMay + "access: {consumers: [\"keys:x\", \"nope:alice\"]}}\n", `5:75: there is no provider "nope", only ["keys"]`},
+		{"consumer by its identity", whoMay + "access: {consumers: [\"keys:a\"]}}\n", `5:65: "keys:a" is the known consumer till: write that`},
+		{"empty scope", whoMay + "access: {scopes: [a, \"\"]}}\n", `5:65: it is empty`},
+		{"empty group", whoMay + "access: {groups: [\"\"]}}\n", `5:62: it is empty`},
+		{"provider twice", "consumers: {providers: {keys: {api_key: {}}}}\npolicies:\n- {selector: \"*\", auth: {require: [keys, keys]}}\n", `3:42: "keys" is there already`},
 		{"not a network", "policies:\n- selector: bank.v1.Rates.Get\n  access: {allow_ips: [10.0.0.1/8]}\n", `3:24: network 10.0.0.1/8 has bits beyond its prefix, write 10.0.0.0/8`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -947,7 +947,7 @@ func (s *restStream) writeJSON(body []byte) {
 	s.writeBody(http.StatusOK, jsonType, body)
 }
 
-// tag gives the answer to a GET of a method without side effects an entity tag, if the backend or the cache gave none: a
+// tag gives the answer to a GET of a method without side effects an entity tag, if the backend gave none: a
 // hash of the body. It is weak, since the same tag stands for the body in every content coding.
 func (s *restStream) tag(body []byte) {
 	get := s.Request.Method == http.MethodGet || s.Request.Method == http.MethodHead

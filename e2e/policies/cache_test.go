@@ -119,6 +119,12 @@ func TestCache(t *testing.T) {
 		if _, h, body := p.get(t, metadataPath, nil); h.Get("Cache-Status") != "transom; hit" || body != first {
 			t.Errorf("after a reload: %v", h)
 		}
+		// The same answer in another JSON is not what a browser has.
+		_, h, _ := p.get(t, metadataPath, nil)
+		p.reload(t, example(t, "Cache")+"json: {emit_defaults: true}\n")
+		if code, now, body := p.get(t, metadataPath, map[string]string{"If-None-Match": h.Get("Etag")}); code != 200 || now.Get("Cache-Status") != "transom; hit" || body == first {
+			t.Errorf("in another JSON: %d %q %v", code, body, now)
+		}
 		p.reload(t, "policies: []\n")
 		if _, h, _ := p.get(t, metadataPath, nil); h.Get("Cache-Status") != "" {
 			t.Errorf("without a cache: %v", h)

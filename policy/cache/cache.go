@@ -19,8 +19,8 @@
 // fetched before a purge is not kept after it.
 //
 // # What clients see
-// "cache-status" (RFC 9211), after what caches behind say in it, and of answers that are or could be kept "age" and a weak "etag", which is the backend's own if
-// it has one.
+// "cache-status" (RFC 9211), after what caches behind say in it, and "age" of answers that are or could be kept. An entity tag is the
+// backend's: what a client gets is not these bytes, and whoever renders them tags what comes of it.
 //
 // # Concurrency
 // A Cache is safe for concurrent use. Answers are brought up to date by goroutines that Close ends.
@@ -28,8 +28,6 @@ package cache
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -606,8 +604,7 @@ func (h *handler) entry(call *rpc.Call, r *recorder, request rpc.Message, began 
 	if len(e.tags) > maxTags || slices.ContainsFunc(e.tags, func(t string) bool { return len(t) > maxTag }) {
 		return nil // a purge could not find it
 	}
-	wire := slices.Clone(r.msg.Bytes())
-	e.msg = rpc.NewMessage(wire).Share()
+	e.msg = rpc.NewMessage(slices.Clone(r.msg.Bytes())).Share()
 	e.header, e.trailer = maps.Clone(r.header), maps.Clone(r.trailer)
 	if e.header == nil {
 		e.header = metadata.MD{}
@@ -617,10 +614,6 @@ func (h *handler) entry(call *rpc.Call, r *recorder, request rpc.Message, began 
 	delete(e.trailer, "endpoint-load-metrics-bin")
 	if len(h.cfg.Vary) > 0 && len(e.header["vary"]) == 0 { // caches on the way to the client must not mix them up either
 		e.header["vary"] = []string{strings.Join(h.cfg.Vary, ", ")}
-	}
-	if len(e.header["etag"]) == 0 {
-		sum := sha256.Sum256(wire)
-		e.header["etag"] = []string{`W/"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`}
 	}
 	return e
 }

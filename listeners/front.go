@@ -239,7 +239,7 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) (err error) {
 	limit := route.Timeout
 	if clientTimeout >= 0 && (limit == 0 || clientTimeout < limit) {
 		if clientTimeout == 0 {
-			return status.Error(codes.DeadlineExceeded, "the client's timeout is zero")
+			return status.Error(codes.DeadlineExceeded, "the client left no time for the call")
 		}
 		limit = clientTimeout
 	}

@@ -418,6 +418,9 @@ func frameRequest(ctx context.Context, base *http.Request, o *transcoder.Open) *
 
 // find looks up what a call that a frame opened is of, and sets up its requests.
 func (x *exchange) find(o *transcoder.Open, v View, requests *wsRequests, text bool) (*Route, error) {
+	if o.Err != nil {
+		return nil, o.Err
+	}
 	if o.Method != "" {
 		m, ok := v.Method(o.Method)
 		if !ok {

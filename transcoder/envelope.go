@@ -1,7 +1,6 @@
 package transcoder
 
 import (
-	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"transom/descriptors"
 	wsv1 "transom/proto/transom/ws/v1"
@@ -46,6 +46,8 @@ type Open struct {
 	Timeout time.Duration
 	// Window is how many responses may be sent before the client gives credit.
 	Window uint32
+	// Err is why the call cannot begin, InvalidArgument; it says nothing of other calls. What is wrong is then not set.
+	Err error
 }
 
 // The fields of transom.ws.v1.Frame.
@@ -62,18 +64,19 @@ const (
 )
 
 // ParseFrame reads a client's frame; text says that it came as a WebSocket text frame. A frame that is none, or has parts
-// that only servers send, is InvalidArgument saying what is wrong: the socket is then not to be trusted further.
+// that only servers send, is InvalidArgument saying what is wrong: the socket is then not to be trusted further. What is wrong
+// within an open, whose end is known, is its Err.
 func (p *Plans) ParseFrame(data []byte, text bool) (ClientFrame, error) {
 	var f ClientFrame
 	var open []byte
 	var err error
 	if text {
-		open, err = f.parseText(data)
+		open, err = p.parseText(&f, data)
 	} else {
 		open, err = f.parseBinary(data)
 	}
 	if err == nil && open != nil {
-		err = p.parseOpen(&f, open, text)
+		f.Open, err = p.parseOpen(open, text)
 	}
 	if err != nil {
 		return ClientFrame{}, err
@@ -130,7 +133,7 @@ func (f *ClientFrame) parseBinary(data []byte) (open []byte, err error) {
 }
 
 // parseText reads the JSON form; open is the text of that member, nil if there is none.
-func (f *ClientFrame) parseText(data []byte) (open []byte, err error) {
+func (p *Plans) parseText(f *ClientFrame, data []byte) (open []byte, err error) {
 	s := frameScanner{data: data}
 	if !s.take('{') {
 		return nil, badFrame("not a JSON object")
@@ -154,7 +157,7 @@ func (f *ClientFrame) parseText(data []byte) (open []byte, err error) {
 		switch string(name) {
 		case `"id"`:
 			bit = 1
-			ok = parseUint32(&f.ID, v)
+			ok = p.parseUint32(&f.ID, v)
 		case `"open"`:
 			bit = 2
 			if !isNull {
@@ -171,7 +174,7 @@ func (f *ClientFrame) parseText(data []byte) (open []byte, err error) {
 			ok = parseBool(&f.Cancel, v)
 		case `"credit"`:
 			bit = 32
-			ok = parseUint32(&f.Credit, v)
+			ok = p.parseUint32(&f.Credit, v)
 		default:
 			return nil, badFrame("%s is not a member that a client sends", clip(stringOf(name)))
 		}
@@ -189,13 +192,23 @@ func (f *ClientFrame) parseText(data []byte) (open []byte, err error) {
 	return open, nil
 }
 
-func parseUint32(dst *uint32, v []byte) bool {
+// parseUint32 reads a number in any of its forms in ProtoJSON: 7, "7", 7.0, 7e0.
+func (p *Plans) parseUint32(dst *uint32, v []byte) bool {
 	if string(v) == "null" {
 		return true
 	}
-	n, ok := digits(string(v))
-	*dst = uint32(n)
-	return ok && n <= math.MaxUint32
+	if n, ok := digits(string(v)); ok {
+		*dst = uint32(n)
+		return n <= math.MaxUint32
+	}
+	// Rare enough to be read as a number of this kind that a message has.
+	wire, err := p.open.AppendWire(nil, slices.Concat([]byte(`{"window":`), v, []byte{'}'}), nil)
+	var o wsv1.Open
+	if err != nil || proto.Unmarshal(wire, &o) != nil {
+		return false
+	}
+	*dst = o.GetWindow()
+	return true
 }
 
 func parseBool(dst *bool, v []byte) bool {
@@ -277,58 +290,70 @@ func (s *frameScanner) value() (v []byte, ok bool) {
 	return nil, false
 }
 
-// parseOpen reads an Open into f.
-func (p *Plans) parseOpen(f *ClientFrame, b []byte, text bool) error {
+// parseOpen reads an Open. The error says that a binary frame is none.
+func (p *Plans) parseOpen(b []byte, text bool) (*Open, error) {
+	out := &Open{Timeout: -1}
 	if text {
-		wire, err := p.open.AppendWire(nil, b, nil)
-		if err != nil {
-			return badFrame("open: %v", err)
+		var err error
+		if b, err = p.open.AppendWire(nil, b, nil); err != nil {
+			out.Err = badOpen("%v", err)
+			return out, nil
 		}
-		b = wire
 	}
 	var o wsv1.Open
 	if err := proto.Unmarshal(b, &o); err != nil {
-		return badFrame("open: not a transom.ws.v1.Open")
+		return nil, badFrame("open: not a transom.ws.v1.Open")
 	}
-	if (o.GetMethod() == "") == (o.GetPath() == "") {
-		return badFrame("open: either method or path must be set")
-	}
-	out := &Open{Method: o.GetMethod(), Verb: o.GetVerb(), Path: o.GetPath(), Timeout: -1, Window: o.GetWindow()}
+	out.Method, out.Verb, out.Path, out.Window = o.GetMethod(), o.GetVerb(), o.GetPath(), o.GetWindow()
 	if out.Verb == "" {
 		out.Verb = "GET"
 	}
 	if out.Window == 0 {
 		out.Window = EnvelopeWindow
 	}
+	if (o.GetMethod() == "") == (o.GetPath() == "") {
+		out.Err = badOpen("either method or path must be set")
+		return out, nil
+	}
 	if d := o.GetTimeout(); d != nil {
-		if err := d.CheckValid(); err != nil || d.AsDuration() < 0 {
-			return badFrame("open: timeout is not a positive duration")
+		if d.CheckValid() != nil {
+			out.Err = badOpen("timeout is out of range")
+			return out, nil
 		}
-		out.Timeout = d.AsDuration()
+		out.Timeout = max(0, d.AsDuration()) // a deadline that has passed is less than nothing
 	}
-	if len(o.GetMetadata()) > 0 {
-		h := make(map[string][]string, len(o.GetMetadata()))
-		for key, list := range o.GetMetadata() {
-			values := make([]string, len(list.GetValues()))
-			for i, v := range list.GetValues() {
-				s, ok := v.AsInterface().(string)
-				if !ok {
-					return badFrame("open: metadata %q: every value must be a string", clip(key))
-				}
-				values[i] = s
+	out.Metadata, out.Err = openMetadata(o.GetMetadata())
+	return out, nil
+}
+
+func badOpen(format string, args ...any) error {
+	return status.Errorf(codes.InvalidArgument, "open: "+format, args...)
+}
+
+// openMetadata is the request metadata of an Open.
+func openMetadata(lists map[string]*structpb.ListValue) (metadata.MD, error) {
+	if len(lists) == 0 {
+		return nil, nil
+	}
+	h := make(map[string][]string, len(lists))
+	for key, list := range lists {
+		values := make([]string, len(list.GetValues()))
+		for i, v := range list.GetValues() {
+			s, ok := v.AsInterface().(string)
+			if !ok {
+				return nil, badOpen("metadata %q: every value must be a string", clip(key))
 			}
-			key = Lower(key) // one name, however it is written
-			h[key] = append(h[key], values...)
+			values[i] = s
 		}
-		md, err := RequestMetadata(h)
-		if err != nil {
-			return fmt.Errorf("open: %w", err)
-		}
-		DropForwarded(md) // no proxy looks into frames
-		out.Metadata = md
+		key = Lower(key) // one name, however it is written
+		h[key] = append(h[key], values...)
 	}
-	f.Open = out
-	return nil
+	md, err := RequestMetadata(h)
+	if err != nil {
+		return nil, badOpen("%s", status.Convert(err).Message())
+	}
+	DropForwarded(md) // no proxy looks into frames
+	return md, nil
 }
 
 // AppendMessageFrame appends a server's frame of one response message, given in wire form. header, if not nil, goes before

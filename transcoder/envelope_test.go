@@ -35,6 +35,9 @@ func TestParseFrame(t *testing.T) {
 		{"message", `{"id":4294967295,"message":[{"a":"}\""},null]}`, transcoder.ClientFrame{ID: 4294967295, Message: []byte(`[{"a":"}\""},null]`), HasMessage: true}},
 		{"cancel", `{"id":2,"cancel":true}`, transcoder.ClientFrame{ID: 2, Cancel: true}},
 		{"credit", `{"id":2,"credit":16}`, transcoder.ClientFrame{ID: 2, Credit: 16}},
+		{"deadline has passed", `{"id":1,"open":{"method":"/p.S/M","timeout":"-0.5s"}}`, transcoder.ClientFrame{ID: 1, Open: &transcoder.Open{Method: "/p.S/M", Verb: "GET", Window: 16}}},
+		{"numbers as strings", `{"id":"1","credit":"16"}`, transcoder.ClientFrame{ID: 1, Credit: 16}},
+		{"numbers with fractions", `{"id":1.0,"credit":1.6e1}`, transcoder.ClientFrame{ID: 1, Credit: 16}},
 		{
 			"101 reserved metadata", `{"id":1,"open":{"method":"/p.S/M","metadata":{"grpc-timeout":["1S"],"connection":["x"]}}}`,
 			transcoder.ClientFrame{ID: 1, Open: &transcoder.Open{Method: "/p.S/M", Verb: "GET", Timeout: -1, Window: 16}},
@@ -92,12 +95,10 @@ func TestParseFrameFaults(t *testing.T) {
 		{`{"status":{}}`, true, `"status" is not a member that a client sends`},
 		{`{"binary":"aGk="}`, true, `"binary" is not a member that a client sends`},
 		{`{"message":{"a":"}`, true, "expected a value at byte 11"},
-		{`{"open":{}}`, true, "either method or path must be set"},
-		{`{"open":{"method":"/a/b","path":"/x"}}`, true, "either method or path must be set"},
-		{`{"open":{"nope":1}}`, true, "nope"},
-		{`{"open":{"method":"/a/b","timeout":"-1s"}}`, true, "timeout is not a positive duration"},
-		{`{"open":{"method":"/a/b","metadata":{"x":[1]}}}`, true, `metadata "x": every value must be a string`},
-		{`{"open":{"method":"/a/b","metadata":{"x-bin":["!"]}}}`, true, "header x-bin: the value is not base64"},
+		{`{"id":"-1"}`, true, `"id" cannot be "-1"`},
+		{`{"id":1.5}`, true, `"id" cannot be 1.5`},
+		{`{"id":"1}`, true, "expected a value at byte 6"},
+		{`{"credit":4294967296.0}`, true, `"credit" cannot be 4294967296.0`},
 		{"\x80", false, "not a transom.ws.v1.Frame"},
 		{"\x12\x05a", false, "not a transom.ws.v1.Frame"},
 		{"\x12\x01a", false, "not a transom.ws.v1.Open"},
@@ -107,6 +108,44 @@ func TestParseFrameFaults(t *testing.T) {
 		_, err := ps.ParseFrame([]byte(c.in), c.text)
 		if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: got %v, want InvalidArgument about %q", c.in, err, c.want)
+		}
+	}
+}
+
+// An open that says what cannot be leaves its frame a frame.
+func TestParseFrameBadOpen(t *testing.T) {
+	_, ps := plans(t, transcoder.Options{})
+	for _, c := range []struct{ open, want string }{
+		{`{}`, "either method or path must be set"},
+		{`{"method":"/a/b","path":"/x"}`, "either method or path must be set"},
+		{`{"method":"/a/b","timeout":"400000000000s"}`, "timeout"},
+		{`{"method":"/a/b","metadata":{"x":[1]}}`, `metadata "x": every value must be a string`},
+		{`{"method":"/a/b","metadata":{"x-bin":["!"]}}`, "header x-bin: the value is not base64"},
+		{`{"method":"/a/b","metadata":{"x":["é"]}}`, "header x: the value has characters"},
+		{`{"method":"/a/b","metadata":{"x":["a\nb"]}}`, "header x: the value has characters"},
+		{`{"method":"/a/b","metadata":{"x y":["a"]}}`, `header "x y": the name has characters`},
+		{`{"method":"/a/b","metadata":{"x":"a"}}`, "open: "},
+		{`{"nope":1}`, "nope"},
+		{`{nope}`, "open: "},
+	} {
+		f, err := ps.ParseFrame([]byte(`{"open":`+c.open+`,"end":true,"id":3}`), true)
+		if err != nil || f.ID != 3 || !f.End || f.Open == nil {
+			t.Errorf("%s: got %+v, %v, want a frame", c.open, f, err)
+			continue
+		}
+		if err := f.Open.Err; status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "open: ") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want InvalidArgument about %q", c.open, err, c.want)
+		}
+		var o wsv1.Open
+		if protojson.Unmarshal([]byte(c.open), &o) != nil {
+			continue
+		}
+		b, err := proto.Marshal(&wsv1.Frame{Id: 3, Open: &o, End: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f, err := ps.ParseFrame(b, false); err != nil || f.ID != 3 || !f.End || f.Open == nil || status.Code(f.Open.Err) != codes.InvalidArgument {
+			t.Errorf("%s in wire form: got %+v, %v, want a frame", c.open, f, err)
 		}
 	}
 }

@@ -174,3 +174,19 @@ func TestFaultsOnce(t *testing.T) {
 	wantFaults(t, "consumers:\n  providers: {keys: {api_key: {}}, more: {api_key: {header: x-more}}}\n  known:\n    ann: {api_keys: [\"sha256:"+key+"\"]}\n    bob:\n      api_keys:\n      - \"sha256:1"+key[1:]+"\"\n      - \"sha256:"+key+"\"\n",
 		"8: consumers ann and bob have the same API key (see line 4)")
 }
+
+// TestNoDirectory: check let files pass whose directory does not exist, and serve did not start.
+func TestNoDirectory(t *testing.T) {
+	dir := t.TempDir()
+	for _, file := range []string{"stdout", "stderr", "calls.log", dir + "/calls.log"} {
+		wantFaults(t, fmt.Sprintf("access_log: {file: %q}\nusage: {file: %[1]q}\n", file))
+	}
+	if _, err := os.Stat(dir + "/calls.log"); err == nil {
+		t.Error("the check made the file")
+	}
+	wantFaults(t, fmt.Sprintf("access_log: {file: %q}\nusage:\n  file: %[1]q\n", dir+"/none/calls.log"), "1: stat "+dir+"/none: no such file", "3: stat "+dir+"/none: no such file")
+	if err := os.WriteFile(dir+"/file", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantFaults(t, fmt.Sprintf("access_log: {file: %q}\n", dir+"/file/calls.log"), "1: "+dir+"/file is no directory")
+}

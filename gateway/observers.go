@@ -2,8 +2,12 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	"transom/gateway/observe"
 	"transom/listeners"
@@ -12,6 +16,8 @@ import (
 // openObservers holds the access log, the traces and the push of metrics that the configuration asks for.
 func (b *builder) openObservers() {
 	if b.dry {
+		b.checkDirectory("access_log.file", b.cfg.GetAccessLog().GetFile())
+		b.checkDirectory("usage.file", b.cfg.GetUsage().GetFile())
 		return
 	}
 	var err error
@@ -57,6 +63,22 @@ func (b *builder) openObservers() {
 		if err != nil {
 			b.faultOf("metrics_push.endpoint", err)
 		}
+	}
+}
+
+// checkDirectory makes a fault of a file to write that has no directory. Whether it may be written there is for who serves to find: a check
+// may run as somebody else, and writes nothing.
+func (b *builder) checkDirectory(path, file string) {
+	if file == "" || file == "stdout" || file == "stderr" {
+		return
+	}
+	dir := filepath.Dir(file)
+	switch info, err := os.Stat(dir); {
+	case errors.Is(err, fs.ErrPermission):
+	case err != nil:
+		b.faultOf(path, err)
+	case !info.IsDir():
+		b.fault(path, "%s is no directory", dir)
 	}
 }
 

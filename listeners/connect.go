@@ -365,8 +365,8 @@ func (s *connectUnary) finish(err error) {
 		s.reply = rpc.Message{}
 	}
 	h := s.w.Header()
-	writeMetadata(h, "", s.header, false)
-	writeMetadata(h, "Trailer-", s.trailer, false)
+	s.writeMetadata(h, s.header, false)
+	writeTrailer(h, "Trailer-", s.trailer, false)
 	if s.Request.Method == http.MethodGet {
 		h["Vary"] = append(slices.Clip(h["Vary"]), "Accept-Encoding")
 		if etag := h["Etag"]; len(etag) > 0 {
@@ -402,7 +402,7 @@ func (x *exchange) refuse(err error, st *status.Status) int {
 	defer putBuffer(body)
 	*body = transcoder.AppendConnectError(*body, st)
 	h := x.w.Header()
-	addHeaderOf(h, err)
+	x.addHeaderOf(h, err)
 	h["Content-Type"] = jsonType
 	h["Content-Length"] = []string{strconv.Itoa(len(*body))}
 	h["Cache-Control"] = noStore
@@ -466,7 +466,7 @@ func (s *connectStream) finish(err error) {
 	if !s.header {
 		h := s.w.Header()
 		h["Content-Type"] = s.contentType
-		addHeaderOf(h, err)
+		s.addHeaderOf(h, err)
 	}
 	_ = s.out.end(transcoder.FlagEndStream, s, func(dst []byte) []byte {
 		delete(s.trailer, loadReportKey)

@@ -263,6 +263,18 @@ func newRequestID() string {
 	return string(text[:])
 }
 
+// says reports whether setHeader may set the field of that metadata name, so that backends do not.
+func (e *Edge) says(key string) bool {
+	if e == nil || key == "vary" { // which adds up
+		return false
+	}
+	if key == "strict-transport-security" {
+		return e.hsts != nil
+	}
+	_, ok := e.header[http.CanonicalHeaderKey(key)]
+	return ok
+}
+
 // setHeader sets the response header that every response has.
 func (e *Edge) setHeader(w http.ResponseWriter, r *http.Request) {
 	if e == nil {

@@ -185,7 +185,7 @@ func (s *framed) SendHeader(md metadata.MD) error {
 	if s.encode.coding != nil {
 		h[s.encodingHeader] = s.encode.coding.value
 	}
-	writeMetadata(h, "", md, s.loadReport)
+	s.writeMetadata(h, md, s.loadReport)
 	return nil
 }
 
@@ -271,12 +271,12 @@ func (s *framed) done(err error, st *status.Status, httpStatus int) {
 }
 
 // addHeaderOf sets the response header that a refusal comes with.
-func addHeaderOf(h http.Header, err error) {
+func (x *exchange) addHeaderOf(h http.Header, err error) {
 	if e, ok := errors.AsType[*withHeader](err); ok {
 		maps.Copy(h, e.header)
 	}
 	if md := rpc.HeaderOf(err); md != nil {
-		transcoder.AddHeader(h, md, "")
+		transcoder.AddHeader(h, x.theirs(md), "")
 	}
 }
 
@@ -296,7 +296,7 @@ func (x *exchange) notPOST() bool {
 func (x *exchange) refuseHTTP(err error) {
 	x.info.Fail(rpc.SourceClient)
 	x.settle(true)
-	addHeaderOf(x.w.Header(), err)
+	x.addHeaderOf(x.w.Header(), err)
 	code := transcoder.HTTPStatusOf(err)
 	http.Error(x.w, err.Error(), code)
 	x.end(err, rpc.StatusOf(err), code)

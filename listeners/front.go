@@ -204,6 +204,7 @@ type exchange struct {
 	call  rpc.Call
 	info  rpc.Info
 	front *Front
+	edge  *Edge // of the View that the exchange began with
 	w     http.ResponseWriter
 	guard guard
 	// duplex says that the answer may begin before the request body has ended, which over HTTP/1.1 net/http must be told.
@@ -214,7 +215,8 @@ type exchange struct {
 func (x *exchange) begin(f *Front, w http.ResponseWriter, r *http.Request, p rpc.Protocol, v View) {
 	now := time.Now()
 	x.front, x.w, x.guard.front = f, w, f
-	x.call.Peer = v.Edge().peer(r)
+	x.edge = v.Edge()
+	x.call.Peer = x.edge.peer(r)
 	x.Exchange = Exchange{Listener: f.cfg.Name, Request: r, Client: x.call.Peer.Addr, Protocol: p, Start: now}
 	x.info = rpc.Info{Protocol: p, Start: now}
 	if f.cfg.Observer != nil {

@@ -77,13 +77,13 @@ func (s *grpcStream) finish(err error) {
 	h := s.w.Header()
 	if s.header {
 		_ = s.out.flush(s)
-		writeMetadata(h, http.TrailerPrefix, s.trailer, true)
+		writeTrailer(h, http.TrailerPrefix, s.trailer, true)
 		writeGRPCStatus(h, true, st)
 	} else {
 		h["Content-Type"] = s.contentType
 		h["Content-Length"] = nil // none is made up: the specification's Trailers-Only has no such field
-		addHeaderOf(h, err)
-		writeMetadata(h, "", s.trailer, true)
+		s.addHeaderOf(h, err)
+		s.writeMetadata(h, s.trailer, true)
 		writeGRPCStatus(h, false, st)
 		s.w.WriteHeader(http.StatusOK)
 	}

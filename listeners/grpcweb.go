@@ -83,8 +83,8 @@ func (s *grpcWebStream) finish(err error) {
 	} else {
 		h := s.w.Header()
 		h["Content-Type"] = s.contentType
-		addHeaderOf(h, err)
-		writeMetadata(h, "", s.trailer, false)
+		s.addHeaderOf(h, err)
+		s.writeMetadata(h, s.trailer, false)
 		writeGRPCStatus(h, false, st)
 		s.w.WriteHeader(http.StatusOK)
 	}

@@ -2,9 +2,11 @@ package listeners
 
 import (
 	"encoding/base64"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -84,9 +86,34 @@ func (f *Front) checkMetadata(md metadata.MD) error {
 // loadReportKey is the trailer in which backends report their load (ORCA, gRFC A51).
 const loadReportKey = "endpoint-load-metrics-bin"
 
-// writeMetadata sets md as headers, each name behind prefix. It takes md over: nobody may use the map afterwards. loadReport keeps
+// writeMetadata sets response metadata as the header, but for what the gateway says itself. It is otherwise as writeTrailer.
+func (x *exchange) writeMetadata(h http.Header, md metadata.MD, loadReport bool) {
+	writeTrailer(h, "", x.theirs(md), loadReport)
+}
+
+// theirs is response metadata without what the gateway says itself: md, or a copy. A page of another origin must not get leave
+// from a backend where the listener's CORS settings give none, and a field of security.response_headers has one value.
+func (x *exchange) theirs(md metadata.MD) metadata.MD {
+	cors := x.front.cfg.CORS != nil
+	if !cors && (x.edge == nil || len(x.edge.header)+len(x.edge.hsts) == 0) {
+		return md
+	}
+	left := md
+	for key := range md {
+		if !(cors && strings.HasPrefix(key, "access-control-")) && !x.edge.says(key) {
+			continue
+		}
+		if len(left) == len(md) {
+			left = maps.Clone(md)
+		}
+		delete(left, key)
+	}
+	return left
+}
+
+// writeTrailer sets md as headers, each name behind prefix. It takes md over: nobody may use the map afterwards. loadReport keeps
 // ORCA load reports, which only native gRPC clients may see.
-func writeMetadata(h http.Header, prefix string, md metadata.MD, loadReport bool) {
+func writeTrailer(h http.Header, prefix string, md metadata.MD, loadReport bool) {
 	if !loadReport {
 		delete(md, loadReportKey)
 	}

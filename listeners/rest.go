@@ -657,7 +657,7 @@ func (s *restStream) RateLimit(state, policy string) {
 
 // writeHeader sets the header of the answer that is metadata.
 func (s *restStream) writeHeader(h http.Header) {
-	writeMetadata(h, "", s.header, false)
+	s.writeMetadata(h, s.header, false)
 	s.header = nil
 	if s.limit[0] != "" {
 		h["Ratelimit"], h["Ratelimit-Policy"] = s.limit[:], s.limitPolicy[:]
@@ -998,7 +998,7 @@ func (s *restStream) unchanged() bool {
 func (s *restStream) writeBody(code int, contentType []string, body []byte) {
 	h := s.w.Header()
 	h["Content-Length"] = []string{strconv.Itoa(len(body))}
-	writeMetadata(h, "Grpc-Trailer-", s.trailer, false)
+	writeTrailer(h, "Grpc-Trailer-", s.trailer, false)
 	s.trailer = nil
 	s.commit(code, contentType, true)
 	s.info.BytesOut += int64(len(body))
@@ -1018,7 +1018,7 @@ func (s *restStream) finishError(err error, st *status.Status) int {
 	defer putBuffer(body)
 	*body = s.plans.AppendStatus(*body, st, code)
 	h := s.w.Header()
-	addHeaderOf(h, err)
+	s.addHeaderOf(h, err)
 	if h["Ratelimit"] != nil {
 		s.limit[0] = ""
 	}
@@ -1040,7 +1040,7 @@ func (s *restStream) lateError(err error, st *status.Status) {
 		*s.out = s.plans.AppendStreamError(*s.out, s.format, int64(s.sent), st, transcoder.HTTPStatusOf(err))
 	}
 	h := s.w.Header()
-	writeMetadata(h, http.TrailerPrefix, s.trailer, false)
+	writeTrailer(h, http.TrailerPrefix, s.trailer, false)
 	s.trailer = nil
 	writeGRPCStatus(h, true, st)
 	_ = s.writeOut(s.Request.Context())

@@ -53,7 +53,7 @@ func (x *exchange) refuseUpgrade(v View, err error) {
 	x.info.Fail(rpc.SourceClient)
 	st, code := rpc.StatusOf(err), transcoder.HTTPStatusOf(err)
 	h := x.w.Header()
-	addHeaderOf(h, err)
+	x.addHeaderOf(h, err)
 	h["Content-Type"], h["Cache-Control"] = jsonType, noStore
 	x.w.WriteHeader(code)
 	_, _ = x.w.Write(v.Plans().AppendStatus(nil, st, code)) //nolint:gosec // JSON, and said to be

@@ -218,7 +218,7 @@ func (s *grpcWebSocket) writeHeader(ctx context.Context) error {
 		return nil
 	}
 	h := http.Header{"Content-Type": {"application/grpc-web+proto"}}
-	writeMetadata(h, "", s.header, false)
+	s.writeMetadata(h, s.header, false)
 	s.header = nil
 	return s.write(ctx, opBinary, appendBlock(nil, h))
 }

@@ -145,6 +145,14 @@ func TestResponseHeaderFaults(t *testing.T) {
 	wantFaults(t, "security: {response_headers: {Content-Security-Policy: \"default-src 'none'\", cache-control: no-store}}\n")
 }
 
+// TestRequestHeaderFaults: names that never reach backends were taken.
+func TestRequestHeaderFaults(t *testing.T) {
+	for _, name := range []string{"User-Agent", "Host", "te", "Content-Length", "grpc-timeout"} {
+		wantFaults(t, "metadata:\n  request_headers:\n  - X-Tenant\n  - "+name+"\n",
+			"4: "+name+" is not for backends: it belongs to HTTP or gRPC, or is where transom names itself")
+	}
+}
+
 // TestErrorRuleFaults: rules that did nothing, or not what they say, were taken.
 func TestErrorRuleFaults(t *testing.T) {
 	const policy = "policies:\n- selector: bank.v1.*\n  errors:\n"

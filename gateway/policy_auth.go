@@ -246,6 +246,11 @@ func (b *builder) edge(options map[string]*methodOption) listeners.EdgeConfig {
 		ResponseHeader: sec.GetResponseHeaders(),
 		VersionHeader:  b.cfg.GetApiVersions().GetHeader(),
 	}
+	for i, name := range b.cfg.GetMetadata().GetRequestHeaders() {
+		if transcoder.Reserved(strings.ToLower(name)) {
+			b.fault(fmt.Sprintf("metadata.request_headers[%d]", i), "%s is not for backends: it belongs to HTTP or gRPC, or is where transom names itself", name)
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(sec.GetResponseHeaders())) {
 		if transcoder.Reserved(strings.ToLower(name)) {
 			b.fault("security.response_headers["+name+"]", "%s belongs to HTTP or gRPC themselves and cannot be changed", name)

@@ -3836,17 +3836,15 @@ func (x *Consumer) GetClaims() *structpb.Struct {
 
 // Metadata is what passes between HTTP headers and gRPC metadata beyond the rules built in: clients of gRPC, gRPC-Web
 // and Connect pass all but reserved, hop-by-hop and identity headers; REST and WebSocket pass Authorization, Cookie,
-// Traceparent, Tracestate and those that start with "Grpc-Metadata-".
+// Traceparent, Tracestate and those that start with "Grpc-Metadata-". Response metadata reaches clients under its own name, and of
+// REST calls trailers with the prefix "Grpc-Trailer-"; policies can remove it (response_metadata).
 type Metadata struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Further request headers that REST and WebSocket clients pass on as metadata of the same name in lower case.
-	// Default: none.
+	// Further request headers that REST and WebSocket clients pass on as metadata of the same name in lower case; none that belong
+	// to HTTP or gRPC themselves, nor User-Agent, in which transom names itself to backends. Default: none.
 	RequestHeaders []string `protobuf:"bytes,1,rep,name=request_headers,json=requestHeaders,proto3" json:"request_headers,omitempty"`
-	// Response metadata that reach REST clients under their own name, rather than with the prefix "Grpc-Metadata-".
-	// Default: none.
-	ResponseHeaders []string `protobuf:"bytes,2,rep,name=response_headers,json=responseHeaders,proto3" json:"response_headers,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Metadata) Reset() {
@@ -3882,13 +3880,6 @@ func (*Metadata) Descriptor() ([]byte, []int) {
 func (x *Metadata) GetRequestHeaders() []string {
 	if x != nil {
 		return x.RequestHeaders
-	}
-	return nil
-}
-
-func (x *Metadata) GetResponseHeaders() []string {
-	if x != nil {
-		return x.ResponseHeaders
 	}
 	return nil
 }
@@ -5191,10 +5182,9 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x12\x12\n" +
 	"\x04plan\x18\x05 \x01(\tR\x04plan\x12T\n" +
 	"\bpassword\x18\a \x01(\tB8\xbaH5\xd8\x01\x01r02.^\\$2[aby]\\$(0[4-9]|1[0-4])\\$[./A-Za-z0-9]{53}$R\bpassword\x12/\n" +
-	"\x06claims\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x06claims\"\xae\x01\n" +
+	"\x06claims\x18\x06 \x01(\v2\x17.google.protobuf.StructR\x06claims\"a\n" +
 	"\bMetadata\x12O\n" +
-	"\x0frequest_headers\x18\x01 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0erequestHeaders\x12Q\n" +
-	"\x10response_headers\x18\x02 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0fresponseHeaders\"\xda\b\n" +
+	"\x0frequest_headers\x18\x01 \x03(\tB&\xbaH#\x92\x01 \"\x1er\x1c2\x1a^[A-Za-z0-9][A-Za-z0-9-]*$R\x0erequestHeadersJ\x04\b\x02\x10\x03\"\xda\b\n" +
 	"\x06Limits\x12T\n" +
 	"\x0eheader_timeout\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\xd8\x042\x05\x10\x80\xc2\xd7/R\rheaderTimeout\x12Y\n" +
 	"\x11body_idle_timeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\x0fbodyIdleTimeout\x12[\n" +

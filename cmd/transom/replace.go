@@ -80,8 +80,16 @@ func (in inheritance) serving() {
 	}
 }
 
+// replacement is what replace returns.
+type replacement struct {
+	pid  int
+	turn *os.File
+	err  error
+}
+
 // replace starts the program anew, with this one's arguments and sockets, and waits until it serves. Then this one is to
-// drain, and to close turn when it has done with QUIC. On error it goes on as if nothing had been.
+// drain, and to close turn when it has done with QUIC. It gives up after replaceLimit and when ctx ends. On error the new process
+// is gone, and this one goes on as if nothing had been.
 func replace(ctx context.Context, g *gateway.Gateway, log *slog.Logger) (pid int, turn *os.File, err error) {
 	names, files, err := g.Files()
 	if err != nil {
@@ -134,10 +142,14 @@ func replace(ctx context.Context, g *gateway.Gateway, log *slog.Logger) (pid int
 	}
 	log.LogAttrs(ctx, slog.LevelInfo, "replacing", slog.String("program", program), slog.Int("pid", pid))
 	_ = r.SetReadDeadline(time.Now().Add(replaceLimit))
+	defer context.AfterFunc(ctx, func() { _ = r.SetReadDeadline(time.Unix(1, 0)) })()
 	if n, err := r.Read(make([]byte, 1)); n != 1 {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 		var how syscall.WaitStatus
 		_, _ = syscall.Wait4(pid, &how, 0, nil)
+		if ctx.Err() != nil {
+			return 0, nil, fmt.Errorf("process %d was not ready when this one was told to stop", pid)
+		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return 0, nil, fmt.Errorf("process %d was not ready within %v", pid, replaceLimit)
 		}

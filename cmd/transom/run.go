@@ -43,24 +43,39 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan o
 	wg.Go(func() { systemd.watchdog(ctx, func() { g.Addrs() }) })
 	wg.Go(func() {
 		up, replaced, wanted := g.Up(), false, false
+		starting, giveUp := context.WithCancel(ctx)
+		defer giveUp()
+		// replacing is of a new process that is not ready yet, nil without one; missed is what this one was asked for meanwhile.
+		var replacing chan replacement
+		missed := map[syscall.Signal]bool{}
 		replaceIt := func() {
-			pid, turn, err := replace(ctx, g, log)
-			if err != nil {
-				log.LogAttrs(ctx, slog.LevelError, "not replaced", slog.String("error", err.Error()))
+			done := make(chan replacement, 1)
+			replacing = done
+			clear(missed)
+			wg.Go(func() {
+				pid, turn, err := replace(starting, g, log)
+				done <- replacement{pid, turn, err}
+			})
+		}
+		finish := func(r replacement) {
+			replacing = nil
+			if r.err != nil {
+				log.LogAttrs(ctx, slog.LevelError, "not replaced", slog.String("error", r.err.Error()))
 				return
 			}
 			replaced = true
-			systemd.say("MAINPID=" + strconv.Itoa(pid))
+			systemd.say("MAINPID=" + strconv.Itoa(r.pid))
+			for sig := range missed { // it may have read files before they changed
+				_ = syscall.Kill(r.pid, sig)
+			}
 			g.Replaced()
 			wg.Go(func() {
 				<-g.QUICOver()
-				_ = turn.Close()
+				_ = r.turn.Close()
 			})
 		}
 		for {
 			select {
-			case <-over:
-				return
 			case <-up:
 				up = nil
 				systemd.say("STATUS=serves")
@@ -68,7 +83,13 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan o
 				if wanted {
 					replaceIt()
 				}
+			case r := <-replacing:
+				finish(r)
 			case <-g.Down():
+				if replacing != nil {
+					giveUp()
+					finish(<-replacing)
+				}
 				if !replaced {
 					systemd.say("STOPPING=1")
 				}
@@ -77,10 +98,11 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan o
 			case sig := <-asked:
 				switch sig {
 				case syscall.SIGUSR1:
+					missed[syscall.SIGUSR1] = true
 					g.ReopenLogs(ctx)
 				case syscall.SIGUSR2:
 					switch {
-					case replaced: // once is enough
+					case replaced || replacing != nil: // once is enough
 					case up != nil:
 						// Another may wait for this process to serve, and would go on itself if this one drained before it said so.
 						log.LogAttrs(ctx, slog.LevelInfo, "to be replaced once it serves")
@@ -89,6 +111,7 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan o
 						replaceIt()
 					}
 				default:
+					missed[syscall.SIGHUP] = true
 					systemd.reloading()
 					_ = g.Refresh(ctx) // it says itself what is wrong
 					systemd.say("READY=1")

@@ -377,7 +377,7 @@ func (c *conn) settle() {
 		}
 		c.srv.workers.run(s)
 	}
-	if len(c.out) > maxGathered {
+	if len(c.out)+c.output.Pending() > maxGathered {
 		c.fail(&connError{h2wire.CodeEnhanceCalm, "it asks for answers that it does not read"}, h2wire.CodeEnhanceCalm)
 	}
 	c.flush(false)

@@ -44,6 +44,7 @@ func serveTLS(t *testing.T, cfg h2server.Config) (*h2server.Server, string, *tls
 			if err != nil {
 				return
 			}
+			_ = raw.(*net.TCPConn).SetWriteBuffer(16 << 10)
 			mu.Lock()
 			conns = append(conns, raw)
 			mu.Unlock()

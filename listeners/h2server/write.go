@@ -13,8 +13,8 @@ import (
 const (
 	// maxUnsent is the number of bytes gathered from which answers wait.
 	maxUnsent = 256 << 10
-	// maxGathered is the number of bytes gathered at which a client that makes us answer (PING, SETTINGS, …) but does not read
-	// is given up.
+	// maxGathered is the number of bytes gathered at which a client that makes us answer (PING, SETTINGS, KeyUpdate of TLS, …) but does
+	// not read is given up.
 	maxGathered = 1 << 20
 	// keepOut and keepBusy are the most memory kept for gathering: by a connection without requests, and with some.
 	keepOut  = 64 << 10
@@ -26,7 +26,7 @@ const (
 // flush writes what has been gathered unless somebody else does. c.mu is held on entry and not on return. With join it
 // lets other handlers add theirs first.
 func (c *conn) flush(join bool) {
-	if c.writing || len(c.out) == 0 || c.state == closed {
+	if c.writing || !c.unsent() || c.state == closed {
 		c.mu.Unlock()
 		return
 	}
@@ -39,7 +39,7 @@ func (c *conn) flush(join bool) {
 		c.joined(len(c.out) > n)
 	}
 	for round := 0; ; round++ {
-		if len(c.out) == 0 || c.broken {
+		if !c.unsent() || c.broken {
 			c.stop()
 			c.mu.Unlock()
 			return
@@ -67,6 +67,9 @@ func (c *conn) flush(join bool) {
 		c.written(p)
 	}
 }
+
+// unsent reports whether there is something to write: frames, or what TLS has to say. c.mu is held.
+func (c *conn) unsent() bool { return len(c.out) > 0 || c.output.Pending() > 0 }
 
 // stop ends a write. c.mu is held.
 func (c *conn) stop() {
@@ -110,7 +113,7 @@ func (c *conn) writeRest(rest, p []byte) {
 		if p != nil {
 			c.written(p)
 		}
-		if len(c.out) == 0 || c.broken {
+		if !c.unsent() || c.broken {
 			c.stop()
 			c.mu.Unlock()
 			return

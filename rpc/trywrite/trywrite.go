@@ -58,7 +58,7 @@ func (s *Sealed) take(spare []byte) []byte {
 	return b
 }
 
-// Output is the sending side of a socket. Try and Finish are called by one goroutine at a time, Limit by any.
+// Output is the sending side of a socket. Try and Finish are called by one goroutine at a time, Limit and Pending by any.
 type Output struct {
 	raw    net.Conn
 	conn   net.Conn // raw, or what secures it
@@ -104,6 +104,17 @@ func (o *Output) Try(p []byte) (rest []byte, err error) {
 	}
 	n, err := o.trier.write(p)
 	return p[n:], err
+}
+
+// Pending is the number of bytes that wait for Try without having been given to it: records that TLS itself has made, of which a
+// peer may have it make any number (KeyUpdate, RFC 8446 4.6.3). It is 0 for plaintext.
+func (o *Output) Pending() int {
+	if o.sealed == nil {
+		return 0
+	}
+	o.sealed.mu.Lock()
+	defer o.sealed.mu.Unlock()
+	return len(o.sealed.buf)
 }
 
 // Finish writes what Try has left over. It waits.

@@ -101,8 +101,14 @@ func TestSealed(t *testing.T) {
 		t.Fatal(rest, err)
 	}
 	_, _ = s.Write([]byte("!"))
+	if n := o.Pending(); n != 1 {
+		t.Errorf("%d bytes wait, want 1", n)
+	}
 	if rest, err := o.Try(nil); err != nil || len(rest) > 0 {
 		t.Fatal(rest, err)
+	}
+	if n := o.Pending(); n != 0 {
+		t.Errorf("%d bytes wait, want none", n)
 	}
 	if err := s.CloseWrite(); err != nil {
 		t.Fatal(err)

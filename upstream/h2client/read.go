@@ -82,7 +82,7 @@ func (c *Conn) settle() {
 	c.mu.Lock()
 	c.batching = false
 	c.wakeReceivers()
-	if len(c.out) > maxGathered {
+	if len(c.out)+c.output.Pending() > maxGathered {
 		c.fail(&connError{h2wire.CodeEnhanceCalm, "it asks for answers that it does not read"}, h2wire.CodeEnhanceCalm)
 	}
 	c.flush(false)

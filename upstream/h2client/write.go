@@ -14,8 +14,8 @@ import (
 const (
 	// maxUnsent is the number of bytes gathered from which callers wait.
 	maxUnsent = 256 << 10
-	// maxGathered is the number of bytes gathered at which a server that makes us answer (PING, SETTINGS, …) but does not read
-	// is given up.
+	// maxGathered is the number of bytes gathered at which a server that makes us answer (PING, SETTINGS, KeyUpdate of TLS, …) but does
+	// not read is given up.
 	maxGathered = 1 << 20
 	// keepOut is the most memory kept for gathering.
 	keepOut = 512 << 10
@@ -26,7 +26,7 @@ const (
 // flush writes what has been gathered unless somebody else does. c.mu is held on entry and not on return. With join it
 // lets other callers add theirs first.
 func (c *Conn) flush(join bool) {
-	if c.writing || len(c.out) == 0 || c.state == Closed {
+	if c.writing || !c.unsent() || c.state == Closed {
 		c.mu.Unlock()
 		return
 	}
@@ -39,7 +39,7 @@ func (c *Conn) flush(join bool) {
 		c.joined(len(c.out) > n)
 	}
 	for round := 0; ; round++ {
-		if len(c.out) == 0 || c.state == Closed {
+		if !c.unsent() || c.state == Closed {
 			c.writing = false
 			c.mu.Unlock()
 			return
@@ -69,6 +69,9 @@ func (c *Conn) flush(join bool) {
 		c.written(p)
 	}
 }
+
+// unsent reports whether there is something to write: frames, or what TLS has to say. c.mu is held.
+func (c *Conn) unsent() bool { return len(c.out) > 0 || c.output.Pending() > 0 }
 
 // swap takes what has been gathered. c.mu is held.
 func (c *Conn) swap() []byte {
@@ -107,7 +110,7 @@ func (c *Conn) writeRest(rest, p []byte) {
 		if p != nil {
 			c.written(p)
 		}
-		if len(c.out) == 0 || c.state == Closed {
+		if !c.unsent() || c.state == Closed {
 			c.writing = false
 			c.mu.Unlock()
 			return

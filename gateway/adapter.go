@@ -26,10 +26,14 @@ func unaryHandler[Req any, PReq interface {
 		req := PReq(new(Req))
 		err = unmarshal(m, req)
 		if err != nil {
+			call.Info.Fail(rpc.SourceClient)
 			return err
 		}
 		resp, err := fn(ctx, req)
 		if err != nil {
+			if code := status.Code(err); code == codes.NotFound || code == codes.InvalidArgument {
+				call.Info.Fail(rpc.SourceClient) // it asked for what there is not
+			}
 			return err
 		}
 		b, err := proto.Marshal(resp)

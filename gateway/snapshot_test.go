@@ -4,7 +4,14 @@ import (
 	"log/slog"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
+
+	"transom/descriptors"
 	configv1 "transom/proto/transom/config/v1"
+	"transom/rpc"
 )
 
 // TestSnapshotAfterEnd asks for the Snapshot when everything is closed, as SIGUSR1 may: it turned without end.
@@ -36,5 +43,26 @@ func TestSnapshotAfterEnd(t *testing.T) {
 	v.Release()
 	if refs := g.current.p.Load().refs.Load(); refs != 0 {
 		t.Errorf("%d references are left", refs)
+	}
+}
+
+// Who asks for the health of a service that there is not is at fault, and not the gateway.
+func TestHealthOfUnknownService(t *testing.T) {
+	schema, err := descriptors.Compile([]*descriptors.Set{builtinSet()}, descriptors.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, _ := schema.Method(healthpb.Health_Check_FullMethodName)
+	for _, tc := range []struct {
+		request []byte
+		code    codes.Code
+	}{
+		{[]byte("\x0a\x04nope"), codes.NotFound},
+		{[]byte("\xff"), codes.InvalidArgument},
+	} {
+		res, err := rpc.Local(t.Context(), builtinHandlers(schema, health.NewServer())[m.FullPath], m, nil, rpc.NewMessage(tc.request))
+		if status.Code(err) != tc.code || res.Info.ErrorSource != rpc.SourceClient {
+			t.Errorf("%q: %v, the fault of %v, want %v and the client", tc.request, err, res.Info.ErrorSource, tc.code)
+		}
 	}
 }

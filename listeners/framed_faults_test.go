@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -331,6 +332,56 @@ func TestPanic(t *testing.T) {
 		}
 		if !strings.Contains(log.String(), "secret") || !strings.Contains(log.String(), "framed_faults_test.go") {
 			t.Errorf("%s %s: the log has neither the panic nor where it was: %s", tt.ctype, tt.path, &log)
+		}
+	}
+}
+
+// ends has the last exchange that has ended.
+type ends struct {
+	transcoded
+	last listeners.Exchange
+}
+
+func (e *ends) End(x *listeners.Exchange) { e.last = *x }
+
+// What is refused before it is a call is the client's fault, as observers see it, by any protocol.
+func TestRefusedBeforeCall(t *testing.T) {
+	var seen ends
+	front := listeners.NewFront(listeners.FrontConfig{Observer: &seen}, newView(t, func(context.Context, *rpc.Call) error { return nil }), slog.New(slog.DiscardHandler))
+	for _, tt := range []struct {
+		verb, path, ctype string
+		header            http.Header
+		status            int
+		method            bool
+	}{
+		{"GET", "/nope", "", nil, 404, false},
+		{"GET", "/rpctest/unary", "", nil, 405, false},
+		{"POST", "/rpctest.Echo/Unary", "text/plain", nil, 415, false},
+		{"POST", "/rpctest/unary", "application/json", http.Header{"Content-Encoding": {"rot13"}}, 415, true},
+		{"POST", "/rpctest/unary", "application/json", http.Header{"Grpc-Timeout": {"x"}}, 400, true},
+		{"POST", "/rpctest.Echo/Nope", "application/grpc", nil, 200, false},
+		{"POST", "/rpctest.Echo/Nope", "application/grpc-web", nil, 200, false},
+		{"POST", "/rpctest.Echo/Unary", "application/grpc+xml", nil, 200, true},
+		{"POST", "/rpctest.Echo/Unary", "application/xml", http.Header{"Connect-Protocol-Version": {"1"}}, 415, true},
+		{"GET", "/", "", http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"AAAAAAAAAAAAAAAAAAAAAA=="}, "Origin": {"https://other.example"}}, 403, false},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), tt.verb, tt.path, strings.NewReader(""))
+		if tt.header.Get("Upgrade") == "" {
+			r.ProtoMajor = 2
+		}
+		maps.Copy(r.Header, tt.header)
+		if tt.ctype != "" {
+			r.Header.Set("Content-Type", tt.ctype)
+		}
+		seen.last = listeners.Exchange{}
+		front.ServeHTTP(httptest.NewRecorder(), r)
+		x := seen.last
+		if x.Call == nil || x.Call.Info == nil {
+			t.Errorf("%s %s %s: the exchange has no call", tt.verb, tt.path, tt.ctype)
+			continue
+		}
+		if x.HTTPStatus != tt.status || x.Status.Code() == codes.OK || x.Call.Info.ErrorSource != rpc.SourceClient || (x.Call.Method != nil) != tt.method {
+			t.Errorf("%s %s %s %v: status %d, %v, fault of %v, method %v", tt.verb, tt.path, tt.ctype, tt.header, x.HTTPStatus, x.Status, x.Call.Info.ErrorSource, x.Call.Method)
 		}
 	}
 }

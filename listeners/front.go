@@ -219,6 +219,7 @@ func (x *exchange) begin(f *Front, w http.ResponseWriter, r *http.Request, p rpc
 	x.call.Peer = x.edge.peer(r)
 	x.Exchange = Exchange{Listener: f.cfg.Name, Request: r, Client: x.call.Peer.Addr, Protocol: p, Start: now}
 	x.info = rpc.Info{Protocol: p, Start: now}
+	x.call.Info, x.Call = &x.info, &x.call // also of what is refused before it is a call
 	if f.cfg.Observer != nil {
 		if ctx := f.cfg.Observer.Begin(r.Context(), &x.Exchange); ctx != r.Context() {
 			x.Request = r.WithContext(ctx)
@@ -235,8 +236,6 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) (err error) {
 		}
 	}()
 	ctx := x.Request.Context()
-	x.call.Info = &x.info
-	x.Call = &x.call
 	route.Edge.admit(x, x.Request)
 	limit := route.Timeout
 	if clientTimeout >= 0 && (limit == 0 || clientTimeout < limit) {

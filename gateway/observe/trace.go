@@ -133,6 +133,9 @@ func (t *Traces) end(x *listeners.Exchange) {
 		attribute.Int("http.response.status_code", x.HTTPStatus),
 		attribute.String("rpc.status_code", codeName(x.Status.Code())),
 	}
+	if x.Call != nil && x.Call.Info != nil {
+		attrs = append(attrs, attribute.String("transom.error_source", x.Call.Info.ErrorSource.String()))
+	}
 	if x.Call != nil && x.Call.Method != nil {
 		name := x.Call.Method.FullPath[1:]
 		span.SetName(name)
@@ -141,8 +144,7 @@ func (t *Traces) end(x *listeners.Exchange) {
 			if info.Binding != nil {
 				attrs = append(attrs, attribute.String("http.route", info.Binding.Template))
 			}
-			attrs = append(attrs, attribute.String("transom.error_source", info.ErrorSource.String()),
-				attribute.Int64("transom.messages_in", info.MessagesIn), attribute.Int64("transom.messages_out", info.MessagesOut))
+			attrs = append(attrs, attribute.Int64("transom.messages_in", info.MessagesIn), attribute.Int64("transom.messages_out", info.MessagesOut))
 			if info.Policy != "" {
 				attrs = append(attrs, attribute.String("transom.policy", info.Policy))
 			}

@@ -98,7 +98,7 @@ func TestStopWhileReplaced(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			asked, over := make(chan os.Signal), make(chan error, 1)
+			asked, over := make(chan os.Signal, 1), make(chan error, 1)
 			go func() { over <- run(ctx, g, inheritance{}, asked, log) }()
 			<-g.Up()
 			asked <- syscall.SIGUSR2

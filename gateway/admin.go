@@ -529,7 +529,7 @@ func endpointOf(e loadaware.EndpointStats) *adminv1.Endpoint {
 		Address: e.Address, State: e.State.String(), Weight: e.Weight, Zone: e.Zone, Priority: uint32(e.Priority), Draining: e.Drain,
 		InFlight: uint32(e.InFlight), Streams: uint32(e.Streams), Calls: e.Calls,
 		Utilization: e.Utilization, Health: e.Health, Latency: durationpb.New(e.Latency),
-		Ejected: e.Ejected, Probation: e.Probation, WarmingUp: e.WarmingUp, Age: durationpb.New(e.Age),
+		Ejected: e.Ejected, Probation: e.Probation, WarmingUp: e.WarmingUp, Age: durationpb.New(e.Age), Failure: e.Failure,
 	}
 	if out.GetWeight() == 0 {
 		out.Weight = 1

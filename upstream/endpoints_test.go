@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/netip"
@@ -648,5 +649,55 @@ func TestDNSTargetFails(t *testing.T) {
 	}
 	if got := call.Info().ErrorSource; got != rpc.SourceUpstream {
 		t.Errorf("source = %v, want upstream", got)
+	}
+}
+
+// TestUnreachable: why an endpoint cannot be used is logged once, however often it is tried, and shown.
+func TestUnreachable(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A server that speaks no TLS, and counts the attempts.
+	attempts := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = conn.Read(make([]byte, 1))
+			_, _ = conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
+			_ = conn.Close()
+			select {
+			case attempts <- struct{}{}:
+			case <-t.Context().Done():
+			}
+		}
+	})
+	defer wg.Wait()
+	defer ln.Close()
+	var said syncBuffer
+	c, err := upstream.New(upstream.Config{
+		Name: "bank", Target: "static:///" + ln.Addr().String(), Transport: transport(), TLS: &upstream.TLS{},
+	}, slog.New(slog.NewTextHandler(&said, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close(context.WithoutCancel(t.Context())) }()
+	for range 4 { // the first three have failed by then
+		select {
+		case <-attempts:
+		case <-time.After(20 * time.Second):
+			t.Fatal("no attempt to connect")
+		}
+	}
+	const cause = "first record does not look like a TLS handshake"
+	if log := said.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "endpoint="+ln.Addr().String()) || !strings.Contains(log, cause) {
+		t.Errorf("the log says\n%s", log)
+	}
+	if e := c.Endpoints(); len(e) != 1 || !strings.Contains(e[0].Failure, cause) {
+		t.Errorf("shown are %+v", e)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -87,6 +88,7 @@ func newGRPC(cfg Config, p *policies, log *slog.Logger) (*grpcBackend, error) {
 	}
 	xds := strings.HasPrefix(target, "xds:")
 	b := &grpcBackend{attempts: p.adaptive || xds}
+	b.channels.registry.Log = log
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(sniffing{creds, &b.channels}),
 		grpc.WithResolvers(b.channels.resolvers(cfg, p.adaptive, log)...),
@@ -104,6 +106,10 @@ func newGRPC(cfg Config, p *policies, log *slog.Logger) (*grpcBackend, error) {
 		// A stream holds this much, or one message, that its client has not read. Fixed: grpc-go would let it grow to 16 MiB.
 		grpc.WithStaticStreamWindowSize(512 << 10),
 		grpc.WithStaticConnWindowSize(8 << 20), // returned as data arrive, so slow streams hold up no others
+	}
+	if xds && os.Getenv("GRPC_XDS_BOOTSTRAP") == "" && os.Getenv("GRPC_XDS_BOOTSTRAP_CONFIG") == "" {
+		log.LogAttrs(context.Background(), slog.LevelWarn, "no control plane is known for an xds target: neither GRPC_XDS_BOOTSTRAP nor GRPC_XDS_BOOTSTRAP_CONFIG is set",
+			slog.String("target", target))
 	}
 	if !xds { // where the resolver's service config says all
 		options = append(options, grpc.WithDefaultServiceConfig(p.grpc), grpc.WithDisableServiceConfig())

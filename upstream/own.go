@@ -58,6 +58,7 @@ func newOwn(cfg Config, p *policies, log *slog.Logger) (*ownBackend, error) {
 		return nil, err
 	}
 	b := &ownBackend{policies: p, largest: orDefault(cfg.MaxMessageBytes, DefaultMaxMessageBytes)}
+	b.registry.Log = log
 	b.replies.New = func() any { return &h2client.Reply{} }
 	c := lbhost.Config{
 		Target:         resolver.Target{URL: *u},

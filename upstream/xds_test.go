@@ -204,3 +204,18 @@ func TestXDSChild(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestXDSWithoutBootstrap: an xds target for which no control plane is known is logged.
+func TestXDSWithoutBootstrap(t *testing.T) {
+	t.Setenv("GRPC_XDS_BOOTSTRAP", "")
+	t.Setenv("GRPC_XDS_BOOTSTRAP_CONFIG", "")
+	var said syncBuffer
+	c, err := upstream.New(upstream.Config{Name: "bank", Target: "xds:///bank"}, slog.New(slog.NewTextHandler(&said, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close(context.WithoutCancel(t.Context())) }()
+	if log := said.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, "GRPC_XDS_BOOTSTRAP") {
+		t.Errorf("the log says %q", log)
+	}
+}

@@ -194,7 +194,7 @@ func writeClusters(w io.Writer, r *adminv1.ListClustersResponse) error {
 			for _, n := range []struct {
 				on   bool
 				text string
-			}{{e.GetDraining(), "draining"}, {e.GetEjected(), "ejected"}, {e.GetProbation(), "probation"}, {e.GetWarmingUp(), "warming up"}, {e.GetZone() != "", "zone " + e.GetZone()}, {e.GetPriority() > 0, fmt.Sprint("priority ", e.GetPriority())}} {
+			}{{e.GetDraining(), "draining"}, {e.GetEjected(), "ejected"}, {e.GetProbation(), "probation"}, {e.GetWarmingUp(), "warming up"}, {e.GetZone() != "", "zone " + e.GetZone()}, {e.GetPriority() > 0, fmt.Sprint("priority ", e.GetPriority())}, {e.GetFailure() != "", e.GetFailure()}} {
 				if n.on {
 					notes = append(notes, n.text)
 				}

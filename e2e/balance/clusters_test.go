@@ -72,7 +72,7 @@ func TestClusters(t *testing.T) {
 		draining: {"ready", "100", false, true, []string{"draining", "probation"}},
 		broken:   {"ready", "100", true, false, []string{"ejected"}},
 		second:   {"ready", "100", false, true, []string{"probation", "priority 1"}},
-		gone:     {"transient_failure", "100", false, true, nil},
+		gone:     {"transient_failure", "100", false, true, []string{"connection refused"}},
 	} {
 		c := shown[addr]
 		if c == nil {

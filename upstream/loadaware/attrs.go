@@ -2,6 +2,7 @@ package loadaware
 
 import (
 	"cmp"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -72,6 +73,9 @@ func registryOf(s resolver.State) *Registry {
 // Registry knows the balancers that were given it, one per channel. The zero value is empty. It may be used
 // concurrently.
 type Registry struct {
+	// Log hears why an endpoint cannot be used, once for each cause until it can; nil is not to say. It is set before use.
+	Log *slog.Logger
+
 	mu  sync.Mutex
 	lbs map[*lb]struct{}
 }
@@ -103,6 +107,8 @@ type EndpointStats struct {
 	Target, Address string
 	EndpointAttrs
 	State connectivity.State
+	// Failure is why the endpoint cannot be used: the last attempt to connect, or its health. Empty if nothing is known to be wrong.
+	Failure string
 	// Listed is how long ago the endpoint vanished from the resolver's list; 0 while it is listed.
 	Vanished time.Duration
 	// Probes counts the answered ones.
@@ -127,6 +133,9 @@ func (r *Registry) Endpoints() []EndpointStats {
 				Target: b.target, Address: e.addr, EndpointAttrs: e.attrs, State: connectivity.State(e.state.Load()),
 				Probes: e.probesOK.Load(), Stats: e.node.Stats(now),
 			}
+			e.mu.Lock()
+			s.Failure = e.failure
+			e.mu.Unlock()
 			if e.gone != 0 {
 				s.Vanished, s.State = now-e.gone, connectivity.Shutdown
 			}

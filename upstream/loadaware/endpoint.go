@@ -1,6 +1,9 @@
 package loadaware
 
 import (
+	"context"
+	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,6 +44,8 @@ type endpoint struct {
 	mute     atomic.Bool   // its server does not answer probes with a report
 	probing  atomic.Bool
 	probesOK atomic.Uint64
+	failure  string          // why it cannot be used; "" while it can, and before anything is known
+	told     map[string]bool // the causes that the log has heard since it last could
 }
 
 func newEndpoint(b *lb, re resolver.Endpoint) *endpoint {
@@ -82,6 +87,41 @@ func (e *endpoint) connect(sc balancer.SubConn) {
 	e.conn, e.release = pr.(grpc.ClientConnInterface), release
 	e.mu.Unlock()
 	e.listen(cfg)
+}
+
+// maxTold bounds the causes for which one failure of an endpoint is logged.
+const maxTold = 8
+
+// fail is called when the endpoint cannot be used, after each attempt to connect again.
+func (e *endpoint) fail(err error) {
+	text := err.Error()
+	// The port at this end is another with each attempt: "read tcp 127.0.0.1:39800->127.0.0.1:50051: …".
+	if before, after, ok := strings.Cut(text, "->"); ok {
+		text = before[:strings.LastIndexByte(before, ' ')+1] + after
+	}
+	e.mu.Lock()
+	e.failure = text
+	fresh := !e.told[text] && len(e.told) < maxTold
+	if fresh {
+		if e.told == nil {
+			e.told = map[string]bool{}
+		}
+		e.told[text] = true
+	}
+	e.mu.Unlock()
+	e.b.mu.Lock()
+	r := e.b.registry
+	e.b.mu.Unlock()
+	if fresh && r != nil && r.Log != nil {
+		r.Log.LogAttrs(context.Background(), slog.LevelWarn, "endpoint cannot be used", slog.String("endpoint", e.addr), slog.String("error", text))
+	}
+}
+
+// works is called when the endpoint can be used.
+func (e *endpoint) works() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failure, e.told = "", nil
 }
 
 // disconnect is called when sc is no longer ready, with nil at the end of all.

@@ -304,6 +304,14 @@ type childPicker struct {
 
 func (c *child) UpdateState(s balancer.State) {
 	if e := c.e.Load(); e != nil {
+		switch s.ConnectivityState {
+		case connectivity.Ready:
+			e.works()
+		case connectivity.TransientFailure:
+			if _, err := s.Picker.Pick(balancer.PickInfo{}); err != nil { // as pick_first's fails, with what it failed with
+				e.fail(err)
+			}
+		}
 		s.Picker = &childPicker{s.Picker, e}
 	}
 	c.ClientConn.UpdateState(s)

@@ -976,7 +976,9 @@ type Endpoint struct {
 	WarmingUp bool                 `protobuf:"varint,15,opt,name=warming_up,json=warmingUp,proto3" json:"warming_up,omitempty"`
 	Age       *durationpb.Duration `protobuf:"bytes,16,opt,name=age,proto3" json:"age,omitempty"`
 	// 0 for first choice; a higher number gets what the lower ones cannot take.
-	Priority      uint32 `protobuf:"varint,17,opt,name=priority,proto3" json:"priority,omitempty"`
+	Priority uint32 `protobuf:"varint,17,opt,name=priority,proto3" json:"priority,omitempty"`
+	// Why it cannot be used: what the last attempt to connect failed with, or that its health check fails. Empty while it can.
+	Failure       string `protobuf:"bytes,18,opt,name=failure,proto3" json:"failure,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1128,6 +1130,13 @@ func (x *Endpoint) GetPriority() uint32 {
 		return x.Priority
 	}
 	return 0
+}
+
+func (x *Endpoint) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
 }
 
 // ListLimitsRequest asks for limits. What it says of a caller is what counts are looked up by.
@@ -2094,7 +2103,7 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\tin_flight\x18\x03 \x01(\rR\binFlight\x12\x16\n" +
 	"\x06queued\x18\x04 \x01(\rR\x06queued\x128\n" +
 	"\tendpoints\x18\x05 \x03(\v2\x1a.transom.admin.v1.EndpointR\tendpoints\x12\x14\n" +
-	"\x05limit\x18\x06 \x01(\rR\x05limit\"\x98\x04\n" +
+	"\x05limit\x18\x06 \x01(\rR\x05limit\"\xb2\x04\n" +
 	"\bEndpoint\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -2115,7 +2124,8 @@ const file_transom_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"warming_up\x18\x0f \x01(\bR\twarmingUp\x12+\n" +
 	"\x03age\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\x03age\x12\x1a\n" +
-	"\bpriority\x18\x11 \x01(\rR\bpriority\"a\n" +
+	"\bpriority\x18\x11 \x01(\rR\bpriority\x12\x18\n" +
+	"\afailure\x18\x12 \x01(\tR\afailure\"a\n" +
 	"\x11ListLimitsRequest\x12\x1a\n" +
 	"\bconsumer\x18\x01 \x01(\tR\bconsumer\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x16\n" +

@@ -461,7 +461,7 @@ func (b *builder) snapshot() *Snapshot {
 	}
 	methods := b.schema.Methods()
 	edge := listeners.NewEdge(b.edge(set.options))
-	s := &Snapshot{schema: b.schema, plans: plans, edge: edge, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods)), chains: make([][]string, len(methods))}
+	s := &Snapshot{schema: b.schema, plans: plans, edge: edge, awaiting: len(b.missing) > 0, routes: make([]listeners.Route, len(methods)), effective: make([]Effective, len(methods)), chains: make([][]string, len(methods))}
 	s.versions = b.versions()
 	b.building = s
 	local := builtinHandlers(b.schema, b.health)

@@ -19,6 +19,8 @@ type Snapshot struct {
 	schema *descriptors.Schema
 	plans  *transcoder.Plans
 	edge   *listeners.Edge
+	// awaiting says that a source of descriptors has not answered yet, ever.
+	awaiting bool
 	// versions is nil unless there are several of the HTTP API.
 	versions *versions
 	// routes are by Method.ID; opaque is the route of methods without a schema, nil if they are refused.
@@ -87,6 +89,9 @@ func isMethodPath(p string) bool {
 	}
 	return slash == 2 && p[0] == '/' && p[len(p)-1] != '/'
 }
+
+// Awaiting implements listeners.View.
+func (s *Snapshot) Awaiting() bool { return s.awaiting }
 
 // Route implements listeners.View.
 func (s *Snapshot) Route(m *descriptors.Method) *listeners.Route {

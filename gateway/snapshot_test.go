@@ -66,3 +66,29 @@ func TestHealthOfUnknownService(t *testing.T) {
 		}
 	}
 }
+
+// TestAwaiting: as long as a server that is asked for its descriptors has not answered, it may have what is not found.
+func TestAwaiting(t *testing.T) {
+	cfg := &configv1.Config{
+		Clusters:       map[string]*configv1.Cluster{"a": {Target: "static:///127.0.0.1:1"}},
+		UnknownMethods: &configv1.UnknownMethods{Cluster: "a"},
+	}
+	for _, want := range []bool{false, true} {
+		if want {
+			cfg.Descriptors = []*configv1.DescriptorSource{{Source: &configv1.DescriptorSource_Reflection_{Reflection: &configv1.DescriptorSource_Reflection{Cluster: "a"}}}}
+		}
+		g, err := New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		v := g.current.Acquire()
+		if got := v.Awaiting(); got != want {
+			t.Errorf("Awaiting is %v, want %v", got, want)
+		}
+		v.Release()
+		g.Drain()
+		if err := g.Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

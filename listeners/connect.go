@@ -54,10 +54,11 @@ func isConnectUnary(r *http.Request, contentType string, v View) bool {
 
 // connectMethod finds the method that a Connect request names and checks that the protocol may call it so. Its errors are
 // plain HTTP faults.
-func connectMethod(r *http.Request, v View, stream bool) (*descriptors.Method, error) {
+func (x *exchange) connectMethod(v View, stream bool) (*descriptors.Method, error) {
+	r := x.Request
 	m, ok := methodOf(r, v)
 	if !ok || m.ID < 0 {
-		return nil, transcoder.HTTPError(http.StatusNotFound, codes.Unimplemented, "unknown method "+r.URL.Path)
+		return nil, x.missing(v, transcoder.HTTPError(http.StatusNotFound, codes.Unimplemented, "unknown method "+r.URL.Path))
 	}
 	if err := methodFault(r, m, stream); err != nil {
 		return nil, err
@@ -169,7 +170,7 @@ func (s *connectUnary) serve(v View) error {
 // prepare reads the request's header.
 func (s *connectUnary) prepare(v View) (time.Duration, error) {
 	r := s.Request
-	m, err := connectMethod(r, v, false)
+	m, err := s.connectMethod(v, false)
 	if err != nil {
 		return 0, err
 	}
@@ -421,7 +422,7 @@ func (f *Front) serveConnectStream(w http.ResponseWriter, r *http.Request, v Vie
 	s := &connectStream{}
 	s.begin(f, w, r, rpc.ProtocolConnect, v)
 	name := subtype(r.Header.Get("Content-Type"), connectStreamPrefix[:len(connectStreamPrefix)-1])
-	m, err := connectMethod(r, v, true)
+	m, err := s.connectMethod(v, true)
 	var ok bool
 	if err == nil {
 		s.call.Method = m

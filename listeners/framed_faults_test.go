@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"transom/listeners"
+	wsv1 "transom/proto/transom/ws/v1"
 	"transom/rpc"
 	"transom/rpc/rpctest"
 	"transom/transcoder"
@@ -382,6 +383,63 @@ func TestRefusedBeforeCall(t *testing.T) {
 		}
 		if x.HTTPStatus != tt.status || x.Status.Code() == codes.OK || x.Call.Info.ErrorSource != rpc.SourceClient || (x.Call.Method != nil) != tt.method {
 			t.Errorf("%s %s %s %v: status %d, %v, fault of %v, method %v", tt.verb, tt.path, tt.ctype, tt.header, x.HTTPStatus, x.Status, x.Call.Info.ErrorSource, x.Call.Method)
+		}
+	}
+}
+
+// While descriptors are awaited, what is not found may be there soon: each protocol says so in a way that clients try again.
+func TestMissingWhileAwaiting(t *testing.T) {
+	var seen ends
+	v := newView(t, func(context.Context, *rpc.Call) error { return nil })
+	v.awaiting = true
+	front := listeners.NewFront(listeners.FrontConfig{Observer: &seen}, v, slog.New(slog.DiscardHandler))
+	socket := http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"AAAAAAAAAAAAAAAAAAAAAA=="}}
+	grpcSocket := maps.Clone(socket)
+	grpcSocket["Sec-Websocket-Protocol"] = []string{"grpc-websockets"}
+	for _, tt := range []struct {
+		verb, path, ctype string
+		header            http.Header
+		status            int
+	}{
+		{"GET", "/nope", "", nil, 503},
+		{"GET", "/rpctest/unary", "", nil, 503},
+		{"POST", "/a.B/C", "application/json", nil, 503},
+		{"POST", "/a.B/C", "application/json", http.Header{"Connect-Protocol-Version": {"1"}}, 503},
+		{"POST", "/a.B/C", "application/connect+proto", nil, 503},
+		{"POST", "/a.B/C", "application/grpc", nil, 200},
+		{"POST", "/a.B/C", "application/grpc-web", nil, 200},
+		{"GET", "/a.B/C", "", socket, 503},
+		{"GET", "/a.B/C", "", grpcSocket, 503},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), tt.verb, tt.path, strings.NewReader(""))
+		if tt.header.Get("Upgrade") == "" {
+			r.ProtoMajor = 2
+		}
+		maps.Copy(r.Header, tt.header)
+		if tt.ctype != "" {
+			r.Header.Set("Content-Type", tt.ctype)
+		}
+		seen.last = listeners.Exchange{}
+		w := httptest.NewRecorder()
+		front.ServeHTTP(w, r)
+		x := seen.last
+		if w.Code != tt.status || x.Status.Code() != codes.Unavailable || !strings.Contains(x.Status.Message(), "descriptors") || x.Call.Info.ErrorSource != rpc.SourceGateway {
+			t.Errorf("%s %s %s %v: HTTP status %d, %v, fault of %v", tt.verb, tt.path, tt.ctype, tt.header, w.Code, x.Status, x.Call.Info.ErrorSource)
+		}
+	}
+	srv := httptest.NewServer(front)
+	defer srv.Close()
+	s, err := dialSession(t.Context(), srv.URL, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.CloseNow()
+	for id, open := range []*wsv1.Open{{Method: "/a.B/C"}, {Path: "/nope"}} {
+		if err := s.send(&wsv1.Frame{Id: uint32(id) + 1, Open: open}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if f, _, err := s.receive(); err != nil || codes.Code(f.GetStatus().GetCode()) != codes.Unavailable {
+			t.Errorf("%v: got %v, %v, want Unavailable", open, f, err)
 		}
 	}
 }

@@ -352,20 +352,30 @@ type withHeader struct {
 
 func (e *withHeader) Unwrap() error { return e.error }
 
-// routeFault turns an error of MatchHTTP into 404, 405 or 400.
-func routeFault(verb string, err error) error {
+// missing is err, by which what a request asks for is not there; while descriptors are awaited, which may have it, it is Unavailable
+// instead, and not the client's fault.
+func (x *exchange) missing(v View, err error) error {
+	if !v.Awaiting() {
+		return err
+	}
+	x.info.Fail(rpc.SourceGateway)
+	return status.Error(codes.Unavailable, "some descriptors are not there yet, and this may be in them; try again")
+}
+
+// routeFault turns an error of MatchHTTP into 404, 405 or 400, or into 503 as missing does.
+func (x *exchange) routeFault(v View, verb string, err error) error {
 	none, ok := errors.AsType[*descriptors.NoRouteError](err)
 	switch {
 	case !ok:
 		return status.Error(codes.InvalidArgument, err.Error())
 	case len(none.Allow) > 0:
 		allow := strings.Join(none.Allow, ", ")
-		return &withHeader{
+		return x.missing(v, &withHeader{
 			transcoder.HTTPError(http.StatusMethodNotAllowed, codes.Unimplemented, "method "+verb+" is not allowed here, use "+allow),
 			http.Header{"Allow": {allow}},
-		}
+		})
 	}
-	return transcoder.HTTPError(http.StatusNotFound, codes.NotFound, "no route for this path")
+	return x.missing(v, transcoder.HTTPError(http.StatusNotFound, codes.NotFound, "no route for this path"))
 }
 
 // hasPrefixFold reports whether s begins with prefix, ASCII case ignored.

@@ -53,7 +53,7 @@ func (s *framed) grpcCall(v View, codec string) (*Route, time.Duration, error) {
 	r := s.Request
 	m, ok := methodOf(r, v)
 	if !ok {
-		return nil, 0, status.Errorf(codes.Unimplemented, "unknown method %s", r.URL.Path)
+		return nil, 0, s.missing(v, status.Errorf(codes.Unimplemented, "unknown method %s", r.URL.Path))
 	}
 	s.call.Method = m
 	route := v.Route(m)

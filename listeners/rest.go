@@ -112,8 +112,8 @@ func (f *Front) serveREST(w http.ResponseWriter, r *http.Request, v View) {
 			s.refuseHTTP(fault)
 			return
 		}
+		err = s.routeFault(v, r.Method, err)
 		s.info.Fail(rpc.SourceClient)
-		err = routeFault(r.Method, err)
 	} else {
 		err = s.serve(v)
 	}

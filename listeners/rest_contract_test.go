@@ -33,6 +33,8 @@ type view struct {
 	schema *descriptors.Schema
 	plans  *transcoder.Plans
 	h      rpc.Handler
+	// awaiting says that there should be more methods.
+	awaiting bool
 }
 
 func newView(t testing.TB, h rpc.Handler) *view {
@@ -53,7 +55,7 @@ func newView(t testing.TB, h rpc.Handler) *view {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &view{schema, plans, h}
+	return &view{schema: schema, plans: plans, h: h}
 }
 
 func (v *view) Acquire() listeners.View { return v }
@@ -66,6 +68,7 @@ func (v *view) Route(m *descriptors.Method) *listeners.Route {
 }
 func (v *view) Plans() *transcoder.Plans { return v.plans }
 func (v *view) Edge() *listeners.Edge    { return nil }
+func (v *view) Awaiting() bool           { return v.awaiting }
 func (v *view) Release()                 {}
 
 // serve runs a Front over HTTP/1.1 or HTTP/2.

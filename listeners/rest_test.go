@@ -46,7 +46,7 @@ func itemsView(t *testing.T, h rpc.Handler) *view {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &view{schema, plans, h}
+	return &view{schema: schema, plans: plans, h: h}
 }
 
 // answer is a backend's: messages as JSON of the response type, then an error.

@@ -25,6 +25,8 @@ type View interface {
 	MatchHTTP(verb, escapedPath, version string) (descriptors.Match, error)
 	// Method finds a method by its gRPC path. It includes methods without a schema when they are to be passed through.
 	Method(fullPath string) (*descriptors.Method, bool)
+	// Awaiting reports whether a source of descriptors has not answered yet, ever, which may have what is not found.
+	Awaiting() bool
 	// Route returns what is compiled for a method that this View gave out.
 	Route(m *descriptors.Method) *Route
 	// Plans renders errors with the types of the schema in force.

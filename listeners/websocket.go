@@ -402,7 +402,7 @@ func (s *wsStream) open(v View) (*Route, time.Duration, error) {
 	if !ok {
 		match, err := matchAnyVerb(v, r.URL.EscapedPath(), v.Edge().version(r.Header))
 		if err != nil {
-			return nil, 0, routeFault(r.Method, err)
+			return nil, 0, s.routeFault(v, r.Method, err)
 		}
 		m = match.Binding.Method
 		s.info.Binding = match.Binding

@@ -50,7 +50,7 @@ message Line { string room = 1; string text = 2; }
 		t.Fatal(err)
 	}
 	var got []string
-	v := &view{schema, plans, func(ctx context.Context, call *rpc.Call) error {
+	v := &view{schema: schema, plans: plans, h: func(ctx context.Context, call *rpc.Call) error {
 		got = nil
 		for {
 			m, err := call.Stream.Recv(ctx)

@@ -51,7 +51,7 @@ func (s *grpcWebSocket) open(v View) (*Route, time.Duration, error) {
 	r := s.Request
 	m, ok := methodOf(r, v)
 	if !ok {
-		return nil, 0, transcoder.HTTPError(http.StatusNotFound, codes.Unimplemented, "unknown method "+r.URL.Path)
+		return nil, 0, s.missing(v, transcoder.HTTPError(http.StatusNotFound, codes.Unimplemented, "unknown method "+r.URL.Path))
 	}
 	s.call.Method = m
 	var err error

@@ -424,14 +424,14 @@ func (x *exchange) find(o *transcoder.Open, v View, requests *wsRequests, text b
 	if o.Method != "" {
 		m, ok := v.Method(o.Method)
 		if !ok {
-			return nil, status.Errorf(codes.Unimplemented, "unknown method %s", o.Method)
+			return nil, x.missing(v, status.Errorf(codes.Unimplemented, "unknown method %s", o.Method))
 		}
 		x.call.Method = m
 	} else {
 		path, query, _ := strings.Cut(o.Path, "?")
 		match, err := v.MatchHTTP(o.Verb, path, v.Edge().versionOfFrame(o.Metadata, x.Request.Header))
 		if err != nil {
-			return nil, routeFault(o.Verb, err)
+			return nil, x.routeFault(v, o.Verb, err)
 		}
 		x.call.Method = match.Binding.Method
 		x.info.Binding = match.Binding

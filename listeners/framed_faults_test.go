@@ -443,3 +443,38 @@ func TestMissingWhileAwaiting(t *testing.T) {
 		}
 	}
 }
+
+// The name of a content coding has no case, and a body that is only there to be large is too large.
+func TestRESTContentCodings(t *testing.T) {
+	var got int
+	front := listeners.NewFront(listeners.FrontConfig{}, newView(t, func(ctx context.Context, call *rpc.Call) error {
+		m, err := call.Stream.Recv(ctx)
+		if err != nil {
+			return err
+		}
+		got = m.Len()
+		return call.Stream.Send(ctx, m)
+	}), slog.New(slog.DiscardHandler))
+	for _, tt := range []struct {
+		coding, body string
+		status       int
+	}{
+		{"gzip", gzipped(`"AQ=="`), 200},
+		{"GZIP", gzipped(`"AQ=="`), 200},
+		{"X-GZip", gzipped(`"AQ=="`), 200},
+		{"Identity", `"AQ=="`, 200},
+		{"rot13", `"AQ=="`, 415},
+		{"gzip", gzipped(`"` + strings.Repeat("A", 4<<20) + `"`), 413},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/rpctest/unary", strings.NewReader(tt.body))
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Content-Encoding", tt.coding)
+		r.ProtoMajor = 2
+		w := httptest.NewRecorder()
+		got = 0
+		front.ServeHTTP(w, r)
+		if w.Code != tt.status || tt.status == 200 && got == 0 {
+			t.Errorf("%s, %d bytes: HTTP status %d, want %d: %s", tt.coding, len(tt.body), w.Code, tt.status, w.Body)
+		}
+	}
+}

@@ -187,3 +187,21 @@ func TestMetadataOfManyCalls(t *testing.T) {
 	}
 	calls.Wait()
 }
+
+// A native gRPC call with more header fields than are taken is told so in the way of gRPC.
+func TestGRPCTooManyFields(t *testing.T) {
+	addr, _ := rawServer(t)
+	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var fields []string
+	for range 101 {
+		fields = append(fields, "a", "b")
+	}
+	err = conn.Invoke(metadata.AppendToOutgoingContext(t.Context(), fields...), "/rpctest.Echo/Unary", &wrapperspb.BytesValue{}, &wrapperspb.BytesValue{})
+	if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "header fields, 100 are the limit") {
+		t.Errorf("got %v, want ResourceExhausted", err)
+	}
+}

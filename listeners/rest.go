@@ -177,8 +177,8 @@ func (s *restStream) negotiate(b *descriptors.Binding) error {
 			return transcoder.HTTPError(http.StatusForbidden, codes.PermissionDenied, "forms are taken from pages of the same origin only")
 		}
 	}
-	if enc := r.Header.Get("Content-Encoding"); enc != "" && enc != "identity" {
-		if codingOf(enc) == nil || r.Body == nil {
+	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {
+		if codingOf(transcoder.Lower(enc)) == nil || r.Body == nil { // their names have no case: RFC 9110, 8.4.1
 			return &withHeader{
 				unsupported("content encoding " + strconv.Quote(enc) + " is not supported, use one of: " + acceptedEncodings),
 				http.Header{"Accept-Encoding": {acceptedEncodings}},
@@ -488,7 +488,7 @@ func (s *restStream) recvError(ctx context.Context, err error) error {
 
 // bodyReader is the request body with its content coding undone.
 func (s *restStream) bodyReader(ctx context.Context) (io.Reader, error) {
-	c := codingOf(s.Request.Header.Get("Content-Encoding"))
+	c := codingOf(transcoder.Lower(s.Request.Header.Get("Content-Encoding")))
 	body := s.guard.body(s.Request.Body)
 	if c == nil {
 		return body, nil
@@ -531,7 +531,8 @@ type codedBody struct {
 func (c *codedBody) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	if c.n += int64(n); c.n > ratioFree+maxRatio*c.coded.n {
-		return 0, status.Errorf(codes.ResourceExhausted, "request body decodes to more than %d times its size", maxRatio)
+		return 0, transcoder.HTTPError(http.StatusRequestEntityTooLarge, codes.ResourceExhausted,
+			"request body decodes to more than "+strconv.Itoa(maxRatio)+" times its size")
 	}
 	if err != nil {
 		if err != io.EOF {

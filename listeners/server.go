@@ -320,10 +320,25 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		fields += len(values)
 	}
 	if limit := s.cfg.Limits.MaxHeaderFields; fields > limit {
-		http.Error(w, fmt.Sprintf("the request has %d header fields, %d are the limit", fields, limit), http.StatusRequestHeaderFieldsTooLarge)
+		refuseHeader(w, r, fmt.Sprintf("the request has %d header fields, %d are the limit", fields, limit))
 		return
 	}
 	s.front.Load().ServeHTTP(w, r)
+}
+
+// refuseHeader answers a request whose header is over a limit: gRPC clients in their way, as they make no more of 431 than that it is
+// unknown.
+func refuseHeader(w http.ResponseWriter, r *http.Request, msg string) {
+	ct := r.Header.Get("Content-Type")
+	if r.ProtoMajor < 2 || !hasPrefixFold(ct, "application/grpc") || isGRPCWeb(ct) {
+		http.Error(w, msg, http.StatusRequestHeaderFieldsTooLarge)
+		return
+	}
+	h := w.Header()
+	h["Content-Type"] = grpcType
+	h["Content-Length"] = nil // as in every Trailers-Only
+	writeGRPCStatus(h, false, status.New(codes.ResourceExhausted, msg))
+	w.WriteHeader(http.StatusOK)
 }
 
 // growStack makes room on the stack of a new goroutine, as each request of HTTP/3 has one, for what a call needs:

@@ -478,3 +478,30 @@ func TestRESTContentCodings(t *testing.T) {
 		}
 	}
 }
+
+// A fault within a stream of JSON says which message it is in, and where that is in the body.
+func TestFaultInJSONStream(t *testing.T) {
+	front := listeners.NewFront(listeners.FrontConfig{}, newView(t, func(ctx context.Context, call *rpc.Call) error {
+		for {
+			m, err := call.Stream.Recv(ctx)
+			if err != nil {
+				return err
+			}
+			m.Release()
+		}
+	}), slog.New(slog.DiscardHandler))
+	for _, tt := range []struct{ body, want string }{
+		{strings.Repeat("\"AQ==\"\n", 3000) + " 5", "body, message 3001: expected a string, found 5 (line 3001, column 2)"},
+		{"5", "body, message 1: expected a string, found 5 (line 1, column 1)"},
+		{`["AQ==", 5]`, "body, message 2: expected a string, found 5 (line 1, column 10)"},
+	} {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/rpctest/bidi", strings.NewReader(tt.body))
+		r.Header.Set("Content-Type", "application/json")
+		r.ProtoMajor = 2
+		w := httptest.NewRecorder()
+		front.ServeHTTP(w, r)
+		if w.Code != 400 || !strings.Contains(w.Body.String(), tt.want) || !strings.Contains(w.Body.String(), "BadRequest") {
+			t.Errorf("HTTP status %d, %s, want %q", w.Code, w.Body, tt.want)
+		}
+	}
+}

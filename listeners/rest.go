@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -224,7 +225,7 @@ func (s *restStream) systemParams(b *descriptors.Binding) error {
 	case s.down == downloadStream && sys.Alt == "sse":
 		s.format = transcoder.StreamSSE
 	default:
-		return status.Errorf(codes.InvalidArgument, "query parameter \"$alt\": this answer cannot be written as %q", sys.Alt)
+		return transcoder.QueryFault("$alt", fmt.Errorf("this answer cannot be written as %q", sys.Alt))
 	}
 	s.pretty = sys.PrettyPrint && s.down == downloadOne
 	if sys.Fields != "" {
@@ -575,6 +576,8 @@ func (s *restStream) recvJSON(ctx context.Context) (rpc.Message, error) {
 	}
 	s.info.TranscodeIn += time.Since(began)
 	if err != nil {
+		lines, column := s.in.position(s.in.start - len(text))
+		err = transcoder.InStream(err, s.recv+1, lines, column)
 		putBuffer(wire)
 		s.info.Fail(rpc.SourceClient)
 		return rpc.Message{}, err

@@ -269,5 +269,37 @@ func bodyFault(prefix string, err error) error {
 	} else {
 		field = prefix + field
 	}
-	return invalid(field, e.Msg, "body: "+e.Error())
+	return &bodyError{invalid(field, e.Msg, "body: "+e.Error()), field, e}
 }
+
+// bodyError is a fault of the text of a body.
+type bodyError struct {
+	error
+	field string
+	fault *codec.Error
+}
+
+func (e *bodyError) Unwrap() error { return e.error }
+
+// GRPCStatus is what the client is told.
+func (e *bodyError) GRPCStatus() *status.Status { return status.Convert(e.error) }
+
+// InStream is err, a fault that AppendRequest or AppendBody found in message n, from 1, of a body of several, with that number and
+// with the place in the body. lines and column are the lines, and the characters of the line, before the message.
+func InStream(err error, n, lines, column int) error {
+	e, ok := errors.AsType[*bodyError](err)
+	if !ok {
+		return err
+	}
+	at := *e.fault
+	if at.Line == 1 {
+		at.Column += column
+	}
+	if at.Line > 0 {
+		at.Line += lines
+	}
+	return invalid(e.field, at.Msg, fmt.Sprintf("body, message %d: %v", n, &at))
+}
+
+// QueryFault is the error for a query parameter, of this name, that cannot be obeyed.
+func QueryFault(name string, why error) error { return paramFault("query parameter", name, why) }

@@ -175,7 +175,12 @@ func (r *reader) fault() error {
 	before := r.in[:at]
 	line := bytes.Count(before, []byte{'\n'}) + 1
 	before = before[bytes.LastIndexByte(before, '\n')+1:]
-	return &Error{Offset: at, Line: line, Column: utf8.RuneCount(before) + 1, Path: pathAt(r.in, at), Msg: r.msg}
+	inside := at
+	if r.named { // behind the name
+		end, _, _ := scanString(r.in, at+1)
+		inside = end + 1
+	}
+	return &Error{Offset: at, Line: line, Column: utf8.RuneCount(before) + 1, Path: pathAt(r.in, inside), Msg: r.msg}
 }
 
 // finish checks that nothing follows the value that ended before in[i], and completes the output.

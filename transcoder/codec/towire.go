@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"slices"
-	"strconv"
 
 	"google.golang.org/protobuf/encoding/protowire"
 )
@@ -34,6 +33,7 @@ type reader struct {
 	scratch []byte
 
 	offset int
+	named  bool // the fault is that of the member whose name is at offset
 	msg    string
 }
 
@@ -43,7 +43,13 @@ type fix struct {
 }
 
 func (r *reader) fail(i int, msg string) int {
-	r.offset, r.msg = i, msg
+	r.offset, r.named, r.msg = i, false, msg
+	return -1
+}
+
+// failKey is fail for the member whose name is at in[i:].
+func (r *reader) failKey(i int, msg string) int {
+	r.offset, r.named, r.msg = i, true, msg
 	return -1
 }
 
@@ -65,6 +71,8 @@ func found(in []byte, i int) string {
 			return "a string without end"
 		}
 		n = end + 1 - i
+	case c == 0xEF && string(in[i:min(i+3, len(in))]) == "\ufeff":
+		return "a byte order mark"
 	case c == '{':
 		return "an object"
 	case c == '[':
@@ -177,7 +185,7 @@ func (r *reader) object(dst []byte, m *message, i int, inAny bool) ([]byte, int)
 				goto comma
 			case keyExtension:
 				if slices.Contains(r.exts[xbase:], f) {
-					return dst, r.fail(keyAt, "duplicate field "+found(in, keyAt))
+					return dst, r.failKey(keyAt, "duplicate field")
 				}
 				r.exts = append(r.exts, f)
 			}
@@ -189,11 +197,11 @@ func (r *reader) object(dst []byte, m *message, i int, inAny bool) ([]byte, int)
 			next = int(x) + 1
 			if !wide {
 				if seen>>uint(x)&1 != 0 {
-					return dst, r.fail(keyAt, "duplicate field "+found(in, keyAt))
+					return dst, r.failKey(keyAt, "duplicate field")
 				}
 				seen |= 1 << uint(x)
 			} else if !r.mark(sbase, int(x)) {
-				return dst, r.fail(keyAt, "duplicate field "+found(in, keyAt))
+				return dst, r.failKey(keyAt, "duplicate field")
 			}
 		}
 		if r.at(i) == 'n' && !f.null {
@@ -265,7 +273,7 @@ func (r *reader) mark(base, x int) bool {
 }
 
 func (r *reader) otherMember(f *field, i int) int {
-	return r.fail(i, "another field of oneof "+string(f.desc.ContainingOneof().Name())+" is set already")
+	return r.failKey(i, "another field of oneof "+string(f.desc.ContainingOneof().Name())+" is set already")
 }
 
 // keyed says what an object key is.
@@ -318,7 +326,7 @@ func (r *reader) key(m *message, i int, inAny bool) (*field, keyed, int) {
 		return &m.fields[x], keyField, i
 	}
 	if !r.discard {
-		return nil, 0, r.fail(at, "unknown field "+strconv.Quote(string(name)))
+		return nil, 0, r.failKey(at, "unknown field")
 	}
 	return nil, keyUnknown, i
 }

@@ -1,8 +1,10 @@
 package upstream
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,40 +16,91 @@ var (
 	errWaited = errors.New("waited too long in the queue")
 )
 
-// gate lets a limited number of calls in and has a limited number wait, first come, first served. Calls pay for it with
-// two atomic operations unless the gate is full.
+// gate lets a limited number of calls in and has a limited number wait, first come, first served: both for being let in and,
+// inside, for an endpoint. Calls pay for it with two atomic operations unless the gate is full.
 type gate struct {
 	limit  atomic.Int64
 	queue  int
-	within time.Duration // the longest wait
+	within time.Duration // the longest that a call waits, all its waits together
 
 	inside  atomic.Int64
-	waiting atomic.Int64  // len(line)
+	waiting atomic.Int64  // len(line) + len(saturated)
 	ends    atomic.Uint64 // counts those who have left
 
-	mu   sync.Mutex
-	line []*waiter
+	mu        sync.Mutex
+	last      uint64  // the number of the last turn
+	line      []*turn // who is to be let in
+	saturated []*turn // who is inside and waits for an endpoint; they go before those in line
 }
 
-// waiter is a call in the queue.
-type waiter struct {
-	ready chan struct{} // closed when its turn has come
-	slot  bool          // it waits to be let in; else only for ends to change
-	ends  uint64
+// turn is the place of a call that has waited, which it keeps however often it waits.
+type turn struct {
+	number uint64
+	by     time.Time     // when it gives up
+	ready  chan struct{} // closed when its turn has come
 }
 
 // enter lets the caller in, waiting if need be. It fails with errFull, errWaited or the cause of ctx's end. Who was let
-// in must leave.
-func (g *gate) enter(ctx context.Context) error {
+// in must leave. The turn is for await, nil if it did not wait.
+func (g *gate) enter(ctx context.Context) (*turn, error) {
 	if g.waiting.Load() == 0 && g.takeSlot() {
-		return nil
+		return nil, nil //nolint:nilnil // as said
 	}
-	return g.wait(ctx, &waiter{slot: true})
+	g.mu.Lock()
+	t, err := g.turn()
+	if err != nil {
+		g.mu.Unlock()
+		return nil, err
+	}
+	g.line = append(g.line, t)
+	g.count()
+	g.admit() // a slot may have come meanwhile, by a call that saw nobody waiting
+	g.mu.Unlock()
+	return t, g.wait(ctx, t, &g.line)
 }
 
-// await waits until a call has left since ends had the given count. It is for who is inside. It fails as enter does.
-func (g *gate) await(ctx context.Context, ends uint64) error {
-	return g.wait(ctx, &waiter{ends: ends})
+// await waits for the next try at an endpoint, after one that began when ends had the given count and found none. It is for
+// who is inside, with the turn that the call has, if any, and returns the one that it has then. It fails as enter does,
+// with errFull only a call that has no turn.
+func (g *gate) await(ctx context.Context, t *turn, ends uint64) (*turn, error) {
+	g.mu.Lock()
+	if t == nil {
+		var err error
+		if t, err = g.turn(); err != nil {
+			g.mu.Unlock()
+			return nil, err
+		}
+	}
+	t.ready = make(chan struct{})
+	i, _ := slices.BinarySearchFunc(g.saturated, t, func(a, b *turn) int { return cmp.Compare(a.number, b.number) })
+	g.saturated = slices.Insert(g.saturated, i, t)
+	g.count()
+	if g.ends.Load() != ends { // by a call that saw nobody waiting, or while this one was trying
+		g.saturated = slices.Delete(g.saturated, i, i+1)
+		g.count()
+		g.mu.Unlock()
+		return t, nil
+	}
+	g.mu.Unlock()
+	return t, g.wait(ctx, t, &g.saturated)
+}
+
+// turn gives a call its place. mu is held.
+func (g *gate) turn() (*turn, error) {
+	if len(g.line)+len(g.saturated) >= g.queue {
+		return nil, errFull
+	}
+	g.last++
+	return &turn{number: g.last, by: time.Now().Add(g.within), ready: make(chan struct{})}, nil
+}
+
+// served hears that a call that has waited for an endpoint has one: there may be another.
+func (g *gate) served() {
+	if g.waiting.Load() > 0 {
+		g.mu.Lock()
+		g.next()
+		g.mu.Unlock()
+	}
 }
 
 // takeSlot takes a free slot.
@@ -79,43 +132,43 @@ func (g *gate) leave() {
 	g.ends.Add(1)
 	if g.waiting.Load() > 0 {
 		g.mu.Lock()
+		g.next()
+		g.mu.Unlock()
+	}
+}
+
+// next has one call try that waits for an endpoint; whoever is in line would try for the same. mu is held.
+func (g *gate) next() {
+	if len(g.saturated) == 0 {
 		g.admit()
-		g.mu.Unlock()
+		return
 	}
+	close(g.saturated[0].ready)
+	g.saturated = slices.Delete(g.saturated, 0, 1)
+	g.count()
 }
 
-// admit wakes those whose turn has come: for whom there is a slot, and who waited for an end. mu is held.
+// admit lets those in line in for whom there is a slot, unless some who are inside find no endpoint. mu is held.
 func (g *gate) admit() {
-	for len(g.line) > 0 {
-		w := g.line[0]
-		if w.slot && !g.takeSlot() || !w.slot && g.ends.Load() == w.ends {
-			break
-		}
-		close(w.ready)
-		g.line[0] = nil
-		g.line = g.line[1:]
+	n := 0
+	for len(g.saturated) == 0 && n < len(g.line) && g.takeSlot() {
+		close(g.line[n].ready)
+		n++
 	}
-	g.waiting.Store(int64(len(g.line)))
+	g.line = slices.Delete(g.line, 0, n)
+	g.count()
 }
 
-// wait queues w.
-func (g *gate) wait(ctx context.Context, w *waiter) error {
-	w.ready = make(chan struct{})
-	g.mu.Lock()
-	if len(g.line) >= g.queue {
-		g.mu.Unlock()
-		return errFull
-	}
-	g.line = append(g.line, w)
-	g.waiting.Store(int64(len(g.line)))
-	g.admit() // what it waits for may have come meanwhile, by a call that saw nobody waiting
-	g.mu.Unlock()
+// count is of those who wait. mu is held.
+func (g *gate) count() { g.waiting.Store(int64(len(g.line) + len(g.saturated))) }
 
-	timer := time.NewTimer(g.within)
+// wait waits for t's turn, in a queue of g.
+func (g *gate) wait(ctx context.Context, t *turn, queue *[]*turn) error {
+	timer := time.NewTimer(time.Until(t.by))
 	defer timer.Stop()
 	var err error
 	select {
-	case <-w.ready:
+	case <-t.ready:
 		return nil
 	case <-timer.C:
 		err = errWaited
@@ -124,12 +177,11 @@ func (g *gate) wait(ctx context.Context, w *waiter) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for i, o := range g.line {
-		if o == w {
-			g.line = append(g.line[:i:i], g.line[i+1:]...)
-			g.admit() // whoever was behind may be in luck
-			return err
-		}
+	i := slices.Index(*queue, t)
+	if i < 0 {
+		return nil // its turn had come after all
 	}
-	return nil // its turn had come after all
+	*queue = slices.Delete(*queue, i, i+1)
+	g.count()
+	return err
 }

@@ -34,7 +34,7 @@ func caught(info *rpc.Info, cancel context.CancelCauseFunc) {
 
 // stream makes a call of any kind but unary. Replies are carried by the caller's goroutine, requests by one other,
 // which is not needed if the client sends one message only. Whichever side ends first cancels the other.
-func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
+func (c *Cluster) stream(ctx context.Context, call *rpc.Call, t *turn) error {
 	p := c.policies.of(call.Method)
 	if p.timeout > 0 {
 		var cancel context.CancelFunc
@@ -54,7 +54,7 @@ func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
 	c.budget.Call(sinceEpoch(start))
 	o.ctx, o.cancel = context.WithCancelCause(ctx)
 	defer o.end()
-	err := c.attempts(&o, call, &p.retry)
+	err := c.attempts(&o, call, &p.retry, t)
 	call.Info.Upstream = time.Since(start)
 	if err == nil {
 		c.policies.throttles.success()
@@ -63,13 +63,13 @@ func (c *Cluster) stream(ctx context.Context, call *rpc.Call) error {
 }
 
 // attempts makes attempts at a streaming call until one is answered, and carries its answer to the client.
-func (c *Cluster) attempts(o *outbox, call *rpc.Call, p *retryPolicy) error {
-	at := c.newAttempts(call, o.only)
+func (c *Cluster) attempts(o *outbox, call *rpc.Call, p *retryPolicy, t *turn) error {
+	at := c.newAttempts(call, o.only, t)
 	for {
 		ends := c.gate.ends.Load()
 		us, err := c.backend.Stream(o.ctx, call.Method, call.Header, at.next())
 		if at.Saturated() {
-			if err := c.gate.await(o.ctx, ends); err != nil {
+			if err := at.await(o.ctx, ends); err != nil {
 				return c.turnedAway(o.ctx, call, err)
 			}
 			continue

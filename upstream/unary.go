@@ -21,11 +21,14 @@ type attempts struct {
 	key      string
 	budget   *score.Budget
 	stream   bool
+	gate     *gate
+	turn     *turn // at the gate, nil if the call has not waited
 }
 
-// newAttempts makes those of a call with the request req, which is empty if the client sends a stream.
-func (c *Cluster) newAttempts(call *rpc.Call, req rpc.Message) *attempts {
-	return &attempts{key: c.hash.key(call, req), budget: c.budget, stream: !call.Method.Unary()}
+// newAttempts makes those of a call with the request req, which is empty if the client sends a stream, and its
+// turn.
+func (c *Cluster) newAttempts(call *rpc.Call, req rpc.Message, t *turn) *attempts {
+	return &attempts{key: c.hash.key(call, req), budget: c.budget, stream: !call.Method.Unary(), gate: &c.gate, turn: t}
 }
 
 // next makes the next attempt. One that found every endpoint saturated does not count.
@@ -41,11 +44,20 @@ func (a *attempts) next() *attempt {
 		a.attempt = &attempt{n: n}
 	}
 	a.Tried, a.Key, a.Stream, a.Budget = &a.tried, a.key, a.stream, a.budget
+	if a.turn != nil {
+		a.Began = a.gate.served
+	}
 	return a.attempt
 }
 
+// await waits until an endpoint may be free, after an attempt that began when so many calls had left and found none.
+func (a *attempts) await(ctx context.Context, ends uint64) (err error) {
+	a.turn, err = a.gate.await(ctx, a.turn, ends)
+	return err
+}
+
 // unary makes a call of one message each way on the caller's goroutine.
-func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
+func (c *Cluster) unary(ctx context.Context, call *rpc.Call, t *turn) error {
 	req, err := rpc.RecvOne(ctx, call.Stream)
 	if err != nil {
 		call.Info.Fail(rpc.SourceClient)
@@ -62,9 +74,9 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 	var a answer
 	final := false
 	if p.hedge == nil {
-		a, final, err = c.retried(ctx, call, &p.retry, req)
+		a, final, err = c.retried(ctx, call, &p.retry, req, t)
 	} else {
-		a, final, err = c.hedged(ctx, call, p.hedge, req)
+		a, final, err = c.hedged(ctx, call, p.hedge, req, t)
 	}
 	req.Release()
 	call.Info.Upstream = time.Since(start)
@@ -100,13 +112,13 @@ func (c *Cluster) unary(ctx context.Context, call *rpc.Call) error {
 }
 
 // retried makes attempts one after the other. final says that err is the call's end as it stands.
-func (c *Cluster) retried(ctx context.Context, call *rpc.Call, p *retryPolicy, req rpc.Message) (a answer, final bool, err error) {
-	at := c.newAttempts(call, req)
+func (c *Cluster) retried(ctx context.Context, call *rpc.Call, p *retryPolicy, req rpc.Message, t *turn) (a answer, final bool, err error) {
+	at := c.newAttempts(call, req, t)
 	for {
 		ends := c.gate.ends.Load()
 		a, err = c.backend.Unary(ctx, call.Method, call.Header, req, at.next())
 		if at.Saturated() {
-			if err := c.gate.await(ctx, ends); err != nil {
+			if err := at.await(ctx, ends); err != nil {
 				return a, true, c.turnedAway(ctx, call, err)
 			}
 			continue
@@ -124,7 +136,7 @@ func (c *Cluster) retried(ctx context.Context, call *rpc.Call, p *retryPolicy, r
 
 // hedged makes attempts side by side, one more after each delay, until one succeeds or fails for good; the others are
 // then cancelled and waited for. A failure that is not fatal brings the next attempt forward, or puts it off as the server says.
-func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, req rpc.Message) (_ answer, final bool, _ error) {
+func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, req rpc.Message, t *turn) (_ answer, final bool, _ error) {
 	type result struct {
 		answer
 		at  *attempt
@@ -141,7 +153,7 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 			r.reply.Release()
 		}
 	}()
-	seq := c.newAttempts(call, req)
+	seq := c.newAttempts(call, req, t)
 	ends := c.gate.ends.Load()
 	sent, running := 0, 0
 	send := func() {
@@ -193,7 +205,7 @@ func (c *Cluster) hedged(ctx context.Context, call *rpc.Call, p *hedgePolicy, re
 				if most = min(most, sent); running > 0 {
 					continue
 				}
-				if err := c.gate.await(ctx, ends); err != nil {
+				if err := seq.await(ctx, ends); err != nil {
 					return r.answer, true, c.turnedAway(ctx, call, err)
 				}
 				ends = c.gate.ends.Load()

@@ -314,16 +314,17 @@ func (c *Cluster) Invoke(ctx context.Context, call *rpc.Call) error {
 		return c.errorf(codes.Unavailable, nil, "is being removed")
 	}
 	defer c.leave()
-	if err := c.gate.enter(ctx); err != nil {
+	t, err := c.gate.enter(ctx)
+	if err != nil {
 		return c.turnedAway(ctx, call, err)
 	}
 	defer c.gate.leave()
 	c.backend.Load(c.gate.inside.Load())
 	c.backend.Prepare(call.Header)
 	if call.Method.Unary() {
-		return c.unary(ctx, call)
+		return c.unary(ctx, call, t)
 	}
-	return c.stream(ctx, call)
+	return c.stream(ctx, call, t)
 }
 
 // turnedAway is the end of a call that the gate did not let in.

@@ -160,6 +160,9 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 		if a.Tried != nil {
 			a.Tried.add(t.node)
 		}
+		if a.Began != nil {
+			a.Began()
+		}
 	}
 	var ask [maxProbes]int
 	for _, i := range l.table.Probes(now, &rnd, ask[:0]) {
@@ -237,6 +240,8 @@ type Attempt struct {
 	// Budget is what probes are taken from that come with the pick, by the time since the Unix epoch. Nil: they are bounded by
 	// Config.Probes alone.
 	Budget *score.Budget
+	// Began is called when an endpoint has been chosen, by the picker: it must not wait. It may be nil.
+	Began func()
 
 	endpoint  atomic.Pointer[endpoint]
 	saturated atomic.Bool

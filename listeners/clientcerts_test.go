@@ -128,7 +128,7 @@ func TestClientCAsReplaced(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer conn.CloseNow() //nolint:errcheck // it is over
+				defer conn.CloseNow()
 				session = &sessionSocket{conn, ctx, false}
 			}
 			stream := watch()

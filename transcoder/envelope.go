@@ -316,7 +316,7 @@ func (p *Plans) parseOpen(b []byte, text bool) (*Open, error) {
 		return out, nil
 	}
 	if d := o.GetTimeout(); d != nil {
-		if d.CheckValid() != nil {
+		if !d.IsValid() {
 			out.Err = badOpen("timeout is out of range")
 			return out, nil
 		}

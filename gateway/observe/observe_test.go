@@ -295,8 +295,13 @@ func TestDecisions(t *testing.T) {
 	for range 2 {
 		x := exchange()
 		x.Call.Info.Notes = rpc.Notes{
-			{Key: "cache", Value: "hit"}, {Key: "auth", Value: "TOKEN_EXPIRED"}, {Key: "limit", Value: "writes: redis: connection refused"}, {Key: "limit_shared", Value: "no"},
-			{Key: "allow", Value: "no such key: hunter2"}, {Key: "error_was", Value: "Internal"}, {Key: "something", Value: "else"},
+			{Key: "cache", Value: "hit"},
+			{Key: "auth", Value: "TOKEN_EXPIRED"},
+			{Key: "limit", Value: "writes: redis: connection refused"},
+			{Key: "limit_shared", Value: "no"},
+			{Key: "allow", Value: "no such key: hunter2"},
+			{Key: "error_was", Value: "Internal"},
+			{Key: "something", Value: "else"},
 		}
 		o.End(x)
 	}

@@ -481,8 +481,8 @@ func TestTimeOfOthers(t *testing.T) {
 
 // lateContext is one that ends later than by its deadline, as those of listeners do.
 type lateContext struct {
-	context.Context
-	at time.Time
+	context.Context //nolint:containedctx // it is one
+	at              time.Time
 }
 
 func (l lateContext) Deadline() (time.Time, bool) { return l.at, true }

@@ -208,8 +208,8 @@ func TestStoreStale(t *testing.T) {
 
 // awaited is a context that tells when its end is waited for.
 type awaited struct {
-	context.Context
-	waits func()
+	context.Context //nolint:containedctx // it is one
+	waits           func()
 }
 
 func (a awaited) Done() <-chan struct{} {

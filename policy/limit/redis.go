@@ -165,11 +165,11 @@ func (r *Redis) take(ctx context.Context, l *Limiter, p *plan, key []byte, cost 
 	v, err := r.run(ask, *client, l, p, key, cost, "")
 	if err != nil {
 		if until == 0 {
-			msg := "Redis does not answer, limits are held here"
-			if r.cfg.FailClosed {
-				msg = "Redis does not answer, calls that it limits are refused"
+			if why := slog.String("error", err.Error()); r.cfg.FailClosed {
+				r.log.LogAttrs(ctx, slog.LevelWarn, "Redis does not answer, calls that it limits are refused", why)
+			} else {
+				r.log.LogAttrs(ctx, slog.LevelWarn, "Redis does not answer, limits are held here", why)
 			}
-			r.log.LogAttrs(ctx, slog.LevelWarn, msg, slog.String("error", err.Error()))
 		}
 		r.downUntil.Store(int64(now) + pause.Microseconds())
 		return v, err

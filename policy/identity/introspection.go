@@ -56,11 +56,12 @@ type Introspection struct {
 	flights map[tag]*flight
 }
 
-// flight is one question under way.
+// flight is one question, waiting for a slot or under way.
 type flight struct {
-	done chan struct{}
-	who  *caller
-	err  error
+	done    chan struct{}
+	callers int // that wait for it; under Introspection.mu
+	who     *caller
+	err     error
 }
 
 const (
@@ -68,6 +69,8 @@ const (
 	inactiveCached = 10 * time.Second
 	// maxFlights is how many questions may be under way; others wait for as long as one may take.
 	maxFlights = 64
+	// maxWaiting is how many questions there may be, with those that wait; more have no answer.
+	maxWaiting = 16 * maxFlights
 )
 
 // NewIntrospection makes the provider.
@@ -112,21 +115,17 @@ func (p *Introspection) identify(ctx context.Context, call *rpc.Call) (*caller, 
 	if who := p.remembered(seen); who != nil {
 		return who.admitted()
 	}
-	f := p.underWay(seen)
-	if f == nil {
-		if err := p.enter(ctx); err != nil {
-			return nil, err
-		}
-		if who := p.remembered(seen); who != nil { // it was asked about meanwhile
-			<-p.slots
-			return who.admitted()
-		}
-		f = p.ask(seen, token)
+	f, err := p.ask(seen, token)
+	if err != nil {
+		return nil, err
 	}
 	select {
 	case <-f.done:
 		return f.who, f.err
 	case <-ctx.Done():
+		p.mu.Lock()
+		f.callers--
+		p.mu.Unlock()
 		return nil, rpc.CauseOf(ctx)
 	}
 }
@@ -151,34 +150,6 @@ func (c *caller) admitted() (*caller, error) {
 	return c, nil
 }
 
-// enter waits for a slot, which must be given back.
-func (p *Introspection) enter(ctx context.Context) error {
-	select {
-	case p.slots <- struct{}{}:
-		return nil
-	default:
-	}
-	patience := time.NewTimer(outboundTimeout)
-	defer patience.Stop()
-	select {
-	case p.slots <- struct{}{}:
-		return nil
-	case <-patience.C:
-		return errNoAnswer
-	case <-p.ctx.Done():
-		return errNoAnswer
-	case <-ctx.Done():
-		return rpc.CauseOf(ctx)
-	}
-}
-
-// underWay is the question about a token that is; nil if there is none.
-func (p *Introspection) underWay(seen tag) *flight {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.flights[seen]
-}
-
 var errNoAnswer = status.Error(codes.Unavailable, "the authorization server does not answer")
 
 // asked is a server that is asked for each call. Its silence is logged once, and its return.
@@ -200,30 +171,44 @@ func (a *asked) answered(ctx context.Context) {
 	}
 }
 
-// ask puts the question, or joins the one under way. It takes over the caller's slot.
-func (p *Introspection) ask(seen tag, token string) *flight {
+// ask joins the question about a token, or begins it. The caller counts as one of the flight's until it is done.
+func (p *Introspection) ask(seen tag, token string) (*flight, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if f := p.flights[seen]; f != nil {
-		<-p.slots
-		return f
+		f.callers++
+		return f, nil
 	}
-	f := &flight{done: make(chan struct{}), err: errNoAnswer}
-	if p.ctx.Err() != nil {
-		<-p.slots
-		close(f.done)
-		return f
+	if len(p.flights) == maxWaiting || p.ctx.Err() != nil {
+		return nil, errNoAnswer
 	}
+	f := &flight{done: make(chan struct{}), callers: 1, err: errNoAnswer}
 	p.flights[seen] = f
-	p.work.Go(func() {
+	p.work.Go(func() { p.fly(f, seen, token) })
+	return f, nil
+}
+
+// fly waits for a slot and puts the question, unless nobody waits for the answer any more.
+func (p *Introspection) fly(f *flight, seen tag, token string) {
+	defer close(f.done)
+	patience := time.NewTimer(outboundTimeout)
+	defer patience.Stop()
+	entered := false
+	select {
+	case p.slots <- struct{}{}:
+		entered = true
+		defer func() { <-p.slots }()
+	case <-patience.C:
+	case <-p.ctx.Done():
+	}
+	p.mu.Lock()
+	if entered && f.callers > 0 {
+		p.mu.Unlock()
 		f.who, f.err = p.introspect(seen, token)
 		p.mu.Lock()
-		delete(p.flights, seen)
-		p.mu.Unlock()
-		<-p.slots
-		close(f.done)
-	})
-	return f
+	}
+	delete(p.flights, seen)
+	p.mu.Unlock()
 }
 
 // introspect asks the server and remembers what it says.

@@ -347,13 +347,32 @@ func TestIntrospectionUnderGuesses(t *testing.T) {
 		if _, _, err := who(t, v, "other"); rpc.StatusOf(err).Code() != codes.Unavailable || time.Since(began) != outboundTimeout {
 			t.Errorf("behind six rounds of guesses: %v, after %v", err, time.Since(began))
 		}
+		wg.Wait()
+		synctest.Wait()
 		ctx, leave := context.WithCancel(t.Context())
 		guess(maxFlights)
 		leave()
 		if _, err := v.identify(ctx, &rpc.Call{Header: metadata.MD{"authorization": {"Bearer more"}}, Info: &rpc.Info{}}); rpc.StatusOf(err).Code() != codes.Canceled {
 			t.Errorf("a client that has left: %v", err)
 		}
+		asked = server.asked.Load()
 		wg.Wait()
+		synctest.Wait()
+		if server.asked.Load() != asked {
+			t.Errorf("asked for a client that has left")
+		}
+		guess(1)
+		first := "guess-" + strconv.Itoa(guesses)
+		guess(maxWaiting - 1)
+		began = time.Now()
+		if _, _, err := who(t, v, "last"); rpc.StatusOf(err).Code() != codes.Unavailable || time.Since(began) != 0 {
+			t.Errorf("beside as many guesses as may wait: %v, after %v", err, time.Since(began))
+		}
+		if _, reason, err := who(t, v, first); reason != reasonInvalid {
+			t.Errorf("a token that is asked about: %v", err)
+		}
+		wg.Wait()
+		synctest.Wait()
 		if len(v.slots) > 0 || len(v.flights) > 0 {
 			t.Errorf("%d slots and %d flights are left", len(v.slots), len(v.flights))
 		}

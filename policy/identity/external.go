@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -188,8 +189,28 @@ func valueOf(h *corev3.HeaderValueOption) string {
 	return v
 }
 
-// maxDenial is how much of a denial's text the client gets, in bytes. As a gRPC status it must fit into a header.
-const maxDenial = 4 << 10
+// maxDenial is how much of a denial's text the client gets, in bytes of grpc-message: percent-encoded, so that it fits into a header.
+const maxDenial = 2 << 10
+
+// denialText is the whole characters of text that maxDenial has room for.
+func denialText(text string) string {
+	size := 0
+	for i, r := range text {
+		switch {
+		case r < 0x20 || r == '%' || r == 0x7F:
+			size += 3
+		case r > 0x7F:
+			size += 3 * utf8.RuneLen(r) // that of U+FFFD for a byte that is none
+		default:
+			size++
+		}
+		if size > maxDenial {
+			text = text[:i]
+			break
+		}
+	}
+	return strings.ToValidUTF8(text, "�")
+}
 
 // deniedStatus is a status with the HTTP status that REST clients get; 0 for the one of its code.
 type deniedStatus struct {
@@ -219,7 +240,7 @@ func denialOf(resp *authv3.CheckResponse) error {
 		code, msg = codes.Unavailable, "the authorization server does not answer"
 	}
 	if text := cmp.Or(d.GetBody(), resp.GetStatus().GetMessage()); text != "" {
-		msg = strings.ToValidUTF8(text[:min(len(text), maxDenial)], "�")
+		msg = denialText(text)
 	}
 	e := &deniedStatus{status: status.New(code, msg)}
 	if n := int(d.GetStatus().GetCode()); n >= 300 && n <= 599 && n != http.StatusNotModified {

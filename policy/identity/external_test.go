@@ -89,7 +89,7 @@ func TestExternalDenies(t *testing.T) {
 // What a server says with a denial reaches the client: the HTTP status as it is over REST, and as a code; the body as the message, as far
 // as it goes, or that of the status.
 func TestExternalDenials(t *testing.T) {
-	long := strings.Repeat("ö", maxDenial)
+	long, ascii := strings.Repeat("ö", maxDenial), strings.Repeat("a", maxDenial)
 	for _, tc := range []struct {
 		http       int32 // 0 is no denied_response
 		body, said string
@@ -105,8 +105,10 @@ func TestExternalDenials(t *testing.T) {
 		{402, "pay", "", codes.PermissionDenied, 402, "pay"},
 		{429, "", "", codes.ResourceExhausted, 429, "too many calls"},
 		{500, "", "", codes.Unavailable, 500, "the authorization server does not answer"},
-		{403, long, "", codes.PermissionDenied, 403, long[:maxDenial]},
-		{403, "x" + long, "", codes.PermissionDenied, 403, "x" + long[:maxDenial-2] + "�"},
+		{403, long, "", codes.PermissionDenied, 403, long[:maxDenial/3/2*2]},
+		{403, "x%" + long, "", codes.PermissionDenied, 403, "x%" + long[:(maxDenial-4)/3/2*2]},
+		{403, "\xFF" + long, "", codes.PermissionDenied, 403, "�" + long[:(maxDenial-9)/3/2*2]},
+		{403, ascii + "x", "", codes.PermissionDenied, 403, ascii},
 		{200, "", "", codes.PermissionDenied, 403, "the call is not allowed"},
 		{999, "", "", codes.Unavailable, 503, "the authorization server does not answer"},
 	} {

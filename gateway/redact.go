@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"regexp"
-	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -15,8 +14,8 @@ import (
 const redactedText = "REDACTED"
 
 // redacted is a copy of m without secrets: of fields marked debug_redact, of those whose name says that they hold one, of metadata,
-// request fields, headers and claims that are given a value under such a name, of credentials with their scheme, and of URLs with a
-// password. Where a value came from ("${NAME}") nobody knows any more.
+// request fields, headers and claims that are given a value under such a name, there of credentials with their scheme, and of URLs with
+// a password. Where a value came from ("${NAME}") nobody knows any more.
 func redacted[M proto.Message](m M) M {
 	c, _ := proto.Clone(m).(M)
 	redact(c.ProtoReflect())
@@ -29,11 +28,11 @@ func redact(m protoreflect.Message) {
 		case fd.IsMap():
 			v.Map().Range(func(k protoreflect.MapKey, e protoreflect.Value) bool {
 				switch {
-				case fd.FullName() == "google.protobuf.Struct.fields" && credential(k.String()):
+				case fd.FullName() == "google.protobuf.Struct.fields" && credential.MatchString(k.String()):
 					v.Map().Set(k, protoreflect.ValueOfMessage(structpb.NewStringValue(redactedText).ProtoReflect()))
 				case fd.MapValue().Message() != nil:
 					redact(e.Message())
-				case fd.MapValue().Kind() == protoreflect.StringKind && valued(fd) && credential(k.String()):
+				case fd.MapValue().Kind() == protoreflect.StringKind && valued(fd) && credential.MatchString(k.String()):
 					v.Map().Set(k, protoreflect.ValueOfString(redactedText))
 				case fd.MapValue().Kind() == protoreflect.StringKind:
 					v.Map().Set(k, redactValue(fd, e))
@@ -51,7 +50,7 @@ func redact(m protoreflect.Message) {
 			}
 		case fd.Message() != nil:
 			redact(v.Message())
-		case fd.FullName() == "transom.config.v1.RequestField.value" && credential(m.Get(m.Descriptor().Fields().ByName("field")).String()):
+		case fd.FullName() == "transom.config.v1.RequestField.value" && credential.MatchString(m.Get(m.Descriptor().Fields().ByName("field")).String()):
 			m.Set(fd, protoreflect.ValueOfString(redactedText))
 		case fd.Kind() == protoreflect.StringKind:
 			m.Set(fd, redactValue(fd, v))
@@ -66,7 +65,10 @@ func redactValue(fd protoreflect.FieldDescriptor, v protoreflect.Value) protoref
 	if secret(fd) {
 		return protoreflect.ValueOfString(redactedText)
 	}
-	s := schemed.ReplaceAllString(v.String(), "${1}"+redactedText)
+	s := v.String()
+	if valued(fd) {
+		s = schemed.ReplaceAllString(s, "${1}"+redactedText)
+	}
 	return protoreflect.ValueOfString(userInfo.ReplaceAllString(s, "://"+redactedText+"@"))
 }
 
@@ -76,23 +78,21 @@ var userInfo = regexp.MustCompile(`://[^/@\s]+@`)
 // schemed is a credential behind its scheme, as authorization has it (RFC 7617, RFC 6750).
 var schemed = regexp.MustCompile(`(?i)^((?:basic|bearer) +)\S.*`)
 
-// valued reports whether the values of a map are those of metadata or headers by their names.
+// valued reports whether the field holds values of metadata or headers, of fields of requests or of claims.
 func valued(fd protoreflect.FieldDescriptor) bool {
 	switch fd.FullName() {
-	case "transom.config.v1.MetadataEdits.set", "transom.config.v1.MetadataEdits.add", "transom.config.v1.Security.response_headers":
+	case "transom.config.v1.MetadataEdits.set", "transom.config.v1.MetadataEdits.add", "transom.config.v1.Security.response_headers",
+		"transom.config.v1.RequestField.value", "google.protobuf.Value.string_value":
 		return true
 	}
 	return false
 }
 
-// credential reports whether the name of metadata, of a header, claim or field of a request says that its value is a secret, by its last
-// word: "authorization", "x-api-key", "auth.accessToken".
-func credential(name string) bool {
-	name = strings.ToLower(name)
-	return slices.ContainsFunc([]string{"authorization", "auth", "cookie", "credential", "credentials", "key", "password", "secret", "signature", "token"}, func(word string) bool {
-		return strings.HasSuffix(name, word)
-	})
-}
+// credential is the name of metadata, of a header, claim or field of a request that says that its value is a secret, by its last word:
+// "authorization", "x-api-key", "auth.accessToken". Words run together count too, "x-authtoken"; a key is secret if the word before says
+// so, which that of "x-partition-key" and "monkey" does not.
+var credential = regexp.MustCompile(`(?i)(?:auth|authorization|cookie|credentials?|password|secret|signature|token|` +
+	`(?:access|api|auth|encryption|private|secret|signing|subscription)[-_. ]?key)$`)
 
 // secret reports whether a field holds secrets. Names of files are none.
 func secret(fd protoreflect.FieldDescriptor) bool {

@@ -272,9 +272,9 @@ func (b *builder) build() (*Snapshot, error) {
 	b.checkListeners()
 	b.openObservers()
 	b.openClusters()
+	b.checkCallers()
 	apart := len(b.faults) // of what policies are compiled without
 	b.openConsumers()
-	b.checkCallers()
 	b.loadSchema()
 	var s *Snapshot
 	if len(b.faults) == apart {

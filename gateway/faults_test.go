@@ -183,6 +183,19 @@ func TestFaultsOnce(t *testing.T) {
 		"8: consumers ann and bob have the same API key (see line 4)")
 }
 
+// TestMistypedConsumer: a policy's consumer that is not known hid the faults of all policies, and empty scopes and groups of a line were told
+// in an order that changed.
+func TestMistypedConsumer(t *testing.T) {
+	wantFaults(t, `policies:
+- {selector: "*", auth: {require: [keys]}, access: {scopes: [""], groups: [""], consumers: [ana]}}
+- {selector: "*", allow: "nobody.knows"}
+consumers:
+  providers: {keys: {api_key: {}}}
+  known: {ann: {}}
+`,
+		"2: it is empty", "2: it is empty", `2: consumers.known has no "ana"; did you mean "ann"?`, "3: ")
+}
+
 // TestNoDirectory: check let files pass whose directory does not exist, and serve did not start.
 func TestNoDirectory(t *testing.T) {
 	dir := t.TempDir()

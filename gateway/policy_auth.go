@@ -95,13 +95,8 @@ func (b *builder) checkCallers() {
 				b.fault(fmt.Sprintf("%s.auth.require[%d]", path, j), "%q is there already", name)
 			}
 		}
-		for field, list := range map[string][]string{"scopes": p.GetAccess().GetScopes(), "groups": p.GetAccess().GetGroups()} {
-			for j, name := range list {
-				if name == "" {
-					b.fault(fmt.Sprintf("%s.access.%s[%d]", path, field, j), "it is empty, and no caller has that")
-				}
-			}
-		}
+		b.checkEmpty(path+".access.scopes", p.GetAccess().GetScopes())
+		b.checkEmpty(path+".access.groups", p.GetAccess().GetGroups())
 		for j, name := range p.GetAccess().GetConsumers() {
 			if _, ok := cfg.GetKnown()[name]; ok {
 				continue
@@ -120,6 +115,15 @@ func (b *builder) checkCallers() {
 				}
 				b.fault(at, "%s (callers that it does not have are provider:subject)", msg)
 			}
+		}
+	}
+}
+
+// checkEmpty makes faults of the empty names in the list at path, of scopes or groups.
+func (b *builder) checkEmpty(path string, list []string) {
+	for i, name := range list {
+		if name == "" {
+			b.fault(fmt.Sprintf("%s[%d]", path, i), "it is empty, and no caller has that")
 		}
 	}
 }

@@ -286,12 +286,12 @@ func window(now float64, period time.Duration) float64 {
 	return float64(time.Date(y, m, d+1, 0, 0, 0, 0, time.UTC).Sub(epoch()).Microseconds())
 }
 
-// add is the arithmetic of a quota. A call that weighs more than all there is, as one may more than a share, is let through if nothing
-// was used.
-func (u used) add(now float64, n int64, p *plan) (used, bool) {
+// add is the arithmetic of a quota, in the window that ends at end, the one of p that now is in, which callers find before they lock. A
+// call that weighs more than all there is, as one may more than a share, is let through if nothing was used.
+func (u used) add(now, end float64, n int64, p *plan) (used, bool) {
 	// The window must be the one that now is in, which after the clock was set back it may not be; callers of another plan may have begun
 	// it.
-	if end := window(now, p.Period); u.end != end && u.end != window(now, Day+Month-p.Period) {
+	if u.end != end && u.end != window(now, Day+Month-p.Period) {
 		u = used{0, end}
 	}
 	if n > 0 && u.n+n > max(n, p.Count) {
@@ -340,10 +340,11 @@ func (l *Limiter) local(p *plan, key []byte, cost int64) verdict {
 	v := verdict{plan: p}
 	if l.cfg.Kind == Quota {
 		now := wall()
+		end := window(now, p.Period)
 		var after used
 		ok := true
 		l.quotas.update(key, now, func(u used) (used, bool) {
-			after, ok = u.add(now, cost, p)
+			after, ok = u.add(now, end, cost, p)
 			return after, ok
 		})
 		v.of(p, after, now, ok)

@@ -335,12 +335,13 @@ func TestWallClock(t *testing.T) {
 	}
 	for _, period := range []time.Duration{Day, Month} {
 		p := &plan{Amount: Amount{Count: 1, Period: period}}
-		u, _ := used{}.add(at(2070), 1, p)
-		u, ok := u.add(at(2026), 1, p)
+		u, _ := used{}.add(at(2070), window(at(2070), period), 1, p)
+		u, ok := u.add(at(2026), window(at(2026), period), 1, p)
 		if !ok || u.end != window(at(2026), period) {
 			t.Errorf("after the clock was set back: %+v, %v", u, ok)
 		}
-		if _, ok := u.add(at(2026), 1, &plan{Amount: Amount{Count: 1, Period: Day + Month - period}}); ok {
+		other := Day + Month - period
+		if _, ok := u.add(at(2026), window(at(2026), other), 1, &plan{Amount: Amount{Count: 1, Period: other}}); ok {
 			t.Error("a caller of another plan finds nothing used")
 		}
 	}

@@ -131,7 +131,7 @@ func (l *Limiter) look(p *plan, key []byte) verdict {
 		s.mu.Lock()
 		u := s.m[s.hash]
 		s.unlock()
-		u, _ = u.add(now, 0, p)
+		u, _ = u.add(now, window(now, p.Period), 0, p)
 		v.of(p, u, now, true)
 	case Concurrent:
 		s := l.running.shard(key)

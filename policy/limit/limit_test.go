@@ -964,6 +964,21 @@ func TestEmptyStreamTells(t *testing.T) {
 	}
 }
 
+// untold is a Stream that takes no header.
+type untold struct{ rpc.Stream }
+
+func (untold) SendHeader(metadata.MD) error { return rpc.ErrHeaderSent }
+
+// TestUntold: a call that ended well became an error when its client could not be told what it has left.
+func TestUntold(t *testing.T) {
+	h := late([]*Limiter{New(Config{Name: "r", Kind: Rate, Amount: Amount{Count: 10, Period: time.Hour}})}, 1, nil)(func(context.Context, *rpc.Call) error { return nil })
+	c := newCall("shop", "192.0.2.1")
+	c.Stream = untold{}
+	if err := h(t.Context(), c); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestEarly: of limits on authenticated calls those by address alone stand before authentication.
 func TestEarly(t *testing.T) {
 	rate := func(per ...string) Config {

@@ -319,7 +319,8 @@ func (a *announced) end(err error) error {
 	case a.told:
 		return err
 	case err == nil:
-		return a.SendHeader(nil)
+		_ = a.SendHeader(nil) // the call has ended well, also if this cannot be told
+		return nil
 	}
 	md := metadata.MD{}
 	for key, values := range rpc.HeaderOf(err) {

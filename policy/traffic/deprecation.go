@@ -60,7 +60,7 @@ func Deprecated(d Deprecation) rpc.Middleware {
 				return rpc.WithHeader(err, header)
 			}
 			if !s.told { // a stream without messages
-				return s.SendHeader(nil)
+				_ = s.SendHeader(nil) // the call has ended well, also if this cannot be told
 			}
 			return nil
 		}

@@ -17,6 +17,19 @@ import (
 	"transom/rpc"
 )
 
+// untold is a Stream that takes no header.
+type untold struct{ rpc.Stream }
+
+func (untold) SendHeader(metadata.MD) error { return rpc.ErrHeaderSent }
+
+// TestDeprecatedUntold: a call that ended well became an error when its client could not be told of the deprecation.
+func TestDeprecatedUntold(t *testing.T) {
+	h := rpc.Chain(func(context.Context, *rpc.Call) error { return nil }, Deprecated(Deprecation{Link: "https://bank.example/v2"}))
+	if err := h(t.Context(), &rpc.Call{Method: method(), Info: &rpc.Info{}, Stream: untold{}}); err != nil {
+		t.Error(err)
+	}
+}
+
 // answer sends one message with header.
 func answer(header metadata.MD) rpc.Handler {
 	return func(ctx context.Context, call *rpc.Call) error {

@@ -142,6 +142,7 @@ type wsConn struct {
 	controls  int        // bytes of control frames in out
 	writing   bool
 	hurried   bool          // what is being written has its last deadline
+	last      bool          // so has all that is yet to be written
 	room      chan struct{} // closed when out has been taken; nil while nobody waits
 	writeErr  error
 	closeSent bool
@@ -601,7 +602,7 @@ func (c *wsConn) write() {
 			c.room = nil
 		}
 		for left := *b; len(left) > 0; {
-			if !c.hurried {
+			if !c.hurried && !c.last {
 				_ = c.nc.SetWriteDeadline(time.Now().Add(c.cfg.idleWrite))
 			}
 			c.mu.Unlock()
@@ -648,7 +649,26 @@ func (c *wsConn) hurry() {
 	}
 }
 
-// sendClose queues a close frame, once, behind everything else, and has it written. 1005 stands for a frame without code.
+// lastWrites gives all that is yet to be written idleWrite together, or what hurry left: the socket ends, and waits for it.
+func (c *wsConn) lastWrites() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.limitWrites()
+}
+
+// limitWrites is lastWrites with mu held.
+func (c *wsConn) limitWrites() {
+	if c.last {
+		return
+	}
+	c.last = true
+	if !c.writing || !c.hurried {
+		_ = c.nc.SetWriteDeadline(time.Now().Add(c.cfg.idleWrite))
+	}
+}
+
+// sendClose queues a close frame, once, behind everything else, and has it written within the time of lastWrites. 1005 stands for a
+// frame without code.
 func (c *wsConn) sendClose(code int, reason string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -656,6 +676,7 @@ func (c *wsConn) sendClose(code int, reason string) {
 		return
 	}
 	c.closeSent = true
+	c.limitWrites()
 	b := c.queue()
 	if code == closeNoCode {
 		*b = appendHead(*b, opClose, false, 0)

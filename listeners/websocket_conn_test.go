@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,14 +55,16 @@ func TestSlowReader(t *testing.T) {
 		whole = size >> 10 * pace
 	)
 	for name, tc := range map[string]struct {
-		takes  int // bytes, before the client stops
-		hurry  bool
+		takes  int           // bytes, before the client stops
+		end    func(*wsConn) // after a second
 		within time.Duration
 		fails  bool
 	}{
-		"slow":       {2 * size, false, whole + time.Second, false},
-		"stuck":      {size / 2, false, whole/2 + defaultIdle, true},
-		"slow, over": {2 * size, true, 2*time.Second + writeGrace, true},
+		"slow":          {2 * size, nil, whole + time.Second, false},
+		"stuck":         {size / 2, nil, whole/2 + defaultIdle, true},
+		"slow, over":    {2 * size, (*wsConn).hurry, 2*time.Second + writeGrace, true},
+		"slow, last":    {2 * size, (*wsConn).lastWrites, time.Second + defaultIdle, true},
+		"slow, closing": {2 * size, func(c *wsConn) { c.close(closeGoingAway, "") }, time.Second + defaultIdle, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -70,23 +73,25 @@ func TestSlowReader(t *testing.T) {
 				cfg.setDefaults()
 				c := newWSConn(server, nil, cfg, size)
 				began := time.Now()
-				if tc.hurry {
-					time.AfterFunc(time.Second, c.hurry)
+				if tc.end != nil {
+					time.AfterFunc(time.Second, func() { tc.end(c) })
 				}
-				go func() {
+				var reader sync.WaitGroup
+				reader.Go(func() {
 					for got := 0; got < tc.takes; got += 1 << 10 {
 						if _, err := io.CopyN(io.Discard, client, 1<<10); err != nil {
 							return
 						}
 						time.Sleep(pace)
 					}
-				}()
+				})
 				err := c.send(nil, opBinary, true, make([]byte, size))
 				if took := time.Since(began); (err != nil) != tc.fails || took > tc.within {
 					t.Errorf("after %v: %v", took, err)
 				}
 				server.Close()
 				client.Close()
+				reader.Wait()
 			})
 		})
 	}

@@ -93,6 +93,7 @@ func (s *session) run() {
 	default:
 		s.cut(rpc.ErrClientGone)
 	}
+	s.conn.lastWrites()
 	s.work.Wait() // each call has sent its status
 	if fault == nil {
 		s.conn.close(closeGoingAway, errDrained.Error())

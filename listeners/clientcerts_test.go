@@ -83,8 +83,7 @@ func TestClientCAsReplaced(t *testing.T) {
 				defer tr.CloseIdleConnections()
 				client.Transport = tr
 			}
-			post := func(method, contentType, body string) *http.Response {
-				t.Helper()
+			post := func(method, contentType, body string) (*http.Response, error) {
 				trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) {
 					if !i.Reused {
 						dialed.Add(1)
@@ -92,18 +91,17 @@ func TestClientCAsReplaced(t *testing.T) {
 				}}
 				r, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), http.MethodPost, base+"/rpctest.Echo/"+method, strings.NewReader(body))
 				if err != nil {
-					t.Fatal(err)
+					return nil, err
 				}
 				r.Header.Set("Content-Type", contentType)
-				resp, err := client.Do(r)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return resp
+				return client.Do(r)
 			}
 			unary := func(want int) {
 				t.Helper()
-				resp := post("Unary", "application/json", `"eA=="`)
+				resp, err := post("Unary", "application/json", `"eA=="`)
+				if err != nil {
+					t.Fatal(err)
+				}
 				defer resp.Body.Close()
 				if b, err := io.ReadAll(resp.Body); resp.StatusCode != want || err != nil || want != 200 && !strings.Contains(string(b), "withdrawn") {
 					t.Errorf("%d %s, %v, want %d", resp.StatusCode, b, err, want)
@@ -112,12 +110,21 @@ func TestClientCAsReplaced(t *testing.T) {
 			watch := func() chan string {
 				ended := make(chan string, 1)
 				wg.Go(func() {
-					resp := post("Bidi", "application/grpc-web+proto", "\x00\x00\x00\x00\x00")
+					resp, err := post("Bidi", "application/grpc-web+proto", "\x00\x00\x00\x00\x00")
+					if err != nil {
+						t.Error(err)
+						close(ended)
+						return
+					}
 					defer resp.Body.Close()
 					b, _ := io.ReadAll(resp.Body)
 					ended <- resp.Header.Get("Grpc-Status") + string(b)
 				})
-				<-began
+				select {
+				case <-began:
+				case <-ctx.Done():
+					t.Error("the stream does not begin")
+				}
 				return ended
 			}
 

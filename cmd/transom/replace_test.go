@@ -107,7 +107,6 @@ func TestStopWhileReplaced(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
 			asked <- syscall.SIGHUP
 			said.await(t, "msg=reloaded")
 			if stop == "signal" {
@@ -121,6 +120,7 @@ func TestStopWhileReplaced(t *testing.T) {
 					t.Error(err)
 				}
 			case <-time.After(20 * time.Second):
+				_ = syscall.Kill(pid, syscall.SIGKILL) // run has not waited for it
 				t.Fatal("it does not stop")
 			}
 			if err := syscall.Kill(pid, 0); err != syscall.ESRCH {

@@ -77,14 +77,14 @@ func (l *lines) await(t *testing.T, what string) string {
 	}
 }
 
-// TestStopWhileReplaced: what a process is asked for while the one that is to replace it does not get ready, it does at once: it
-// reloads, and it stops, by a signal or by an operator's drain, and the other with it.
+// TestStopWhileReplaced: a process stops at once while the one that is to replace it does not get ready, by a signal or by an
+// operator's drain, and the other with it. A reload waits for the other, and is made if that fails.
 func TestStopWhileReplaced(t *testing.T) {
 	set := filepath.Join(t.TempDir(), "bank.binpb")
 	if err := os.WriteFile(set, bank.DescriptorSet(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, stop := range []string{"signal", "drain"} {
+	for _, stop := range []string{"signal", "drain", "signal, once the other has failed"} {
 		t.Run(stop, func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -108,11 +108,21 @@ func TestStopWhileReplaced(t *testing.T) {
 				t.Fatal(err)
 			}
 			asked <- syscall.SIGHUP
-			said.await(t, "msg=reloaded")
-			if stop == "signal" {
+			switch stop {
+			case "signal":
 				cancel()
-			} else {
+			case "drain":
 				g.Drain()
+			default:
+				asked <- syscall.SIGUSR1 // it has taken the one before
+				asked <- syscall.SIGUSR1
+				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+					t.Fatal(err)
+				}
+				if said := said.await(t, "msg=reloaded"); !strings.Contains(said, `msg="not replaced"`) {
+					t.Error("it reloads while the other starts")
+				}
+				cancel()
 			}
 			select {
 			case err := <-over:

@@ -45,7 +45,8 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan o
 		up, replaced, wanted := g.Up(), false, false
 		starting, giveUp := context.WithCancel(ctx)
 		defer giveUp()
-		// replacing is of a new process that is not ready yet, nil without one; missed is what this one was asked for meanwhile.
+		// replacing is of a new process that is not ready yet, nil without one; missed is what this one was asked for meanwhile. A
+		// reload waits for the new process: sockets that this one opened now the new one could not.
 		var replacing chan replacement
 		missed := map[syscall.Signal]bool{}
 		replaceIt := func() {
@@ -57,10 +58,18 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan o
 				done <- replacement{pid, turn, err}
 			})
 		}
+		refresh := func() {
+			systemd.reloading()
+			_ = g.Refresh(ctx) // it says itself what is wrong
+			systemd.say("READY=1")
+		}
 		finish := func(r replacement) {
 			replacing = nil
 			if r.err != nil {
 				log.LogAttrs(ctx, slog.LevelError, "not replaced", slog.String("error", r.err.Error()))
+				if missed[syscall.SIGHUP] && ctx.Err() == nil {
+					refresh()
+				}
 				return
 			}
 			replaced = true
@@ -111,10 +120,11 @@ func run(ctx context.Context, g *gateway.Gateway, in inheritance, asked <-chan o
 						replaceIt()
 					}
 				default:
-					missed[syscall.SIGHUP] = true
-					systemd.reloading()
-					_ = g.Refresh(ctx) // it says itself what is wrong
-					systemd.say("READY=1")
+					if replacing != nil {
+						missed[syscall.SIGHUP] = true
+					} else {
+						refresh()
+					}
 				}
 			}
 		}

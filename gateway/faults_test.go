@@ -153,6 +153,14 @@ func TestRequestHeaderFaults(t *testing.T) {
 	}
 }
 
+// TestOverruled: what a policy says in response metadata and every answer says otherwise is lost.
+func TestOverruled(t *testing.T) {
+	const text = "security: {response_headers: {Cache-Control: no-store, vary: x-edge}}\npolicies:\n- selector: bank.v1.Rates.Get\n  response_metadata:\n    %s: {x-mine: a, vary: x-mine, cache-control: private}\n"
+	for _, field := range []string{"set", "add"} {
+		wantFaults(t, fmt.Sprintf(text, field), "5: security.response_headers says cache-control in every answer")
+	}
+}
+
 // TestErrorRuleFaults: rules that did nothing, or not what they say, were taken.
 func TestErrorRuleFaults(t *testing.T) {
 	const policy = "policies:\n- selector: bank.v1.*\n  errors:\n"

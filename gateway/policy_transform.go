@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -107,6 +108,26 @@ func (b *builder) request(m *descriptors.Method, eff Effective) rpc.Middleware {
 	return mw
 }
 
+// overruled finds response metadata that security.response_headers sets otherwise.
+func (b *builder) overruled(eff Effective) {
+	global := map[string]bool{}
+	for name := range b.cfg.GetSecurity().GetResponseHeaders() {
+		global[strings.ToLower(name)] = true
+	}
+	delete(global, "vary") // which adds up
+	edits := eff.Policy.GetResponseMetadata()
+	for _, of := range []struct {
+		field string
+		names map[string]string
+	}{{"set", edits.GetSet()}, {"add", edits.GetAdd()}} {
+		for _, name := range slices.Sorted(maps.Keys(of.names)) {
+			if global[name] {
+				b.fault(fmt.Sprintf("%s.%s[%s]", eff.path("response_metadata"), of.field, name), "security.response_headers says %s in every answer", name)
+			}
+		}
+	}
+}
+
 // uncached finds metadata that the cache would keep from the backend.
 func (b *builder) uncached(eff Effective) {
 	edits, vary := eff.Policy.GetRequestMetadata(), eff.Policy.GetCache().GetVary()
@@ -190,6 +211,7 @@ func (b *builder) answers(m *descriptors.Method, eff Effective) (response, redac
 			cfg.Redact = append(cfg.Redact, transform.Conditional{Paths: paths, Scope: r.GetUnlessScope()})
 		}
 	}
+	b.overruled(eff)
 	covered := map[codes.Code]int{} // by code the first rule that has it; OK stands for all
 	for i, e := range p.GetErrors() {
 		b.uncovered(eff, i, e, covered)

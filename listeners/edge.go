@@ -52,14 +52,16 @@ type Edge struct {
 	versionName, versionHeader string
 	header                     http.Header
 	hsts                       []string
-	origins                    []string
+	// says are the metadata names of fields that setHeader sets, so that backends do not; but for vary, which adds up.
+	says    map[string]bool
+	origins []string
 }
 
 // NewEdge compiles cfg.
 func NewEdge(cfg EdgeConfig) *Edge {
 	e := &Edge{
 		proxies: cfg.TrustedProxies, requestID: cfg.RequestID,
-		requestIDHeader: http.CanonicalHeaderKey(cfg.RequestID), header: http.Header{},
+		requestIDHeader: http.CanonicalHeaderKey(cfg.RequestID), header: http.Header{}, says: map[string]bool{},
 		versionName: cfg.VersionHeader, versionHeader: http.CanonicalHeaderKey(cfg.VersionHeader),
 	}
 	for _, name := range cfg.Forward {
@@ -69,12 +71,15 @@ func NewEdge(cfg EdgeConfig) *Edge {
 	}
 	for name, value := range cfg.ResponseHeader {
 		e.header.Set(name, value)
+		e.says[strings.ToLower(name)] = true
 	}
+	delete(e.says, "vary")
 	if cfg.VersionHeader != "" {
 		e.header.Add("Vary", e.versionHeader)
 	}
 	if cfg.HSTS != "" {
 		e.hsts = []string{cfg.HSTS}
+		e.says["strict-transport-security"] = true
 	}
 	for _, o := range cfg.TrustedOrigins {
 		e.origins = append(e.origins, strings.ToLower(o))
@@ -261,18 +266,6 @@ func newRequestID() string {
 	var text [32]byte
 	hex.Encode(text[:], raw[:])
 	return string(text[:])
-}
-
-// says reports whether setHeader may set the field of that metadata name, so that backends do not.
-func (e *Edge) says(key string) bool {
-	if e == nil || key == "vary" { // which adds up
-		return false
-	}
-	if key == "strict-transport-security" {
-		return e.hsts != nil
-	}
-	_, ok := e.header[http.CanonicalHeaderKey(key)]
-	return ok
 }
 
 // setHeader sets the response header that every response has.

@@ -95,12 +95,16 @@ func (x *exchange) writeMetadata(h http.Header, md metadata.MD, loadReport bool)
 // from a backend where the listener's CORS settings give none, and a field of security.response_headers has one value.
 func (x *exchange) theirs(md metadata.MD) metadata.MD {
 	cors := x.front.cfg.CORS != nil
-	if !cors && (x.edge == nil || len(x.edge.header)+len(x.edge.hsts) == 0) {
+	var says map[string]bool
+	if x.edge != nil {
+		says = x.edge.says
+	}
+	if !cors && len(says) == 0 {
 		return md
 	}
 	left := md
 	for key := range md {
-		if !(cors && strings.HasPrefix(key, "access-control-")) && !x.edge.says(key) {
+		if !(cors && strings.HasPrefix(key, "access-control-")) && !says[key] {
 			continue
 		}
 		if len(left) == len(md) {

@@ -396,9 +396,13 @@ func (s *connectUnary) finish(err error) {
 	s.end(err, st, code)
 }
 
-// refuse answers with an error as JSON under its HTTP status, which it returns.
+// refuse answers with an error as JSON under its HTTP status, which it returns. A redirect, which clients would follow instead of
+// reading the error, is not one: its code's status goes out.
 func (x *exchange) refuse(err error, st *status.Status) int {
 	code := transcoder.HTTPStatusOf(err)
+	if code < http.StatusBadRequest {
+		code = transcoder.HTTPStatus(st.Code())
+	}
 	body := getBuffer()
 	defer putBuffer(body)
 	*body = transcoder.AppendConnectError(*body, st)

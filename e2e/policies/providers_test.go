@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -310,6 +311,18 @@ policies:
 	defer resp.Body.Close()
 	if o := ofHTTP(t, resp); o.http != http.StatusFound || resp.Header.Get("Location") != "https://login.example" || o.message != "log in again" {
 		t.Errorf("a redirect: %d %q to %q", o.http, o.message, resp.Header.Get("Location"))
+	}
+	if r, err = http.NewRequestWithContext(t.Context(), http.MethodPost, p.url("http")+"/bank.v1.Diagnostics/Metadata", strings.NewReader("{}")); err != nil {
+		t.Fatal(err)
+	}
+	r.Header = http.Header{"Cookie": {"session=old"}, "Content-Type": {"application/json"}, "Connect-Protocol-Version": {"1"}}
+	refused, err := p.http.Transport.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refused.Body.Close()
+	if body, err := io.ReadAll(refused.Body); err != nil || refused.StatusCode != http.StatusForbidden || !strings.Contains(string(body), `"permission_denied"`) {
+		t.Errorf("a redirect by Connect: %d %s, %v", refused.StatusCode, body, err)
 	}
 	a.fail.Store(true)
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {

@@ -155,8 +155,9 @@ func (x *exchange) dismiss() {
 }
 
 // SetClientCAs makes roots the authorities that vouch for clients with a certificate, instead of those of their handshakes: calls of
-// others end with UNAUTHENTICATED, their streams with it, and their clients are asked to open other connections. It is for when the
-// Config's TLS has other ClientCAs in force than before, and those of calls to come. nil vouches for none.
+// others end with UNAUTHENTICATED, their streams with it, and their clients are asked to open other connections, but those of sessions
+// (transom.v1, WebTransport), which see each call refused. It is for when the Config's TLS has other ClientCAs in force than before, and
+// those of calls to come. nil vouches for none.
 func (s *Server) SetClientCAs(roots *x509.CertPool) {
 	if roots == nil {
 		roots = x509.NewCertPool()

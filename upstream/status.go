@@ -83,8 +83,8 @@ func (c *Cluster) ended(ctx context.Context, call *rpc.Call) error {
 	case late, errors.Is(cause, context.DeadlineExceeded):
 		call.Info.Fail(rpc.SourceUpstream)
 		return c.errorf(codes.DeadlineExceeded, nil, "did not end the call within its deadline")
-	case errors.Is(cause, rpc.ErrClientGone), errors.Is(cause, context.Canceled):
-		call.Info.Fail(rpc.SourceClient)
+	case errors.Is(cause, rpc.ErrClientGone), errors.Is(cause, context.Canceled), rpc.StatusOf(cause).Code() == codes.Unauthenticated:
+		call.Info.Fail(rpc.SourceClient) // who has left, or whose credential is over
 	default:
 		call.Info.Fail(rpc.SourceGateway) // a policy or a drain ended it
 	}

@@ -572,10 +572,10 @@ func TestBadMetadataIsTheClients(t *testing.T) {
 	}
 }
 
-// The backend hears at once that the client is gone, or the deadline has passed, and the call ends.
+// The backend hears at once that the client is gone, the deadline has passed or the client's credential is over, and the call ends.
 func TestCallEndsEarly(t *testing.T) {
 	for _, m := range []*descriptors.Method{unary, server, client, bidi} {
-		for _, how := range []string{"leave", "deadline"} {
+		for _, how := range []string{"leave", "deadline", "credential"} {
 			started, ended := make(chan struct{}), make(chan struct{})
 			addr := newBackend(t, func(method string, s stream) error {
 				if _, err := s.recv(); err != nil {
@@ -590,7 +590,8 @@ func TestCallEndsEarly(t *testing.T) {
 				return status.FromContextError(s.Context().Err()).Err()
 			})
 			c := newCluster(t, upstream.Config{Target: "static:///" + addr})
-			ctx := t.Context()
+			ctx, cut := context.WithCancelCause(t.Context())
+			defer cut(nil)
 			code, source := codes.Canceled, rpc.SourceClient
 			if how == "deadline" {
 				var cancel context.CancelFunc
@@ -604,8 +605,12 @@ func TestCallEndsEarly(t *testing.T) {
 				_ = call.CloseSend()
 			}
 			<-started
-			if how == "leave" {
+			switch how {
+			case "leave":
 				call.Leave()
+			case "credential":
+				code = codes.Unauthenticated
+				cut(status.Error(code, "the credential was withdrawn"))
 			}
 			if err := call.Wait(); rpc.StatusOf(err).Code() != code {
 				t.Errorf("%s, %s: %v, want %v", m.FullPath, how, err, code)

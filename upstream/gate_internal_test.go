@@ -52,6 +52,7 @@ func TestGateOrder(t *testing.T) {
 			synctest.Wait()
 		}
 		time.Sleep(2 * calls * took)
+		synctest.Wait()
 		if !slices.Equal(order, want) {
 			t.Errorf("served in the order %v", order)
 		}

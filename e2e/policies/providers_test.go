@@ -483,7 +483,7 @@ func TestAccess(t *testing.T) {
 		{`access: {groups: [clerk]}`, ""},
 		{`access: {groups: [roles]}`, "GROUP_MISSING"},
 		{`access: {consumers: ["main:alice"]}`, ""},
-		{`access: {consumers: [alice]}`, "CONSUMER_DENIED"},
+		{`access: {consumers: ["main:bob"]}`, "CONSUMER_DENIED"},
 		{`access: {allow_ips: [127.0.0.0/8, "::1"]}`, ""},
 		{`access: {allow_ips: [10.0.0.0/8]}`, "ADDRESS_DENIED"},
 		{`access: {deny_ips: [127.0.0.1]}`, "ADDRESS_DENIED"},

@@ -100,6 +100,9 @@ func TestClientCAsReplaced(t *testing.T) {
 				t.Helper()
 				resp, err := post("Unary", "application/json", `"eA=="`)
 				if err != nil {
+					if version == "HTTP3" && want != 200 { // the end of the stream may have closed the connection
+						return
+					}
 					t.Fatal(err)
 				}
 				defer resp.Body.Close()

@@ -136,36 +136,42 @@ func (sc *subConn) pick(ctx context.Context) (*held, error) {
 		if best == nil {
 			return nil, errGone
 		}
-		limit := int64(best.MaxStreams())
-		n := best.calls.Add(1)
-		if n <= limit/2 || len(*list) >= sc.channel.cfg.MaxConns {
-			return best, nil
+		if limit := int64(best.MaxStreams()); least >= limit/2 && len(*list) < sc.channel.cfg.MaxConns {
+			grown, ok := sc.grow(list)
+			if !ok {
+				continue
+			}
+			if grown != nil && least >= limit {
+				select {
+				case <-grown:
+					continue
+				case <-ctx.Done():
+					return nil, errFull
+				}
+			}
 		}
-		grown := sc.grow(len(*list))
-		if grown == nil || n <= limit {
+		// Calls that come at once must not all be the least one's next.
+		if best.calls.CompareAndSwap(least, least+1) {
 			return best, nil
-		}
-		best.calls.Add(-1)
-		select {
-		case <-grown:
-		case <-ctx.Done():
-			return nil, errFull
 		}
 	}
 }
 
-// grow opens another connection if there still are n and none is being opened. The channel is closed when one has come or
-// failed to; it is nil if that need not be waited for.
-func (sc *subConn) grow(n int) <-chan struct{} {
+// grow opens another connection to those of list if none is being opened. The channel is closed when one has come or
+// failed to; it is nil if that need not be waited for. ok is false if the connections are not list any more.
+func (sc *subConn) grow(list *[]*held) (grown <-chan struct{}, ok bool) {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
+	if sc.conns.Load() != list {
+		return nil, false
+	}
 	if sc.growing != nil {
-		return sc.growing
+		return sc.growing, true
 	}
-	if list := sc.conns.Load(); sc.state != connectivity.Ready || list == nil || len(*list) != n || time.Since(sc.stunted) < growPause {
-		return nil
+	if time.Since(sc.stunted) < growPause {
+		return nil, true
 	}
-	grown := make(chan struct{})
+	came := make(chan struct{})
 	ctx, addr := sc.ctx, sc.current
 	if !sc.channel.start(func() {
 		dial, cancel := context.WithTimeout(ctx, sc.channel.cfg.ConnectTimeout)
@@ -177,12 +183,12 @@ func (sc *subConn) grow(n int) <-chan struct{} {
 			sc.stunted = time.Now()
 		}
 		sc.growing = nil
-		close(grown)
+		close(came)
 	}) {
-		return nil
+		return nil, true
 	}
-	sc.growing = grown
-	return grown
+	sc.growing = came
+	return came, true
 }
 
 // Connect starts to connect if the subConn is Idle.

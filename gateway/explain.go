@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -21,6 +22,7 @@ import (
 // each field of its policy with its value, the selector that set it and where that was written, or "default", and what its
 // calls go through, in order. where gives the place of a field by its path in the configuration ("policies[2].auth"). Of a name
 // that no descriptor has it writes what becomes of calls by unknown_methods, and without these it is an error with a suggestion.
+// The name of a service or package, also with ".*" as selectors have it, is an error that says what is in it.
 func Explain(ctx context.Context, cfg *configv1.Config, method string, where func(path string) string, w io.Writer, log *slog.Logger) error {
 	return offline(ctx, cfg, log, func(s *Snapshot) error {
 		name := strings.ReplaceAll(strings.TrimPrefix(method, "/"), "/", ".")
@@ -31,6 +33,9 @@ func Explain(ctx context.Context, cfg *configv1.Config, method string, where fun
 			}
 		}
 		if m == nil {
+			if err := noSingleMethod(s.schema, name); err != nil {
+				return err
+			}
 			hint := ""
 			if s := s.schema.Suggest(name); s != "" {
 				hint = "; did you mean " + s + "?"
@@ -56,6 +61,27 @@ func Explain(ctx context.Context, cfg *configv1.Config, method string, where fun
 		}
 		return explainPolicy(&s.effective[m.ID], s.chains[m.ID], m.Unary(), cfg, where, w)
 	})
+}
+
+// noSingleMethod is the error of a name that is a service's or a package's, with what is in it; nil if it is neither.
+func noSingleMethod(schema *descriptors.Schema, name string) error {
+	name = strings.TrimSuffix(name, ".*")
+	var methods, services []string
+	for _, m := range schema.Methods() {
+		service := string(m.Name.Parent())
+		if service == name {
+			methods = append(methods, string(m.Name.Name()))
+		} else if strings.HasPrefix(service, name+".") && !slices.Contains(services, service) {
+			services = append(services, service)
+		}
+	}
+	switch {
+	case len(methods) > 0:
+		return fmt.Errorf("%s is a service; name one of its methods: %s", name, strings.Join(methods, ", "))
+	case len(services) > 0:
+		return fmt.Errorf("%s is a package; name a method of one of its services: %s", name, strings.Join(services, ", "))
+	}
+	return nil
 }
 
 // grpcPath is the path of a method by its full name.

@@ -117,6 +117,12 @@ func TestArguments(t *testing.T) {
 		{"explain " + simple, usage, "name one method"},
 		{"explain a b " + simple, usage, "name one method"},
 		{"explain bank.v1.Accounts.Nope " + simple, fault, "there is no method bank.v1.Accounts.Nope"},
+		{"explain bank.v1.Accounts " + simple, fault, "bank.v1.Accounts is a service; name one of its methods: Balance, "},
+		{"explain /bank.v1.Accounts " + simple, fault, "bank.v1.Accounts is a service; "},
+		{"explain bank.v1.Accounts.* " + simple, fault, "bank.v1.Accounts is a service; "},
+		{"explain bank.v1.* " + simple, fault, "bank.v1 is a package; name a method of one of its services: bank.v1.Accounts, "},
+		{"explain bank " + simple, fault, "bank is a package; "},
+		{"explain bank.v " + simple, fault, "there is no method bank.v; did you mean bank.v1?"},
 
 		{"status --admin=", usage, `admin listener "": want host:port or unix:/path`},
 		{"status --admin nonsense", usage, `admin listener "nonsense": want host:port or unix:/path`},

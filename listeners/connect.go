@@ -396,13 +396,19 @@ func (s *connectUnary) finish(err error) {
 	s.end(err, st, code)
 }
 
-// refuse answers with an error as JSON under its HTTP status, which it returns. A redirect, which clients would follow instead of
-// reading the error, is not one: its code's status goes out.
-func (x *exchange) refuse(err error, st *status.Status) int {
+// errorStatus is the HTTP status of an error for clients that would follow a redirect instead of reading the error, or take it for
+// no answer of a server's: where err asks for one, the status of its code.
+func errorStatus(err error, st *status.Status) int {
 	code := transcoder.HTTPStatusOf(err)
 	if code < http.StatusBadRequest {
 		code = transcoder.HTTPStatus(st.Code())
 	}
+	return code
+}
+
+// refuse answers with an error as JSON under its HTTP status, which it returns; see errorStatus.
+func (x *exchange) refuse(err error, st *status.Status) int {
+	code := errorStatus(err, st)
 	body := getBuffer()
 	defer putBuffer(body)
 	*body = transcoder.AppendConnectError(*body, st)

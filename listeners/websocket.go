@@ -48,10 +48,12 @@ func (f *Front) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// refuseUpgrade answers as plain HTTP.
+// refuseUpgrade answers as plain HTTP, with no redirect, which browsers do not follow for a socket and other clients seldom (RFC 6455
+// section 4.1).
 func (x *exchange) refuseUpgrade(v View, err error) {
 	x.info.Fail(rpc.SourceClient)
-	st, code := rpc.StatusOf(err), transcoder.HTTPStatusOf(err)
+	st := rpc.StatusOf(err)
+	code := errorStatus(err, st)
 	h := x.w.Header()
 	x.addHeaderOf(h, err)
 	h["Content-Type"], h["Cache-Control"] = jsonType, noStore

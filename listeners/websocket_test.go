@@ -164,3 +164,30 @@ func (c *bareClient) Leave() {
 		_ = c.conn.CloseNow()
 	}
 }
+
+// redirect is an error that REST clients get as a redirect.
+type redirect struct{ error }
+
+func (redirect) HTTPStatus() int { return http.StatusFound }
+func (redirect) GRPCStatus() *status.Status {
+	return status.New(codes.PermissionDenied, "log in again")
+}
+
+// TestUpgradeIsNotRedirected: clients follow no redirect of an upgrade, or to what is no socket; they get the error.
+func TestUpgradeIsNotRedirected(t *testing.T) {
+	srv := serveSockets(t, listeners.FrontConfig{}, func(context.Context, *rpc.Call) error { return redirect{errors.New("log in")} })
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+"/rpctest.Echo/Bidi", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}}
+	resp, err := srv.Client().Transport.RoundTrip(r) // which follows no redirect
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if st := status.Convert(statusOfJSON(body)); err != nil || resp.StatusCode != http.StatusForbidden || st.Code() != codes.PermissionDenied || st.Message() != "log in again" {
+		t.Errorf("%d %s, %v", resp.StatusCode, body, err)
+	}
+}

@@ -118,6 +118,8 @@ type Principal struct {
 	Plan string
 	// Expires is when the credential ends; zero if it does not. Long streams are ended then.
 	Expires time.Time
+	// Bearer says that the credential was a bearer token, whose holder is told what it lacks (RFC 6750 section 3).
+	Bearer bool
 }
 
 // Claim is the claim at a path, "org.id"; nil if there is none, or no Principal. A claim whose own name has dots is found

@@ -96,6 +96,9 @@ func (c *Config) judge(call *rpc.Call) error {
 	for _, s := range c.Scopes {
 		if !slices.Contains(p.Scopes, s) {
 			err := denied(call, reasonScope, "the credential lacks a scope that this method needs")
+			if !p.Bearer { // the others have no way to ask for more
+				return err
+			}
 			// RFC 6750 section 3.1 has the scopes told.
 			return rpc.WithHeader(err, metadata.MD{"www-authenticate": {
 				`Bearer realm="transom", error="insufficient_scope", scope="` + strings.Join(c.Scopes, " ") + `"`,

@@ -2,10 +2,13 @@ package access_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"transom/descriptors"
 	"transom/policy/access"
@@ -22,6 +25,24 @@ func TestParseNetwork(t *testing.T) {
 		got, err := access.ParseNetwork(in)
 		if (err == nil) != (want != "") || err == nil && got.String() != want {
 			t.Errorf("ParseNetwork(%q) = %v, %v, want %q", in, got, err, want)
+		}
+	}
+}
+
+// TestChallenge: the holder of a token is told what scopes it needs, and nobody else, who could not ask for a better one.
+func TestChallenge(t *testing.T) {
+	h := access.New(access.Config{Scopes: []string{"a", "admin"}})(func(context.Context, *rpc.Call) error { return nil })
+	for name, tc := range map[string]struct {
+		who  *rpc.Principal
+		want []string
+	}{
+		"token":   {&rpc.Principal{Scopes: []string{"a"}, Bearer: true}, []string{`Bearer realm="transom", error="insufficient_scope", scope="a admin"`}},
+		"another": {&rpc.Principal{Scopes: []string{"a"}}, nil},
+		"nobody":  {nil, nil},
+	} {
+		err := h(t.Context(), &rpc.Call{Method: descriptors.Opaque("/a.B/C"), Principal: tc.who, Info: &rpc.Info{}})
+		if got := rpc.HeaderOf(err)["www-authenticate"]; status.Code(err) != codes.PermissionDenied || !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, challenge %q, want %q", name, err, got, tc.want)
 		}
 	}
 }

@@ -184,6 +184,9 @@ func (d *Directory) link(c *caller) *linked {
 		return l
 	}
 	p := c.Principal
+	if e, ok := d.providers[p.Provider]; ok {
+		p.Bearer = e.Provider.place() == bearer()
+	}
 	if known := d.identities[c.identity]; known != nil {
 		p.Consumer = known.Name
 		p.Groups = union(p.Groups, known.Groups)

@@ -6,9 +6,12 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -16,10 +19,12 @@ import (
 	"testing"
 	"time"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"transom/descriptors"
 	"transom/rpc"
@@ -198,6 +203,65 @@ func TestChallenges(t *testing.T) {
 		err := mw(func(context.Context, *rpc.Call) error { return nil })(t.Context(), call)
 		if got, want := rpc.HeaderOf(err)["www-authenticate"], []string{basic, key, tc.bearer}; !slices.Equal(got, want) {
 			t.Errorf("%s %q: %v, %q, want %q", tc.name, tc.value, err, got, want)
+		}
+	}
+}
+
+// TestBearer: a Principal says whether its credential was a bearer token, whose holder is told what it lacks.
+func TestBearer(t *testing.T) {
+	id := newIDP(t)
+	id.about = map[string]any{"active": true, "sub": "alice"}
+	shop := &Consumer{Name: "shop", KeyHashes: [][32]byte{sha256.Sum256([]byte("Bearer k"))}, PasswordHash: "$2a$04$bGfN3Mq.88O1In2k9TieBuBs/zqRgtlPEwFVmzH1fozu8mmZ7/3OC"}
+	keys, err := NewAPIKeys("keys", "authorization", []*Consumer{shop})
+	if err != nil {
+		t.Fatal(err)
+	}
+	people, err := NewBasic("people", []*Consumer{shop})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asks, err := NewIntrospection(IntrospectionConfig{Name: "asks", URL: idpURL + "/introspect", Cache: time.Minute}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(asks.Close)
+	asks.client.http.Transport = id
+	claims, err := structpb.NewStruct(map[string]any{"sub": "alice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	authz, _ := external(func(context.Context) (*authv3.CheckResponse, error) {
+		return &authv3.CheckResponse{DynamicMetadata: claims}, nil
+	})
+	d, err := NewDirectory(map[string]Entry{
+		"keys": {Provider: keys}, "people": {Provider: people}, "main": {Provider: id.jwt(t, JWTConfig{Algorithms: []string{"ES256"}})},
+		"asks": {Provider: asks}, "certs": {Provider: NewClientCertificates("certs")}, "authz": {Provider: authz},
+	}, []*Consumer{shop}, &Streams{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := "Bearer " + id.token(t, time.Hour, "JWT")
+	for _, tc := range []struct {
+		provider, authorization string
+		want                    bool
+	}{
+		{"keys", "Bearer k", false},
+		{"people", "Basic c2hvcDpw", false},
+		{"main", token, true},
+		{"asks", "Bearer k", true},
+		{"certs", token, false},
+		{"authz", token, false},
+	} {
+		mw, err := d.Middleware(Requirement{Providers: []string{tc.provider}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		call := asking(metadata.Pairs("authorization", tc.authorization))
+		leaf := &x509.Certificate{Raw: []byte("leaf"), DNSNames: []string{"alice"}, NotAfter: time.Now().Add(time.Hour), SerialNumber: big.NewInt(1)}
+		call.Peer.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, VerifiedChains: [][]*x509.Certificate{{leaf}}}
+		err = mw(func(context.Context, *rpc.Call) error { return nil })(t.Context(), call)
+		if err != nil || call.Principal == nil || call.Principal.Bearer != tc.want {
+			t.Errorf("%s: %v, %+v, want %v", tc.provider, err, call.Principal, tc.want)
 		}
 	}
 }

@@ -1,7 +1,7 @@
 package policies_test
 
 import (
-	"net/http"
+	"encoding/base64"
 	"os"
 	"strings"
 	"testing"
@@ -17,12 +17,17 @@ func TestDocumentedCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id := startOIDC(t)
-	values := strings.NewReplacer("$TOKEN", id.token(t, nil), "$OUTSIDER", id.token(t, map[string]any{"groups": nil, "scope": "none"}))
-	codeOf := map[string]codes.Code{}
-	for c := codes.OK; c <= codes.Unauthenticated; c++ {
-		codeOf[transcoder.CodeName(c)] = c
-	}
+	id, as := startOIDC(t), startIntrospector(t)
+	_, authz := startAuthorizer(t)
+	values := strings.NewReplacer(
+		"$TOKEN", id.token(t, nil), "$OUTSIDER", id.token(t, map[string]any{"groups": nil, "scope": "none"}), "$OPAQUE", "opaque-of-bob",
+		"$PASSWORD", base64.StdEncoding.EncodeToString([]byte("ali:open sesame")),
+	)
+	servers := strings.NewReplacer(
+		`issuer: "https://id.example"`, `outbound: {private: true}, issuer: "`+id.URL+`"`,
+		`url: "https://id.example/introspect"`, `outbound: {private: true}, url: "`+as.URL+`"`,
+		`"dns:///authz:9001"`, `"static:///`+authz+`"`,
+	)
 	var heading, config string
 	examples := 0
 	for lines := strings.Split(string(text), "\n"); len(lines) > 0; lines = lines[1:] {
@@ -39,7 +44,7 @@ func TestDocumentedCalls(t *testing.T) {
 			block = append(block, lines[0])
 		}
 		if kind == "yaml" {
-			config = "\n" + strings.ReplaceAll(strings.Join(block, "\n"), `issuer: "https://id.example"`, `outbound: {private: true}, issuer: "`+id.URL+`"`)
+			config = "\n" + servers.Replace(strings.Join(block, "\n"))
 			continue
 		}
 		if kind != "calls" {
@@ -49,46 +54,78 @@ func TestDocumentedCalls(t *testing.T) {
 		t.Run(heading, func(t *testing.T) {
 			p := start(t, withBanks(t, config))
 			for _, line := range block {
-				header, want, ok := strings.Cut(line, "|")
-				if !ok {
-					t.Fatalf("%q is no call", line)
-				}
-				md := map[string]string{}
-				if name, value, ok := strings.Cut(strings.TrimSpace(header), ": "); ok {
-					md[name] = values.Replace(value)
-				}
-				name, reason, _ := strings.Cut(strings.TrimSpace(want), " ")
-				code, known := codeOf[name]
-				if !known {
-					t.Fatalf("%q is no code", name)
+				d := parseCall(t, line, values)
+				if d.path != "" {
+					d.judge(t, callPath(t, p, d.path, d.header))
+					continue
 				}
 				everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
-					status := transcoder.HTTPStatus(code)
-					if code == codes.OK {
-						status = http.StatusOK
-					}
-					o := call(t, p, md)
-					if from, said := strings.CutPrefix(reason, "from "); said {
-						o.wantOK(t, line)
-						if o.server != from {
-							t.Errorf("%s: answered by %q", line, o.server)
-						}
-						return
-					}
-					if md, said := strings.CutPrefix(reason, "with "); said {
-						o.wantOK(t, line)
-						name, value, _ := strings.Cut(md, ":")
-						if got := strings.Join(o.seen[name], ","); got != strings.TrimSpace(value) {
-							t.Errorf("%s: the backend sees %q", line, got)
-						}
-						return
-					}
-					o.want(t, line, code, status, reason)
+					d.judge(t, call(t, p, d.header))
 				})
 			}
 		})
 	}
-	if examples < 5 {
-		t.Errorf("%d examples were run, want more", examples)
+	if examples != 17 {
+		t.Errorf("%d examples were run, want 17", examples)
+	}
+}
+
+// documentedCall is a line of a block of calls: "path header: value | CODE what", all but the bar and the code optional.
+type documentedCall struct {
+	line   string
+	path   string // of a call by REST alone
+	header map[string]string
+	code   codes.Code
+	// what is the reason of an error; of OK nothing, "from SERVER", "with NAME: VALUE" or "has NAME: VALUE".
+	what string
+}
+
+func parseCall(t *testing.T, line string, values *strings.Replacer) documentedCall {
+	t.Helper()
+	d := documentedCall{line: line, header: map[string]string{}}
+	left, right, ok := strings.Cut(line, "|")
+	if left = strings.TrimSpace(left); strings.HasPrefix(left, "/") {
+		d.path, left, _ = strings.Cut(left, " ")
+	}
+	if name, value, ok := strings.Cut(left, ": "); ok {
+		d.header[strings.TrimSpace(name)] = values.Replace(value)
+	}
+	var name string
+	name, d.what, _ = strings.Cut(strings.TrimSpace(right), " ")
+	for d.code = codes.OK; d.code <= codes.Unauthenticated; d.code++ {
+		if ok && transcoder.CodeName(d.code) == name {
+			return d
+		}
+	}
+	t.Fatalf("%q is no call", line)
+	return d
+}
+
+// judge checks what became of the call.
+func (d documentedCall) judge(t *testing.T, o outcome) {
+	t.Helper()
+	if d.code != codes.OK {
+		o.want(t, d.line, d.code, transcoder.HTTPStatus(d.code), d.what)
+		return
+	}
+	o.wantOK(t, d.line)
+	kind, what, _ := strings.Cut(d.what, " ")
+	name, value, _ := strings.Cut(what, ": ")
+	switch kind {
+	case "":
+	case "from":
+		if o.server != what {
+			t.Errorf("%s: answered by %q", d.line, o.server)
+		}
+	case "with":
+		if got := strings.Join(o.seen[name], ","); got != value {
+			t.Errorf("%s: the backend sees %q", d.line, got)
+		}
+	case "has":
+		if got := strings.Join(o.header[name], ","); o.header != nil && got != value { // a bare WebSocket has no place for it
+			t.Errorf("%s: the answer has %q", d.line, got)
+		}
+	default:
+		t.Errorf("%s: what is %q?", d.line, kind)
 	}
 }

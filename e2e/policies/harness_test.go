@@ -240,7 +240,13 @@ const metadataPath = "/v1/diagnostics/metadata"
 
 func callREST(t *testing.T, p *proxy, header map[string]string) outcome {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url("http")+metadataPath, nil)
+	return callPath(t, p, metadataPath, header)
+}
+
+// callPath is callREST by a path that may be another.
+func callPath(t *testing.T, p *proxy, path string, header map[string]string) outcome {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url("http")+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,8 +1,15 @@
 package policies_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"fmt"
 	"net/http"
 	"slices"
@@ -149,10 +156,27 @@ func TestTokenSettings(t *testing.T) {
 	}
 }
 
-// TestForgedTokens has the known ways to pass off a token of one's own.
+// TestForgedTokens has the known ways to pass off a token of one's own, where tokens by keys of every type are taken.
 func TestForgedTokens(t *testing.T) {
 	id := startOIDC(t)
-	p := start(t, fmt.Sprintf(jwtConfig, id.URL))
+	own := map[jose.SignatureAlgorithm]jose.JSONWebKey{jose.ES256: id.keys[0]}
+	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, ed, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for alg, key := range map[jose.SignatureAlgorithm]any{jose.RS256: rsaKey, jose.PS256: rsaKey, jose.ES384: p384, jose.EdDSA: ed} {
+		own[alg] = jose.JSONWebKey{Key: key, KeyID: "of " + string(alg)}
+		id.keys = append(id.keys, own[alg])
+	}
+	p := start(t, fmt.Sprintf(strings.Replace(jwtConfig, "leeway: 1s", "algorithms: [ES256, RS256, PS256, ES384, EdDSA]", 1), id.URL))
 	good := id.token(t, nil)
 	parts := strings.Split(good, ".")
 	header := func(h string) string { return base64.RawURLEncoding.EncodeToString([]byte(h)) }
@@ -160,12 +184,21 @@ func TestForgedTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	pkix, err := x509.MarshalPKIXPublicKey(rsaKey.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hs256 := func(secret []byte, kid string) string {
+		return id.sign(t, jose.SigningKey{Algorithm: jose.HS256, Key: jose.JSONWebKey{Key: secret, KeyID: kid}}, nil)
+	}
 	other := startOIDC(t)
-	for what, token := range map[string]string{
+	forged := map[string]string{
 		"alg none":           header(`{"alg":"none","kid":"key-1"}`) + "." + parts[1] + ".",
 		"alg None":           header(`{"alg":"None"}`) + "." + parts[1] + "." + parts[2],
 		"no alg":             header(`{"kid":"key-1"}`) + "." + parts[1] + "." + parts[2],
-		"HS256, public key":  id.sign(t, jose.SigningKey{Algorithm: jose.HS256, Key: jose.JSONWebKey{Key: public, KeyID: "key-1"}}, nil),
+		"HS256, public key":  hs256(public, "key-1"),
+		"HS256, PEM of RSA":  hs256(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: pkix}), "of RS256"),
+		"HS256, DER of RSA":  hs256(pkix, "of RS256"),
 		"another's key":      id.sign(t, jose.SigningKey{Algorithm: jose.ES256, Key: other.keys[0]}, nil),
 		"own key in header":  header(`{"alg":"ES256","kid":"key-1","jwk":`+string(public)+`}`) + "." + parts[1] + "." + parts[2],
 		"jku":                header(`{"alg":"ES256","kid":"key-1","jku":"`+other.URL+`/keys"}`) + "." + parts[1] + "." + parts[2],
@@ -174,14 +207,31 @@ func TestForgedTokens(t *testing.T) {
 		"changed claims":     parts[0] + "." + base64.RawURLEncoding.EncodeToString([]byte(`{"iss":"`+id.URL+`","aud":"bank","sub":"root","exp":9999999999}`)) + "." + parts[2],
 		"two authorizations": good + ", Bearer " + good,
 		"long":               good + strings.Repeat("A", 8<<10),
-	} {
-		o := callREST(t, p, map[string]string{"authorization": "Bearer " + token})
-		o.want(t, what, codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
 	}
+	tokens := map[jose.SignatureAlgorithm]string{}
+	for alg, key := range own {
+		tokens[alg] = id.sign(t, jose.SigningKey{Algorithm: alg, Key: key}, nil)
+		for instead := range own {
+			if part := strings.Split(tokens[alg], "."); instead != alg {
+				forged[fmt.Sprintf("%s for %s", instead, alg)] = header(fmt.Sprintf(`{"alg":%q,"kid":%q}`, instead, key.KeyID)) + "." + part[1] + "." + part[2]
+			}
+		}
+	}
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		for what, token := range forged {
+			call(t, p, map[string]string{"authorization": "Bearer " + token}).want(t, what, codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+		}
+		for alg, token := range tokens {
+			o := call(t, p, map[string]string{"authorization": "Bearer " + token})
+			o.wantOK(t, string(alg))
+			if got := o.seen["x-transom-consumer"]; !slices.Equal(got, []string{"main:alice"}) {
+				t.Errorf("%s: consumer %q", alg, got)
+			}
+		}
+	})
 	if n := other.fetches.Load(); n != 0 {
 		t.Errorf("a token made the gateway fetch keys from elsewhere %d times", n)
 	}
-	callREST(t, p, map[string]string{"authorization": "Bearer " + good}).want(t, "good token", codes.OK, 200, "")
 }
 
 // TestKeyRotation signs with a new key mid-run: the gateway learns it at once, and stops to trust the one that left.

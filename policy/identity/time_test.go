@@ -32,8 +32,9 @@ type idp struct {
 	kid     string
 	header  http.Header // of the answer with the keys
 	down    bool
-	fetches int // of the keys
-	asked   int // about tokens
+	more    []jose.JSONWebKey // further ones in the set
+	fetches int               // of the keys
+	asked   int               // about tokens
 	// about is what is said of tokens.
 	about map[string]any
 }
@@ -68,7 +69,7 @@ func (p *idp) RoundTrip(r *http.Request) (*http.Response, error) {
 			return nil, errors.New("down")
 		}
 		header = p.header.Clone()
-		doc = jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: p.key.Public(), KeyID: p.kid}}}
+		doc = jose.JSONWebKeySet{Keys: append([]jose.JSONWebKey{{Key: p.key.Public(), KeyID: p.kid}}, p.more...)}
 	case "/introspect":
 		if p.asked++; p.down {
 			return nil, errors.New("down")
@@ -85,7 +86,13 @@ func (p *idp) RoundTrip(r *http.Request) (*http.Response, error) {
 // token is one of alice's, good for a time, with a header typ.
 func (p *idp) token(t *testing.T, life time.Duration, typ string) string {
 	t.Helper()
-	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: p.key, KeyID: p.kid}}, (&jose.SignerOptions{}).WithType(jose.ContentType(typ)))
+	return p.sign(t, jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: p.key, KeyID: p.kid}}, life, typ)
+}
+
+// sign is token by any key.
+func (p *idp) sign(t *testing.T, key jose.SigningKey, life time.Duration, typ string) string {
+	t.Helper()
+	signer, err := jose.NewSigner(key, (&jose.SignerOptions{}).WithType(jose.ContentType(typ)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,7 @@
 //
 // # Calls
 // [Conn.Unary] makes a call of one message each way on the caller's goroutine. [Conn.NewStream] opens a call of any kind,
-// which must be received from until it ends, or be closed. How a call failed is an [*Error] always.
+// which must be received from until it ends, or be closed, unless its context ends. How a call failed is an [*Error] always.
 //
 // # The life of a connection
 // [New] returns once the server's SETTINGS are here. After a GOAWAY, or [Conn.Drain], the connection is draining: it takes no new

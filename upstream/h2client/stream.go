@@ -147,7 +147,7 @@ func (c *Conn) recycle(s *Stream) {
 	c.free = append(c.free, s)
 }
 
-// NewStream opens a call of any kind, which ends when ctx does. It borrows md. It waits while the server takes no further
+// NewStream opens a call of any kind, which ends when ctx does, and frees what has not been received then. It borrows md. It waits while the server takes no further
 // streams. The error is an *Error. The request's headers leave with the first use of the stream.
 func (c *Conn) NewStream(ctx context.Context, method string, md metadata.MD) (*Stream, error) {
 	s := newStream(c)
@@ -164,20 +164,28 @@ func (c *Conn) NewStream(ctx context.Context, method string, md metadata.MD) (*S
 
 // cancelled ends the stream with its context.
 func (s *Stream) cancelled() {
-	c := s.c
-	c.mu.Lock()
-	c.reset(s, h2wire.CodeCancel, contextError(s.ctx.Err()))
-	c.flush(false)
+	s.c.mu.Lock()
+	s.over()
+	s.c.flush(false)
 }
 
 // over ends the stream if its context has ended, which cancelled may not have come to yet: a server that got a half-close
-// after it would take the call for one that its client wants. c.mu is held.
+// after it would take the call for one that its client wants. What has come is freed: its receiver gets the context's error
+// instead, and need not come. c.mu is held.
 func (s *Stream) over() bool {
 	err := s.ctx.Err()
-	if err != nil {
-		s.c.reset(s, h2wire.CodeCancel, contextError(err))
+	if err == nil {
+		return false
 	}
-	return err != nil
+	if s.end == io.EOF && s.head == len(s.queue) { // a good end, of which all has been received
+		return true
+	}
+	s.c.reset(s, h2wire.CodeCancel, contextError(err))
+	if e := (*Error)(nil); !errors.As(s.end, &e) || e.Origin != OriginContext {
+		s.end = contextError(err)
+	}
+	s.drop()
+	return true
 }
 
 // Send sends a message, and half-closes with it if last. It borrows m. It blocks for flow control. io.EOF means that the
@@ -245,14 +253,8 @@ func (s *Stream) Recv() (Message, error) {
 	c := s.c
 	c.mu.Lock()
 	for {
-		if s.end != io.EOF || s.head < len(s.queue) {
-			if err := s.ctx.Err(); err != nil { // wins over what has come
-				c.reset(s, h2wire.CodeCancel, contextError(err))
-				if e := (*Error)(nil); !errors.As(s.end, &e) || e.Origin != OriginContext {
-					s.end = contextError(err)
-				}
-				return Message{}, s.ended()
-			}
+		if s.over() {
+			return Message{}, s.ended()
 		}
 		if s.head < len(s.queue) {
 			q := s.queue[s.head]
@@ -326,7 +328,7 @@ func (s *Stream) Trailer() metadata.MD {
 }
 
 // Close ends the call if it has not ended (with RST_STREAM CANCEL; a Recv under way returns Canceled) and frees messages
-// that were not received. It may be called more than once. It is needed unless Recv has failed.
+// that were not received. It may be called more than once. It is needed unless Recv has failed or the context has ended.
 func (s *Stream) Close() {
 	c := s.c
 	c.mu.Lock()

@@ -2,12 +2,14 @@ package h2client_test
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"slices"
 	"testing"
 
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	"transom/upstream/h2client"
 )
@@ -97,10 +99,14 @@ func TestShortWindows(t *testing.T) {
 	}
 }
 
-// TestShortWindowsAfterTheEnd sees that what has come on a stream that has ended counts until it is received or given up.
+// TestShortWindowsAfterTheEnd sees that what has come on a stream counts until it is received or given up, by Close or with
+// the stream's context, though the stream has ended.
 func TestShortWindowsAfterTheEnd(t *testing.T) {
 	const window, short = 64 << 10, 16 << 10
-	for _, receive := range []bool{true, false} {
+	for _, tt := range []struct {
+		how   string
+		ended bool // by the server
+	}{{"received", true}, {"closed", true}, {"cancelled", true}, {"cancelled", false}} {
 		came, taken := make(chan struct{}), make(chan struct{})
 		c := scripted(t, h2client.Config{StreamWindow: window, ConnWindow: window}, nil, func(p *peer) {
 			if f := next[*http2.SettingsFrame](p); f == nil {
@@ -112,7 +118,9 @@ func TestShortWindowsAfterTheEnd(t *testing.T) {
 				p.begin(id)
 				p.data(id, false, framed(10_000)...)
 				p.data(id, false, 0, 0, 0, 1) // and a part of another message
-				p.trailers(id, "grpc-status", "0")
+				if tt.ended {
+					p.trailers(id, "grpc-status", "0")
+				}
 			}
 			if v := p.window(); v != short {
 				t.Errorf("a stream's window is %d after 40 kB that nobody takes, want %d", v, short)
@@ -126,9 +134,11 @@ func TestShortWindowsAfterTheEnd(t *testing.T) {
 			p.answer(id)
 			p.drain()
 		})
+		ctx, cancel := context.WithCancel(soon(t))
+		defer cancel()
 		var all []*h2client.Stream
 		for range 4 {
-			s, err := c.NewStream(soon(t), "/a.B/C", nil)
+			s, err := c.NewStream(ctx, "/a.B/C", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -136,8 +146,23 @@ func TestShortWindowsAfterTheEnd(t *testing.T) {
 			all = append(all, s)
 		}
 		<-came
+		if tt.how == "cancelled" {
+			cancel()
+			select {
+			case <-taken:
+			case <-soon(t).Done():
+				t.Fatal("the windows are short yet after the end of the context")
+			}
+			for _, s := range all {
+				for range 2 {
+					if _, err := s.Recv(); errorOf(t, err).Code != codes.Canceled {
+						t.Errorf("Recv of a stream that is %s: %v", tt.how, err)
+					}
+				}
+			}
+		}
 		for _, s := range all {
-			if receive {
+			if tt.how == "received" {
 				m, err := s.Recv()
 				if err != nil {
 					t.Fatal(err)

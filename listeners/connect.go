@@ -157,6 +157,9 @@ func (s *connectUnary) serve(v View) error {
 	r := s.Request
 	timeout, err := s.prepare(v)
 	if err == nil {
+		err = s.checkForgery(false)
+	}
+	if err == nil {
 		s.call.Header, err = transcoder.RequestMetadata(r.Header)
 	}
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"encoding/hex"
-	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -13,8 +12,10 @@ import (
 	"slices"
 	"strings"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"transom/rpc"
 	"transom/transcoder"
@@ -304,8 +305,13 @@ func ambient(r *http.Request) ambience {
 // checkForgery refuses a request with effects, and with what the user has of cookies, passwords and certificates, that a page of
 // another origin made a browser send (cross-site request forgery), by what browsers say of it: Sec-Fetch-Site, and Origin. A
 // request without any of these carries nothing of the user's. GET, HEAD and OPTIONS are let through unless effects says that the
-// method called has effects. What the listener's CORS allows goes.
-func (e *Edge) checkForgery(r *http.Request, f *Front, effects bool) error {
+// method called has effects. What the listener's CORS allows goes. The protocols call it once they know the method; WebSockets and
+// WebTransport have Front.checkOrigin.
+func (x *exchange) checkForgery(effects bool) error {
+	r := x.Request
+	if r.Header["Origin"] == nil && r.Header["Sec-Fetch-Site"] == nil {
+		return nil
+	}
 	what := ambient(r)
 	if what == (ambience{}) {
 		return nil
@@ -320,8 +326,18 @@ func (e *Edge) checkForgery(r *http.Request, f *Front, effects bool) error {
 		return nil
 	}
 	origin := strings.ToLower(r.Header.Get("Origin"))
-	if e != nil && slices.Contains(e.origins, origin) || f.credentialsFrom(origin, what) {
+	if x.edge != nil && slices.Contains(x.edge.origins, origin) || x.front.credentialsFrom(origin, what) {
 		return nil
 	}
-	return transcoder.HTTPError(http.StatusForbidden, codes.PermissionDenied, fmt.Sprintf("pages of origin %q may not send requests with cookies, passwords or certificates here", origin))
+	x.info.Fail(rpc.SourceClient)
+	return originDenied("pages of origin %q may not send requests with cookies, passwords or certificates here", origin)
+}
+
+// originDenied refuses what a page of another origin sends, with a google.rpc.ErrorInfo.
+func originDenied(format string, args ...any) error {
+	st := status.Newf(codes.PermissionDenied, format, args...)
+	if detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: "ORIGIN_DENIED", Domain: "transom"}); err == nil {
+		st = detailed
+	}
+	return st.Err()
 }

@@ -106,7 +106,10 @@ func subtype(contentType, prefix string) string {
 // serve runs the call whose method, codec and encodings are set. timeout is negative if the client gave none.
 func (s *framed) serve(route *Route, timeout time.Duration, body io.Reader, stream rpc.Stream) error {
 	r := s.Request
-	var err error
+	err := s.checkForgery(false)
+	if err != nil {
+		return err
+	}
 	if s.call.Header, err = transcoder.RequestMetadata(r.Header); err != nil {
 		s.info.Fail(rpc.SourceClient)
 		return err

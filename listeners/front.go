@@ -122,14 +122,7 @@ func (f *Front) answersChallenge(w http.ResponseWriter, r *http.Request) bool {
 func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	v := f.source.Acquire()
 	defer v.Release()
-	e := v.Edge()
-	e.setHeader(w, r)
-	if isBrowser(r) {
-		if err := e.checkForgery(r, f, false); err != nil {
-			f.refuse(w, r, v, err)
-			return
-		}
-	}
+	v.Edge().setHeader(w, r)
 	ct := r.Header.Get("Content-Type")
 	switch {
 	case hasPrefixFold(ct, "application/grpc"):
@@ -147,11 +140,6 @@ func (f *Front) serveCall(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// isBrowser reports whether a request tells what page made it.
-func isBrowser(r *http.Request) bool {
-	return r.Header["Origin"] != nil || r.Header["Sec-Fetch-Site"] != nil
-}
-
 // methodOf finds the method whose gRPC path a request has, byte for byte: one with anything percent-encoded is another path, as
 // it is for a proxy in front that judges by paths.
 func methodOf(r *http.Request, v View) (*descriptors.Method, bool) {
@@ -159,14 +147,6 @@ func methodOf(r *http.Request, v View) (*descriptors.Method, bool) {
 		return v.Method(r.URL.RawPath)
 	}
 	return v.Method(r.URL.Path)
-}
-
-// refuse answers a request that is not even looked at.
-func (f *Front) refuse(w http.ResponseWriter, r *http.Request, v View, err error) {
-	x := &exchange{}
-	x.begin(f, w, r, rpc.ProtocolUnknown, v)
-	x.settle(true)
-	x.refuseUpgrade(v, err)
 }
 
 // credentialsFrom reports whether the CORS settings let pages of an origin, in lower case, send what the user has.

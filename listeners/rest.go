@@ -137,11 +137,8 @@ func (s *restStream) serve(v View) error {
 	s.info.Binding = b
 	s.route = v.Route(b.Method)
 	var err error
-	if isBrowser(r) && hasEffects(b) {
-		if err = v.Edge().checkForgery(r, s.front, true); err != nil {
-			s.info.Fail(rpc.SourceClient)
-			return err
-		}
+	if err = s.checkForgery(hasEffects(b)); err != nil {
+		return err
 	}
 	if err = s.negotiate(b); err != nil {
 		s.info.Fail(rpc.SourceClient)
@@ -175,7 +172,7 @@ func (s *restStream) negotiate(b *descriptors.Binding) error {
 	if plan.Forms() && transcoder.IsForm(r.Header.Get("Content-Type")) {
 		var sameOrigin http.CrossOriginProtection
 		if sameOrigin.Check(r) != nil {
-			return transcoder.HTTPError(http.StatusForbidden, codes.PermissionDenied, "forms are taken from pages of the same origin only")
+			return originDenied("forms are taken from pages of the same origin only")
 		}
 	}
 	if enc := r.Header.Get("Content-Encoding"); enc != "" && !strings.EqualFold(enc, "identity") {

@@ -197,7 +197,7 @@ func (f *Front) checkOrigin(r *http.Request) error {
 			return nil
 		}
 	}
-	return transcoder.HTTPError(http.StatusForbidden, codes.PermissionDenied, fmt.Sprintf("pages of origin %q may not open a WebSocket here", origins[0]))
+	return originDenied("pages of origin %q may not open a WebSocket here", origins[0])
 }
 
 // isOwn reports whether an origin, in lower case, is that of the request's own host. Without TLS of our own there may be a proxy's, so

@@ -751,7 +751,7 @@ listeners:
 		o := callWebSocket(t, p, map[string]string{"cookie": "s=1", "authorization": "Basic YTpi", "origin": "https://app.example"})
 		switch {
 		case cors == "":
-			o.want(t, "WebSocket", codes.PermissionDenied, 403, "")
+			o.want(t, "WebSocket", codes.PermissionDenied, 403, "ORIGIN_DENIED")
 		case named:
 			if o.want(t, "WebSocket", codes.OK, 200, ""); !slices.Equal(o.seen["cookie"], []string{"s=1"}) || len(o.seen["authorization"]) != 1 {
 				t.Errorf("WebSocket of a page that is named, cors %q: the backend sees %v", cors, o.seen)
@@ -895,4 +895,42 @@ security:
 			}
 		}
 	}
+}
+
+// TestForgeryByEveryWay: a foreign page's request is refused in the words of the protocol that it is made by, with a reason.
+func TestForgeryByEveryWay(t *testing.T) {
+	o := openTo(t, "policies: []")
+	page := map[string]string{"cookie": "s=1", "origin": "https://evil.example", "sec-fetch-site": "cross-site"}
+	got := o.post(t, metadataPath, "{}", page)
+	if got.want(t, "POST", codes.PermissionDenied, 403, "ORIGIN_DENIED"); !strings.HasPrefix(got.message, `pages of origin "https://evil.example" may not send requests with cookies`) {
+		t.Errorf("POST: message %q", got.message)
+	}
+	header := http.Header{}
+	for k, v := range page {
+		header.Set(k, v)
+	}
+	for way, status := range map[string]int{
+		"Connect, HTTP/1.1": 403, "Connect, HTTP/3": 403, "WebSocket": 403, "transom.v1, upgrade": 403, "grpc-websockets, upgrade": 403,
+		"gRPC-Web, HTTP/1.1": 200, "gRPC-Web, HTTP/2": 200, "gRPC": 0, // these say it by grpc-status
+	} {
+		o.oneWay(t, way, func(t *testing.T, way string, call func(*testing.T, ask) *reply) {
+			if r := call(t, metadataAsk(header)); r.code != codes.PermissionDenied || r.reason != "ORIGIN_DENIED" || r.http != status {
+				t.Errorf("%s: %v, reason %q, HTTP %d; want PermissionDenied, ORIGIN_DENIED, %d", way, r.code, r.reason, r.http, status)
+			}
+		})
+	}
+	o.oneWay(t, "Connect GET", func(t *testing.T, way string, call func(*testing.T, ask) *reply) {
+		if r := call(t, metadataAsk(header)); r.code != codes.OK {
+			t.Errorf("%s: %v, want OK, for it has no effects", way, r.code)
+		}
+	})
+	stream := ask{
+		method: "/bank.v1.Accounts/Watch", stream: true, in: &bankv1.WatchRequest{Name: "1"},
+		out: func() proto.Message { return &bankv1.Transaction{} }, header: header,
+	}
+	o.oneWay(t, "Connect, HTTP/1.1", func(t *testing.T, _ string, call func(*testing.T, ask) *reply) {
+		if r := call(t, stream); r.code != codes.PermissionDenied || r.reason != "ORIGIN_DENIED" {
+			t.Errorf("a stream by Connect: %v, reason %q", r.code, r.reason)
+		}
+	})
 }

@@ -42,12 +42,12 @@ type Options struct {
 // a set does not have are taken from those linked in; where a set's own copy disagrees with the linked-in one, the
 // linked-in one counts. All faults are reported at once, joined, in an order that depends on the input only: files that
 // conflict, imports that are missing, files that do not build, bad HTTP rules, equal routes. Each names its file and
-// origin, message or method.
+// origin, message or method, and is an *OriginError if what it is of is known.
 func Compile(sets []*Set, o Options) (*Schema, error) {
 	c := compiler{files: map[string]*sourceFile{}, built: &protoregistry.Files{}}
-	for _, s := range sets {
+	for i, s := range sets {
 		for _, f := range s.Files {
-			c.addFile(s.Origin, f)
+			c.addFile(i, s.Origin, f)
 		}
 	}
 	c.addBuiltins()
@@ -69,6 +69,24 @@ func Compile(sets []*Set, o Options) (*Schema, error) {
 	_, _ = s.types.FindExtensionByNumber("google.protobuf.MethodOptions", 1)
 	return s, nil
 }
+
+// OriginError is a fault that Compile found in one of the sets or in the rules; of a conflict of two it is a fault of one.
+type OriginError struct {
+	// Set is the set's index; negative for Options.Rules.
+	Set int
+	Err error
+}
+
+// Error is the fault's text, without its origin.
+func (e *OriginError) Error() string { return e.Err.Error() }
+
+func (e *OriginError) Unwrap() error { return e.Err }
+
+// Origins of faults that are no index of a set.
+const (
+	ofRules = -1
+	ofNoSet = -2 // of linked-in files
+)
 
 // Method finds a method by its gRPC request path, "/pkg.Service/Method".
 func (s *Schema) Method(fullPath string) (*Method, bool) {
@@ -148,6 +166,7 @@ type compiler struct {
 type sourceFile struct {
 	proto   *descriptorpb.FileDescriptorProto
 	origin  string
+	set     int                         // the origin's index; of merged files the first's
 	linked  protoreflect.FileDescriptor // the linked-in file, if proto is its
 	wanted  bool                        // of a set, or imported by one
 	failed  bool
@@ -157,25 +176,36 @@ type sourceFile struct {
 // spare reports whether the file is linked in and no file of a set needs it.
 func (f *sourceFile) spare() bool { return f.linked != nil && !f.wanted }
 
-func (c *compiler) fault(format string, args ...any) {
-	c.faults = append(c.faults, fmt.Errorf(format, args...))
+// fault records a fault of a set, or of what else the origin is.
+func (c *compiler) fault(origin int, format string, args ...any) {
+	c.faultOf(origin, fmt.Errorf(format, args...))
 }
 
-func (c *compiler) addFile(origin string, f *descriptorpb.FileDescriptorProto) {
+func (c *compiler) faultOf(origin int, err error) {
+	if origin != ofNoSet {
+		err = &OriginError{origin, err}
+	}
+	c.faults = append(c.faults, err)
+}
+
+// setOf is the set that has a file that was built.
+func (c *compiler) setOf(fd protoreflect.FileDescriptor) int { return c.files[fd.Path()].set }
+
+func (c *compiler) addFile(set int, origin string, f *descriptorpb.FileDescriptorProto) {
 	have, ok := c.files[f.GetName()]
 	if !ok {
-		c.files[f.GetName()] = &sourceFile{proto: f, origin: origin, wanted: true}
+		c.files[f.GetName()] = &sourceFile{proto: f, origin: origin, set: set, wanted: true}
 		return
 	}
 	merged, err := mergeFiles(have.proto, f)
 	if err != nil {
-		c.fault("file %s differs between %s and %s: %w", f.GetName(), have.origin, origin, err)
+		c.fault(set, "file %s differs between %s and %s: %w", f.GetName(), have.origin, origin, err)
 		return
 	}
 	if merged != have.proto && merged != f {
 		have.origin += " and " + origin
 	} else if merged == f {
-		have.origin = origin
+		have.origin, have.set = origin, set
 	}
 	have.proto = merged
 }
@@ -197,7 +227,7 @@ func (c *compiler) addBuiltins() {
 		ours := protodesc.ToFileDescriptorProto(b.file)
 		merged, err := mergeFiles(ours, have.proto)
 		if err != nil || merged == ours {
-			have.proto, have.origin, have.linked = ours, builtinOrigin, b.file
+			have.proto, have.origin, have.set, have.linked = ours, builtinOrigin, ofNoSet, b.file
 		} else {
 			have.proto = merged
 		}
@@ -212,7 +242,7 @@ func (c *compiler) addBuiltins() {
 		if _, have := c.files[path]; have || !ok {
 			continue
 		}
-		c.files[path] = &sourceFile{proto: protodesc.ToFileDescriptorProto(b.file), origin: builtinOrigin, linked: b.file}
+		c.files[path] = &sourceFile{proto: protodesc.ToFileDescriptorProto(b.file), origin: builtinOrigin, set: ofNoSet, linked: b.file}
 		need = append(need, c.files[path].proto.GetDependency()...)
 	}
 }
@@ -226,11 +256,11 @@ func (c *compiler) sortFiles() {
 			d, ok := c.files[dep]
 			switch {
 			case !ok:
-				c.fault("file %s (from %s) imports %q, which no descriptor set has (build sets with their imports: protoc --include_imports)", f.proto.GetName(), f.origin, dep)
+				c.fault(f.set, "file %s (from %s) imports %q, which no descriptor set has (build sets with their imports: protoc --include_imports)", f.proto.GetName(), f.origin, dep)
 				f.failed = true
 				continue
 			case d.visited == 1:
-				c.fault("file %s (from %s) imports %q, which imports it in turn", f.proto.GetName(), f.origin, dep)
+				c.fault(f.set, "file %s (from %s) imports %q, which imports it in turn", f.proto.GetName(), f.origin, dep)
 				f.failed = true
 				continue
 			case d.visited == 0:
@@ -285,7 +315,7 @@ func (c *compiler) checkSymbols() {
 			}
 			told[pair{first, f}] = true
 			f.failed = true
-			c.fault("%s %s is defined by file %s (from %s) and by file %s (from %s)", kind, name, first.proto.GetName(), first.origin, f.proto.GetName(), f.origin)
+			c.fault(max(first.set, f.set), "%s %s is defined by file %s (from %s) and by file %s (from %s)", kind, name, first.proto.GetName(), first.origin, f.proto.GetName(), f.origin)
 		}
 		for _, m := range f.proto.GetMessageType() {
 			define("message", m.GetName())
@@ -327,7 +357,7 @@ func (c *compiler) build() {
 		}
 		if err != nil {
 			f.failed = true
-			c.fault("file %s (from %s): %s", f.proto.GetName(), f.origin, strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\u00a0", " "), "proto: "))
+			c.fault(f.set, "file %s (from %s): %s", f.proto.GetName(), f.origin, strings.TrimPrefix(strings.ReplaceAll(err.Error(), "\u00a0", " "), "proto: "))
 			continue
 		}
 		rangeExtensions(fd, func(x protoreflect.ExtensionDescriptor) {
@@ -337,7 +367,7 @@ func (c *compiler) build() {
 				extensions[x.ContainingMessage().FullName()] = of
 			}
 			if first, ok := of[x.Number()]; ok {
-				c.fault("extensions %s and %s of %s both have number %d (file %s from %s)", first, x.FullName(), x.ContainingMessage().FullName(), x.Number(), f.proto.GetName(), f.origin)
+				c.fault(f.set, "extensions %s and %s of %s both have number %d (file %s from %s)", first, x.FullName(), x.ContainingMessage().FullName(), x.Number(), f.proto.GetName(), f.origin)
 				return
 			}
 			of[x.Number()] = x.FullName()
@@ -394,14 +424,22 @@ func (c *compiler) compileMethods(s *Schema, o Options) {
 		s.byPath[m.FullPath] = m
 		opts, err := methodOptions(m.Desc)
 		if err != nil {
-			c.fault("method %s: %w", m.Name, err)
+			c.fault(c.setOf(m.Desc.ParentFile()), "method %s: %w", m.Name, err)
 			continue
 		}
 		options[m], m.Effect = opts, effectOf(opts)
 	}
 	c.checkJSONNames(s.methods)
 	over, err := overrides(o.Rules, s.methods, func(name string) string { return suggest(s.methods, name) })
-	c.faults = append(c.faults, unjoin(err)...)
+	for _, e := range unjoin(err) {
+		c.faultOf(ofRules, e)
+	}
+	origin := func(m *Method) int { // of its rule
+		if over[m.Name] != nil {
+			return ofRules
+		}
+		return c.setOf(m.Desc.ParentFile())
+	}
 	for _, m := range s.methods {
 		rule := over[m.Name]
 		if rule == nil {
@@ -411,16 +449,18 @@ func (c *compiler) compileMethods(s *Schema, o Options) {
 			continue
 		}
 		bs, err := bindings(m, rule)
-		c.faults = append(c.faults, unjoin(err)...)
+		for _, e := range unjoin(err) {
+			c.faultOf(origin(m), e)
+		}
 		for _, b := range bs {
 			b.ID = len(s.bindings)
 			s.bindings = append(s.bindings, b)
 			m.Bindings = append(m.Bindings, b)
 			if taken := s.router.add(b.template, b); taken != nil {
 				if taken.Method == m {
-					c.fault("method %s: %s %s is bound twice (as %s)", m.Name, b.Verb, b.Template, taken.Template)
+					c.fault(origin(m), "method %s: %s %s is bound twice (as %s)", m.Name, b.Verb, b.Template, taken.Template)
 				} else {
-					c.fault("methods %s and %s have the same route, %s %s (the other is written %s)", taken.Method.Name, m.Name, b.Verb, b.Template, taken.Template)
+					c.fault(max(origin(m), origin(taken.Method)), "methods %s and %s have the same route, %s %s (the other is written %s)", taken.Method.Name, m.Name, b.Verb, b.Template, taken.Template)
 				}
 			}
 		}
@@ -434,7 +474,7 @@ func (c *compiler) checkJSONNames(methods []*Method) {
 	for _, m := range methods {
 		work = append(work, m.Desc.Input(), m.Desc.Output())
 	}
-	var faults []string
+	var faults []*OriginError
 	for len(work) > 0 {
 		md := work[len(work)-1]
 		work = work[:len(work)-1]
@@ -446,7 +486,7 @@ func (c *compiler) checkJSONNames(methods []*Method) {
 		for i := range md.Fields().Len() {
 			fd := md.Fields().Get(i)
 			if first, ok := names[fd.JSONName()]; ok {
-				faults = append(faults, fmt.Sprintf("message %s (file %s): fields %q and %q have the same JSON name, %q", md.FullName(), md.ParentFile().Path(), first, fd.Name(), fd.JSONName()))
+				faults = append(faults, &OriginError{c.setOf(md.ParentFile()), fmt.Errorf("message %s (file %s): fields %q and %q have the same JSON name, %q", md.FullName(), md.ParentFile().Path(), first, fd.Name(), fd.JSONName())})
 			}
 			names[fd.JSONName()] = fd.Name()
 			if fd.Message() != nil {
@@ -454,8 +494,8 @@ func (c *compiler) checkJSONNames(methods []*Method) {
 			}
 		}
 	}
-	slices.Sort(faults)
+	slices.SortFunc(faults, func(a, b *OriginError) int { return strings.Compare(a.Error(), b.Error()) })
 	for _, f := range faults {
-		c.faults = append(c.faults, errors.New(f))
+		c.faultOf(f.Set, f.Err)
 	}
 }

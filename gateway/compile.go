@@ -375,6 +375,7 @@ func (b *builder) asked(cluster string) bool {
 // loadSchema reads the descriptor sources and compiles them. Sources that do not answer are left out.
 func (b *builder) loadSchema() {
 	var sets []*descriptors.Set
+	var paths []string // where each set is named
 	before := len(b.faults)
 	b.loaded = map[string]*source{}
 	if len(b.cfg.GetDescriptors()) == 0 && b.cfg.GetUnknownMethods() == nil {
@@ -396,7 +397,7 @@ func (b *builder) loadSchema() {
 			b.missing = append(b.missing, i)
 			continue
 		}
-		sets = append(sets, s.set)
+		sets, paths = append(sets, s.set), append(paths, path)
 	}
 	opts := descriptors.Options{IgnoreTrailingSlash: b.cfg.GetHttpRules().GetIgnoreTrailingSlash()}
 	if path := b.cfg.GetHttpRules().GetServiceConfig(); path != "" {
@@ -412,8 +413,17 @@ func (b *builder) loadSchema() {
 		return
 	}
 	var err error
-	if b.schema, err = descriptors.Compile(append(sets, builtinSet()), opts); err != nil {
-		b.faultOf("descriptors", err)
+	if b.schema, err = descriptors.Compile(append(sets, builtinSet()), opts); err == nil {
+		return
+	}
+	for _, e := range flatten(err) {
+		path := "descriptors"
+		if of, ok := errors.AsType[*descriptors.OriginError](e); ok && of.Set < 0 {
+			path = "http_rules.service_config"
+		} else if ok && of.Set < len(paths) {
+			path = paths[of.Set]
+		}
+		b.faultOf(path, e)
 	}
 }
 

@@ -219,3 +219,34 @@ func TestNoDirectory(t *testing.T) {
 	}
 	wantFaults(t, fmt.Sprintf("access_log: {file: %q}\n", dir+"/file/calls.log"), "1: "+dir+"/file is no directory")
 }
+
+// TestFaultsOfDescriptors: what is wrong in one descriptor source, or in the rules of a service config, was told of the first source.
+func TestFaultsOfDescriptors(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"one", "two", "three"} {
+		write(name+".proto", fmt.Sprintf(`syntax = "proto3"; package %[1]s; import "google/api/annotations.proto"; message R { string id = 1; }
+service S { rpc Get(R) returns (R) { option (google.api.http) = {get: %[2]q}; } }`, name, map[string]string{"one": "/a/{id}", "two": "/b/{id}", "three": "/b/{id=*}"}[name]))
+	}
+	source := func(name string) string { return fmt.Sprintf("- proto: {roots: [%q], files: [%s.proto]}\n", dir, name) }
+	all := "descriptors:\n" + source("one") + source("two") + source("three")
+	const same = "methods three.S.Get and two.S.Get have the same route, GET /b/{id} "
+	wantFaults(t, all, "4: "+same)
+	wantFaults(t, "descriptors:\n"+source("three")+source("one")+source("two"), "4: "+same)
+	write("bad.proto", `syntax = "proto3"; package bad; import "google/api/annotations.proto"; message R { string id = 1; string fooBar = 2; string foo_bar = 3; }
+service S { rpc Get(R) returns (R) { option (google.api.http) = {get: "/c/{id"}; } }`)
+	wantFaults(t, "descriptors:\n"+source("one")+source("bad"), "3: ")
+	write("template.proto", `syntax = "proto3"; package template; import "google/api/annotations.proto"; message R { string id = 1; }
+service S { rpc Get(R) returns (R) { option (google.api.http) = {get: "/c/{id"}; } }`)
+	wantFaults(t, "descriptors:\n"+source("one")+source("template")+source("two"), `3: method template.S.Get: google.api.http: path template "/c/{id", column `)
+	write("again.proto", `syntax = "proto3"; package one; message R { string id = 1; }`)
+	wantFaults(t, "descriptors:\n"+source("one")+source("again"), "3: message one.R is defined by file ")
+	wantFaults(t, "descriptors:\n"+source("again")+source("one"), "3: message one.R is defined by file ")
+	write("rules.yaml", "type: google.api.Service\nhttp: {rules: [{selector: three.S.Get, get: \"/d/{id\"}, {selector: none.S.Get, get: /e}]}\n")
+	rules := fmt.Sprintf("http_rules: {service_config: %q}\n", dir+"/rules.yaml")
+	wantFaults(t, all+rules, "5: HTTP rule 1: the selector \"none.S.Get\" matches no method", "5: method three.S.Get: google.api.http: path template \"/d/{id\", column ")
+}

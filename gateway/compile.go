@@ -91,7 +91,9 @@ func corsOf(l *configv1.Listener) (*listeners.CORS, error) {
 func (b *builder) checkListeners() {
 	first := map[string]int{}
 	for i, l := range b.cfg.GetListeners() {
-		if err := checkAddress(b.ctx, l.GetAddress()); err != nil {
+		if _, ok := isUnix(l.GetAddress()); ok {
+			b.fault(fmt.Sprintf("listeners[%d].address", i), "listeners have TCP addresses, host:port; only admin.address may be a Unix socket")
+		} else if err := checkAddress(b.ctx, l.GetAddress()); err != nil {
 			b.faultOf(fmt.Sprintf("listeners[%d].address", i), err)
 		} else if _, port, _ := net.SplitHostPort(l.GetAddress()); port != "0" {
 			if other, ok := first[l.GetAddress()]; ok {

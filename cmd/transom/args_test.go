@@ -60,6 +60,7 @@ func TestArguments(t *testing.T) {
 		{"serve " + simple, usage, "say where to listen"},
 		{"serve --listen nonsense " + simple, usage, `listen address "nonsense": want HOST:PORT`},
 		{"serve --listen :99999 " + simple, fault, "listeners[0].address: want host:port"},
+		{"serve --listen unix:/x.sock " + simple, fault, "listeners[0].address: listeners have TCP addresses, host:port; only admin.address may be a Unix socket"},
 		{"serve --listen 127.0.0.1:0 --upstream a:1 --upstream b:1", usage, "more clusters need --config"},
 		{"serve --listen-tls :0 " + simple, usage, "--listen-tls needs --tls-cert and --tls-key"},
 		{"serve --config " + filepath.Join(dir, "none"), fault, "no such file"},

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -89,17 +90,13 @@ func corsOf(l *configv1.Listener) (*listeners.CORS, error) {
 
 // checkListeners finds the faults of the listeners' settings, the admin listener's too, that show without binding a socket.
 func (b *builder) checkListeners() {
-	first := map[string]int{}
+	var taken []listenAddress
 	for i, l := range b.cfg.GetListeners() {
+		path := fmt.Sprintf("listeners[%d].address", i)
 		if _, ok := isUnix(l.GetAddress()); ok {
-			b.fault(fmt.Sprintf("listeners[%d].address", i), "listeners have TCP addresses, host:port; only admin.address may be a Unix socket")
-		} else if err := checkAddress(b.ctx, l.GetAddress()); err != nil {
-			b.faultOf(fmt.Sprintf("listeners[%d].address", i), err)
-		} else if _, port, _ := net.SplitHostPort(l.GetAddress()); port != "0" {
-			if other, ok := first[l.GetAddress()]; ok {
-				b.fault(fmt.Sprintf("listeners[%d].address", i), "%s is the address of listeners[%d] already", l.GetAddress(), other)
-			}
-			first[l.GetAddress()] = i
+			b.fault(path, "listeners have TCP addresses, host:port; only admin.address may be a Unix socket")
+		} else {
+			taken = b.take(taken, path, l.GetAddress())
 		}
 		if _, err := corsOf(l); err != nil {
 			b.faultOf(fmt.Sprintf("listeners[%d].cors", i), err)
@@ -122,6 +119,8 @@ func (b *builder) checkListeners() {
 	if a := b.cfg.GetAdmin(); a != nil {
 		if err := allowedAdmin(a); err != nil {
 			b.faultOf("admin.address", err)
+		} else if _, ok := isUnix(a.GetAddress()); !ok {
+			b.take(taken, "admin.address", a.GetAddress())
 		}
 		if _, err := adminToken(a); err != nil {
 			b.faultOf("admin.token_file", err)
@@ -129,16 +128,48 @@ func (b *builder) checkListeners() {
 	}
 }
 
-// checkAddress says what is wrong with an address to listen on, apart from whether it is this machine's and free.
-func checkAddress(ctx context.Context, address string) error {
-	_, port, err := net.SplitHostPort(address)
+// listenAddress is one that something of the configuration is to listen on.
+type listenAddress struct {
+	path, text string
+	host       string // "" is all, as a socket of both IP versions
+	all        bool   // of a version or both
+	port       int
+}
+
+// take checks an address to listen on, apart from whether it is this machine's and free, and adds it to those taken.
+func (b *builder) take(taken []listenAddress, path, address string) []listenAddress {
+	host, service, err := net.SplitHostPort(address)
+	var port int
 	if err == nil {
-		_, err = net.DefaultResolver.LookupPort(ctx, "tcp", port)
+		port, err = net.DefaultResolver.LookupPort(b.ctx, "tcp", service)
 	}
 	if err != nil {
-		return fmt.Errorf("want host:port: %w", err)
+		b.fault(path, "want host:port: %v", err)
+		return taken
 	}
-	return nil
+	if strings.ContainsAny(host, "*?,;/@ ") {
+		b.fault(path, "%q is no host; all addresses of the machine are \":%s\"", host, service)
+		return taken
+	}
+	if port == 0 { // one that is free
+		return taken
+	}
+	l := listenAddress{path: path, text: address, host: strings.ToLower(host), all: host == "", port: port}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		l.host, l.all = ip.Unmap().String(), ip.IsUnspecified()
+	}
+	for _, other := range taken {
+		if l.clash(other) {
+			b.faults = append(b.faults, Fault{Path: path, Msg: fmt.Sprintf("%s cannot be listened on beside %s", address, other.text), Other: other.path})
+			return taken
+		}
+	}
+	return append(taken, l)
+}
+
+// clash reports whether no two sockets can have both addresses. 0.0.0.0 and [::] can be two that the process is started with.
+func (l listenAddress) clash(other listenAddress) bool {
+	return l.port == other.port && (l.host == other.host || l.all != other.all || l.host == "" || other.host == "")
 }
 
 // listenerConfig turns a listener's configuration into what package listeners takes.

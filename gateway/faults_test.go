@@ -250,3 +250,45 @@ service S { rpc Get(R) returns (R) { option (google.api.http) = {get: "/c/{id"};
 	rules := fmt.Sprintf("http_rules: {service_config: %q}\n", dir+"/rules.yaml")
 	wantFaults(t, all+rules, "5: HTTP rule 1: the selector \"none.S.Get\" matches no method", "5: method three.S.Get: google.api.http: path template \"/d/{id\", column ")
 }
+
+// TestAddressFaults: check let addresses pass that nothing can listen on, or not beside another, and serve did not start.
+func TestAddressFaults(t *testing.T) {
+	for _, tc := range []struct {
+		one, other string
+		clash      bool
+	}{
+		{"127.0.0.1:7582", "127.0.0.1:7582", true},
+		{"127.0.0.1:80", "127.0.0.1:http", true},
+		{"127.0.0.1:7582", "[::ffff:127.0.0.1]:7582", true},
+		{":7582", "127.0.0.1:7582", true},
+		{"127.0.0.1:7582", ":7582", true},
+		{":7582", "[::]:7582", true},
+		{"0.0.0.0:7582", "127.0.0.1:7582", true},
+		{"[::1]:7582", "[::]:7582", true},
+		{"0.0.0.0:7582", "localhost:7582", true},
+		{"localhost:7582", "LOCALHOST:7582", true},
+		{"127.0.0.1:7582", "127.0.0.1:7583", false},
+		{"127.0.0.1:7582", "127.0.0.2:7582", false},
+		{"127.0.0.1:7582", "[::1]:7582", false},
+		{"0.0.0.0:7582", "[::]:7582", false},
+		{"127.0.0.1:0", "127.0.0.1:0", false},
+		{":0", "127.0.0.1:0", false},
+	} {
+		var want []string
+		if tc.clash {
+			want = []string{fmt.Sprintf("3: %s cannot be listened on beside %s (see line 2)", tc.other, tc.one)}
+		}
+		wantFaults(t, fmt.Sprintf("listeners:\n- {address: %q}\n- {address: %q}\n", tc.one, tc.other), want...)
+	}
+	for listener, want := range map[string]string{"127.0.0.1:7582": "3: 127.0.0.1:7582 cannot", ":7582": "3: 127.0.0.1:7582 cannot", "127.0.0.1:7583": "", "127.0.0.2:7582": ""} {
+		text := fmt.Sprintf("listeners:\n- {address: %q}\nadmin: {address: \"127.0.0.1:7582\"}\n", listener)
+		if want == "" {
+			wantFaults(t, text)
+		} else {
+			wantFaults(t, text, want)
+		}
+	}
+	wantFaults(t, "listeners:\n- {address: \"*:7582\"}\n- {address: \"unix:/x.sock\"}\n- {address: nonsense}\nadmin: {address: \"127.0.0.1:99999\"}\n",
+		`2: "*" is no host; all addresses of the machine are ":7582"`, "3: listeners have TCP addresses, host:port; only admin.address may be a Unix socket", "4: want host:port: ", "5: want host:port: ")
+	wantFaults(t, "admin:\n  address: unix:/x.sock\n")
+}

@@ -87,7 +87,7 @@ func NewJWT(cfg JWTConfig, log *slog.Logger) (*JWT, error) {
 		return nil, err
 	}
 	p.keys = newKeySet(c, cfg.Issuer, cfg.JWKSURI, log)
-	p.keys.refresh(time.Now())
+	p.keys.refresh(time.Now(), nil)
 	return p, nil
 }
 

@@ -29,9 +29,9 @@ const (
 	// keysStale is how long keys are used when they cannot be fetched again.
 	keysStale = 24 * time.Hour
 	// fetchBurst fetches may follow one another, and one more for every fetchEvery: tokens with key ids that nobody knows
-	// cannot make transom flood the issuer.
+	// cannot make transom flood the issuer, and while they come a new key is found within fetchEvery and the time of a fetch.
 	fetchBurst = 3
-	fetchEvery = 10 * time.Second
+	fetchEvery = 2 * time.Second
 	// maxKeys is how many keys of an issuer are taken.
 	maxKeys = 100
 )
@@ -55,6 +55,8 @@ type keySet struct {
 	tokens   float64   // of the bucket that limits fetches
 	filled   time.Time // when tokens was counted
 	inflight chan struct{}
+	// down says that the last fetch failed. It belongs to the fetch under way.
+	down bool
 }
 
 // keys is what one fetch brought.
@@ -83,28 +85,39 @@ func (k *keySet) close() {
 func (k *keySet) find(ctx context.Context, id string, alg jose.SignatureAlgorithm) (*jose.JSONWebKey, uint64, error) {
 	now := time.Now()
 	set := k.keys.Load()
-	switch {
-	case set == nil, now.Sub(set.fetched) > keysStale, set.key(id, alg) == nil:
-		if wait := k.refresh(now); wait != nil {
+	for range 2 {
+		if set.usable(now) && set.key(id, alg) != nil {
+			break
+		}
+		wait, began := k.refresh(now, set)
+		if wait != nil {
 			select {
 			case <-wait:
 			case <-ctx.Done():
 				return nil, 0, ctx.Err()
 			}
 		}
-		set = k.keys.Load()
-	case now.Sub(set.fetched) > set.fresh:
-		k.refresh(now) // and go on with what there is
+		was := set
+		// What a fetch brought that was under way before may be of before the key was there.
+		if set = k.keys.Load(); began || set == was {
+			break
+		}
 	}
-	if set == nil || now.Sub(set.fetched) > keysStale {
+	if !set.usable(now) {
 		return nil, 0, status.Error(codes.Unavailable, "the keys of the token's issuer cannot be had")
 	}
 	key := set.key(id, alg)
 	if key == nil {
 		return nil, 0, invalid("the token is signed with a key that its issuer does not have")
 	}
+	if now.Sub(set.fetched) > set.fresh {
+		k.refresh(now, set) // and go on with what there is
+	}
 	return key, set.epoch, nil
 }
+
+// usable reports whether there are keys, and not too old ones.
+func (s *keys) usable(now time.Time) bool { return s != nil && now.Sub(s.fetched) <= keysStale }
 
 // key finds a key that may verify signatures of alg.
 func (s *keys) key(id string, alg jose.SignatureAlgorithm) *jose.JSONWebKey {
@@ -142,18 +155,21 @@ func fits(key *jose.JSONWebKey, alg jose.SignatureAlgorithm) bool {
 	return false
 }
 
-// refresh begins a fetch, unless one is under way or too many have been. The channel is closed when it has ended; nil if
-// there is nothing to wait for.
-func (k *keySet) refresh(now time.Time) <-chan struct{} {
+// refresh begins a fetch, unless one is under way, too many have been, or there are other keys by now than seen. The channel is
+// closed when the fetch has ended, the one that began or the one under way; nil if there is nothing to wait for.
+func (k *keySet) refresh(now time.Time, seen *keys) (wait <-chan struct{}, began bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.inflight != nil {
-		return k.inflight
+		return k.inflight, false
+	}
+	if k.keys.Load() != seen {
+		return nil, false
 	}
 	k.tokens = min(fetchBurst, k.tokens+now.Sub(k.filled).Seconds()/fetchEvery.Seconds())
 	k.filled = now
 	if k.tokens < 1 || k.ctx.Err() != nil {
-		return nil
+		return nil, false
 	}
 	k.tokens--
 	done := make(chan struct{})
@@ -166,15 +182,20 @@ func (k *keySet) refresh(now time.Time) <-chan struct{} {
 			}
 			set.epoch++
 			k.keys.Store(set)
-		} else if k.ctx.Err() == nil {
+			if k.down {
+				k.log.LogAttrs(k.ctx, slog.LevelInfo, "keys of a token issuer can be fetched again", slog.String("issuer", k.issuer))
+			}
+			k.down = false
+		} else if k.ctx.Err() == nil && !k.down {
 			k.log.LogAttrs(k.ctx, slog.LevelWarn, "keys of a token issuer cannot be fetched", slog.String("issuer", k.issuer), slog.String("error", err.Error()))
+			k.down = true
 		}
 		k.mu.Lock()
 		k.inflight = nil
 		k.mu.Unlock()
 		close(done)
 	})
-	return done
+	return done, true
 }
 
 func (k *keySet) fetch(ctx context.Context) (*keys, error) {

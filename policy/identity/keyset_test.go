@@ -16,7 +16,10 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -242,6 +245,124 @@ func TestSymmetricAlgorithms(t *testing.T) {
 	for _, alg := range []string{"HS256", "HS384", "HS512", "none", "rs256", ""} {
 		if _, err := NewJWT(JWTConfig{Issuer: idpURL, Algorithms: []string{"RS256", alg}}, slog.New(slog.DiscardHandler)); err == nil {
 			t.Errorf("a provider takes tokens of %q", alg)
+		}
+	}
+}
+
+// TestNewKeyInFlood: while tokens with key ids that nobody knows come without end, a token by a new key is taken two seconds and a fetch
+// after it at most, and the issuer is asked once in two seconds.
+func TestNewKeyInFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newIDP(t)
+		p.takes = 300 * time.Millisecond
+		v := p.jwt(t, JWTConfig{Algorithms: []string{"ES256"}})
+		unknown := signAs(t, "ES256", "unknown", p.key)
+		began := time.Now()
+		var longest time.Duration
+		for n := range 20 {
+			for range 30 + 7*n { // at any time since the last fetch
+				if c, reason, err := who(t, v, unknown); reason != reasonInvalid {
+					t.Fatalf("an unknown key: %v, %v", c, err)
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			p.rotate(t, fmt.Sprint("new ", n))
+			rotated, token := time.Now(), p.token(t, time.Hour, "JWT")
+			for {
+				_, _, _ = who(t, v, unknown)
+				_, reason, err := who(t, v, token)
+				if err == nil {
+					break
+				}
+				if reason != reasonInvalid || time.Since(rotated) > time.Minute {
+					t.Fatalf("a new key after %v: %v", time.Since(rotated), err)
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			longest = max(longest, time.Since(rotated))
+		}
+		if most := 2*time.Second + 2*p.takes; longest > most {
+			t.Errorf("a new key was found after %v, want %v at most", longest, most)
+		}
+		if most := 3 + int(time.Since(began)/(2*time.Second)); p.fetches > most {
+			t.Errorf("%d fetches in %v, want %d at most", p.fetches, time.Since(began), most)
+		}
+	})
+}
+
+// TestNewKeyDuringFetch: a token by a key that came to be while the keys were on their way has them fetched anew, once for all such
+// tokens; those by a key that nobody knows do not get past the limit by it.
+func TestNewKeyDuringFetch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newIDP(t)
+		p.takes = time.Second
+		v := p.jwt(t, JWTConfig{Algorithms: []string{"ES256"}})
+		var wg sync.WaitGroup
+		several := func(token, want string) {
+			for range 10 {
+				wg.Go(func() {
+					if c, reason, err := who(t, v, token); reason != want || (err == nil) != (want == "") {
+						t.Errorf("%v, %v, want %q", c, err, want)
+					}
+				})
+			}
+			synctest.Wait()
+		}
+		several(p.token(t, time.Hour, "JWT"), "")
+		p.rotate(t, "2")
+		several(p.token(t, time.Hour, "JWT"), "")
+		wg.Wait()
+		if p.fetches != 2 {
+			t.Errorf("%d fetches, want 2", p.fetches)
+		}
+		several(signAs(t, "ES256", "unknown", p.key), reasonInvalid)
+		wg.Wait()
+		if p.fetches > fetchBurst+1 {
+			t.Errorf("%d fetches, want at most %d", p.fetches, fetchBurst+1)
+		}
+	})
+}
+
+// TestIssuerDownIsLogged once, and its return.
+func TestIssuerDownIsLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newIDP(t)
+		v := p.jwt(t, JWTConfig{Algorithms: []string{"ES256"}})
+		var log strings.Builder
+		v.keys.log = slog.New(slog.NewTextHandler(&log, nil))
+		token := p.token(t, time.Hour, "JWT")
+		for range 2 {
+			p.down = true
+			for range 10 {
+				_, _, _ = who(t, v, signAs(t, "ES256", "unknown", p.key))
+				time.Sleep(fetchEvery)
+			}
+			p.down = false
+			_, _, _ = who(t, v, signAs(t, "ES256", "unknown", p.key))
+			if _, _, err := who(t, v, token); err != nil {
+				t.Error(err)
+			}
+		}
+		const fails, again = "keys of a token issuer cannot be fetched", "keys of a token issuer can be fetched again"
+		if strings.Count(log.String(), fails) != 2 || strings.Count(log.String(), again) != 2 || strings.Count(log.String(), "\n") != 4 {
+			t.Errorf("two outages are logged as\n%s", log.String())
+		}
+	})
+}
+
+// TestKeysSeenByOthers: calls that find, all at once, that their key is missing have it fetched once between them.
+func TestKeysSeenByOthers(t *testing.T) {
+	p := newIDP(t)
+	v := p.jwt(t, JWTConfig{Algorithms: []string{"ES256"}})
+	for n := range 2 {
+		p.rotate(t, fmt.Sprint(n))
+		token := p.token(t, time.Hour, "JWT")
+		seen := v.keys.keys.Load()
+		if _, _, err := who(t, v, token); err != nil {
+			t.Fatal(err)
+		}
+		if wait, began := v.keys.refresh(time.Now(), seen); wait != nil || began {
+			t.Error("keys that another call had fetched meanwhile were fetched again")
 		}
 	}
 }

@@ -33,6 +33,7 @@ type idp struct {
 	header  http.Header // of the answer with the keys
 	down    bool
 	more    []jose.JSONWebKey // further ones in the set
+	takes   time.Duration     // that the keys are on their way
 	fetches int               // of the keys
 	asked   int               // about tokens
 	// about is what is said of tokens.
@@ -79,6 +80,9 @@ func (p *idp) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, errors.New("no such document")
 	}
 	b, err := json.Marshal(doc)
+	if r.URL.Path == "/keys" {
+		time.Sleep(p.takes)
+	}
 	header.Set("Content-Type", "application/json")
 	return &http.Response{StatusCode: http.StatusOK, Header: header, Body: io.NopCloser(strings.NewReader(string(b))), Request: r}, err
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -169,6 +170,86 @@ policies:
 		t.Errorf("%d reloads that left the provider alone fetched its keys %d times more", reloads, n)
 	}
 	t.Logf("%d calls over %d reloads, none failed", calls.Load(), reloads)
+}
+
+// TestCredentialsUnderLoad changes keys, consumers and providers while calls go on by a key and a token that are good in every
+// configuration: none fails, each is of the same caller, and each change holds for the calls after it. Then the key is taken out.
+func TestCredentialsUnderLoad(t *testing.T) {
+	id := startOIDC(t)
+	config := func(shop, main, require string) string {
+		main = strings.NewReplacer("MAIN", fmt.Sprintf("issuer: %q, audiences: [bank], outbound: {private: true}", id.URL), "URL", id.URL).Replace(main)
+		return fmt.Sprintf(`
+consumers:
+  providers: {main: {%s}, keys: {api_key: {}}}
+  known: {shop: {%s}}
+policies:
+- {selector: "*", auth: {require: [%s]}}
+`, main, shop, require)
+	}
+	before, after := "api_keys: ["+sha("old")+", "+sha("new")+"]", "api_keys: ["+sha("new")+"]"
+	byToken := map[string]string{"x-transom-scopes": "accounts.read transfer", "x-transom-groups": "staff"}
+	bearer := "Bearer " + id.token(t, nil)
+	variants := []struct {
+		shop, main, require string
+		old                 bool // the key that is to go is good
+		// byKey and byToken are what backends see of a call, the latter beside what they always see.
+		byKey, byToken map[string]string
+	}{
+		{before, "jwt: {MAIN}", "main, keys", true, nil, nil},
+		{before + ", plan: gold, scopes: [accounts.read]", "jwt: {MAIN, algorithms: [ES256]}", "keys, main", true, map[string]string{"x-transom-plan": "gold", "x-transom-scopes": "accounts.read"}, nil},
+		{after + ", plan: silver, groups: [partners]", "jwt: {MAIN, algorithms: [RS256, ES256], leeway: 5m}", "keys, main", false, map[string]string{"x-transom-plan": "silver", "x-transom-groups": "partners"}, nil},
+		{after, "jwt: {MAIN, metadata: {x-transom-email: email}}", "main, keys", false, nil, map[string]string{"x-transom-email": "alice@example.com"}},
+		{after, `jwt: {MAIN, plan_claim: email, jwks_uri: "URL/keys"}`, "main, keys", false, nil, map[string]string{"x-transom-plan": "alice@example.com"}},
+		{after, "forward: true, jwt: {MAIN}", "main, keys", false, nil, map[string]string{"authorization": bearer}},
+	}
+	key, token := map[string]string{"x-api-key": "new"}, map[string]string{"authorization": bearer}
+	p := start(t, config(variants[0].shop, variants[0].main, variants[0].require))
+	sees := func(t *testing.T, what string, call caller, header map[string]string, consumer string) outcome {
+		t.Helper()
+		o := call(t, p, header)
+		o.wantOK(t, what)
+		if got := o.seen["x-transom-consumer"]; !slices.Equal(got, []string{consumer}) {
+			t.Errorf("%s: a call of %s is of %q", what, consumer, got)
+		}
+		return o
+	}
+	load := underLoad(t, func(t *testing.T, name string, worker, _ int, call caller) {
+		if worker%2 == 0 {
+			sees(t, name, call, key, "shop")
+		} else {
+			sees(t, name, call, token, "main:alice")
+		}
+	})
+	for _, v := range append(variants, variants[0]) {
+		p.reload(t, config(v.shop, v.main, v.require))
+		for name, call := range protocols {
+			what := name + ", " + v.main + ", " + v.shop
+			check := func(o outcome, want map[string]string) {
+				t.Helper()
+				for _, k := range []string{"x-transom-plan", "x-transom-scopes", "x-transom-groups", "x-transom-email", "x-api-key", "authorization"} {
+					if got := strings.Join(o.seen[k], ","); got != want[k] {
+						t.Errorf("%s: the backend sees %s: %q, want %q", what, k, got, want[k])
+					}
+				}
+			}
+			check(sees(t, what, call, key, "shop"), v.byKey)
+			want := maps.Clone(byToken)
+			maps.Copy(want, v.byToken)
+			check(sees(t, what, call, token, "main:alice"), want)
+			if o := call(t, p, map[string]string{"x-api-key": "old"}); v.old {
+				o.wantOK(t, what+", the old key")
+			} else {
+				o.want(t, what+", the old key", codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+			}
+		}
+		load.calls(t, 20)
+	}
+	load.end()
+	p.reload(t, config("api_keys: ["+sha("next")+"]", "jwt: {MAIN, algorithms: [RS256]}", "main, keys"))
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, key).want(t, "a key that was taken out", codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+		call(t, p, token).want(t, "an algorithm that was taken out", codes.Unauthenticated, 401, "CREDENTIALS_INVALID")
+	})
 }
 
 // TestCostBombs has expressions that would take forever; none gets past the start, or past its limit.

@@ -25,7 +25,7 @@ import (
 // get makes a REST call and returns status, header and body.
 func (p *proxy) get(t *testing.T, path string, header map[string]string) (int, http.Header, string) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.addr+path, nil)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url("http")+path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -133,19 +133,24 @@ func TestEveryPolicyReloaded(t *testing.T) {
 	}
 }
 
-// useTLS makes the proxy's clients show a certificate.
+// useTLS makes the proxy's clients show a certificate, whatever the listener says it takes; none if name is empty.
 func (p *proxy) useTLS(t *testing.T, ca *authority, name string) {
 	t.Helper()
-	pair, err := tls.LoadX509KeyPair(filepath.Join(ca.dir, name+".crt"), filepath.Join(ca.dir, name+".key"))
-	if err != nil {
-		t.Fatal(err)
+	var pair tls.Certificate
+	if name != "" {
+		var err error
+		if pair, err = tls.LoadX509KeyPair(filepath.Join(ca.dir, name+".crt"), filepath.Join(ca.dir, name+".key")); err != nil {
+			t.Fatal(err)
+		}
 	}
-	tc := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "localhost", MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}}
+	tc := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "localhost", MinVersion: tls.VersionTLS12}
+	tc.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
 	tc.RootCAs.AddCert(ca.cert)
 	p.tls = true
 	p.http.CloseIdleConnections()
 	p.http = &http.Client{Transport: &http.Transport{TLSClientConfig: tc.Clone()}}
 	p.conn.Close()
+	var err error
 	if p.conn, err = grpc.NewClient(p.addr, grpc.WithTransportCredentials(credentials.NewTLS(tc))); err != nil {
 		t.Fatal(err)
 	}

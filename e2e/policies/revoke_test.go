@@ -251,13 +251,15 @@ listeners: [{address: "127.0.0.1:0", tls: {certificate: %q, key: %q, client_ca: 
 	if _, err := stream(); err != nil {
 		t.Fatal(err)
 	}
-	for _, authorities := range [][]*authority{{ca}, {next, ca}} {
+	load := underLoad(t, func(t *testing.T, name string, _, _ int, call caller) {
+		call(t, p, nil).wantOK(t, name+", vouched for still")
+	})
+	for _, authorities := range [][]*authority{{ca}, {next, ca}, {ca}, {ca, next}} {
 		use(authorities...)
 		p.reload(t, text)
-		everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
-			call(t, p, nil).wantOK(t, "vouched for still")
-		})
+		load.calls(t, 24)
 	}
+	load.end()
 	use(next)
 	p.reload(t, text)
 	callREST(t, p, nil).want(t, "REST", codes.Unauthenticated, 401, "CREDENTIALS_REVOKED")

@@ -305,7 +305,9 @@ func (a *authority) issue(t *testing.T, c *x509.Certificate, name string) (*x509
 		t.Fatal(err)
 	}
 	c.SerialNumber = big.NewInt(time.Now().UnixNano())
-	c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	if c.NotBefore = time.Now().Add(-time.Hour); c.NotAfter.IsZero() {
+		c.NotAfter = time.Now().Add(time.Hour)
+	}
 	parent, signer := a.cert, a.key
 	if parent == nil {
 		parent, signer = c, key
@@ -392,6 +394,74 @@ func TestClientCertificates(t *testing.T) {
 		}
 		check("gRPC", callGRPC(t, &proxy{conn: conn}, nil))
 		conn.Close()
+	}
+}
+
+// TestBadClientCertificates: over every protocol a certificate that the listener's authority does not vouch for, or not for a client,
+// or no longer, opens no connection, and is not taken for none where none will do. A good one is told from others by its name.
+func TestBadClientCertificates(t *testing.T) {
+	ca := newAuthority(t)
+	ca.issue(t, &x509.Certificate{DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, "edge")
+	foreign := newAuthority(t)
+	foreign.dir = ca.dir
+	till := func(by *authority, name, cn string, usage x509.ExtKeyUsage, end time.Time) {
+		t.Helper()
+		by.issue(t, &x509.Certificate{Subject: pkix.Name{CommonName: cn}, ExtKeyUsage: []x509.ExtKeyUsage{usage}, NotAfter: end}, name)
+	}
+	till(ca, "good", "till 7", x509.ExtKeyUsageClientAuth, time.Time{})
+	till(ca, "known", "till 8", x509.ExtKeyUsageClientAuth, time.Time{})
+	till(ca, "other", "till 9", x509.ExtKeyUsageClientAuth, time.Time{})
+	till(foreign, "foreign", "till 7", x509.ExtKeyUsageClientAuth, time.Time{})
+	till(ca, "expired", "till 7", x509.ExtKeyUsageClientAuth, time.Now().Add(-time.Minute))
+	till(ca, "server", "till 7", x509.ExtKeyUsageServerAuth, time.Time{})
+	till(&authority{dir: ca.dir}, "self-signed", "till 7", x509.ExtKeyUsageClientAuth, time.Time{})
+	const anybodys = "/v1/customers/1/accounts/1" // a call without a certificate will do
+	for _, auth := range []string{"request", "require"} {
+		p := start(t, strings.NewReplacer("DIR", ca.dir, "AUTH", auth).Replace(`
+consumers:
+  providers: {certs: {client_certificate: {}}}
+  known: {shop: {identities: ["certs:cn:till 8"]}}
+policies:
+- {selector: "*", auth: {require: [certs], anonymous: true}}
+- {selector: bank.v1.Diagnostics.*, auth: {require: [certs]}, access: {consumers: [shop, "certs:cn:till 7"]}}
+listeners: [{address: "127.0.0.1:0", tls: {certificate: DIR/edge.crt, key: DIR/edge.key, client_ca: DIR/ca.crt, client_auth: AUTH}}]
+`))
+		for _, name := range []string{"good", "known", "other", "foreign", "expired", "server", "self-signed", "", "good"} {
+			p.useTLS(t, ca, name)
+			what := fmt.Sprintf("client_auth: %s, certificate %q", auth, name)
+			if consumer, ok := map[string]string{"good": "certs:cn:till 7", "known": "shop", "other": "", "": ""}[name]; ok && (name != "" || auth == "request") {
+				everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+					o := call(t, p, nil)
+					switch {
+					case consumer != "":
+						o.wantOK(t, what)
+						if got := o.seen["x-transom-consumer"]; !slices.Equal(got, []string{consumer}) {
+							t.Errorf("%s: consumer %q, want %q", what, got, consumer)
+						}
+					case name == "":
+						o.want(t, what, codes.Unauthenticated, 401, "CREDENTIALS_MISSING")
+						if status, _, body := p.get(t, anybodys, nil); status != http.StatusOK {
+							t.Errorf("%s where none will do: %d %s", what, status, body)
+						}
+					default:
+						o.want(t, what, codes.PermissionDenied, 403, "CONSUMER_DENIED")
+					}
+				})
+				continue
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			if resp, err := p.http.Get(p.url("http") + anybodys); err == nil {
+				t.Errorf("%s, REST: %s", what, resp.Status)
+				resp.Body.Close()
+			}
+			if c, resp, err := websocket.Dial(ctx, p.url("ws")+anybodys, &websocket.DialOptions{HTTPClient: p.http}); err == nil || resp != nil || ctx.Err() != nil {
+				t.Errorf("%s, WebSocket: %v, %v, %v", what, c, resp, err)
+			}
+			if _, err := bankv1.NewAccountsClient(p.conn).Get(ctx, &bankv1.GetAccountRequest{Name: "customers/1/accounts/1"}); status.Code(err) != codes.Unavailable {
+				t.Errorf("%s, gRPC: %v", what, err)
+			}
+			cancel()
+		}
 	}
 }
 

@@ -206,11 +206,12 @@ policies: [{selector: "*", auth: {require: [main, opaque]}}]
 // authorizer is an external authorization server.
 type authorizer struct {
 	authv3.UnimplementedAuthorizationServer
-	fail atomic.Bool
+	fail  atomic.Bool
+	asked atomic.Int64
 }
 
 func (a *authorizer) Check(_ context.Context, r *authv3.CheckRequest) (*authv3.CheckResponse, error) {
-	if a.fail.Load() {
+	if a.asked.Add(1); a.fail.Load() {
 		return nil, errors.New("broken")
 	}
 	h := r.GetAttributes().GetRequest().GetHttp()
@@ -332,6 +333,65 @@ policies:
 			t.Errorf("retry-after %q", got)
 		}
 	})
+}
+
+// TestExternalUnderLoad changes how long the server may take, what it gets, and which it is, by its cluster's name and by the cluster's
+// address, while calls go on: none fails, and those after each change go by it.
+func TestExternalUnderLoad(t *testing.T) {
+	a, first := startAuthorizer(t)
+	b, second := startAuthorizer(t)
+	clusters := func(authz string) string {
+		return fmt.Sprintf(", authz: {target: \"static:///%s\"}, other: {target: \"static:///%s\"}", authz, second)
+	}
+	config := func(external string) string {
+		return "\nconsumers: {providers: {sessions: {external: {" + external + "}}}}\npolicies: [{selector: \"*\", cluster: bank, auth: {require: [sessions]}, access: {groups: [staff]}}]\n"
+	}
+	header := map[string]string{"cookie": "session=good"}
+	p := startWith(t, config("cluster: authz, timeout: 10s"), clusters(first))
+	load := underLoad(t, func(t *testing.T, name string, _, _ int, call caller) {
+		o := call(t, p, header)
+		if o.wantOK(t, name); !slices.Equal(o.seen["x-transom-consumer"], []string{"sessions:carol"}) || o.seen["cookie"] != nil {
+			t.Errorf("%s: the backend sees %v", name, o.seen)
+		}
+	})
+	for range 2 {
+		for _, tc := range []struct {
+			external, authz string
+			asked           *authorizer
+		}{
+			{"cluster: authz, timeout: 20s", first, a},
+			{"cluster: authz, timeout: 20s, headers: [cookie]", first, a},
+			{"cluster: other, timeout: 20s, headers: [cookie]", first, b},
+			{"cluster: other, timeout: 10s, headers: [cookie, x-session-of]", first, b},
+			{"cluster: authz, timeout: 10s, headers: [cookie, x-session-of]", second, b},
+			{"cluster: authz, timeout: 10s", first, a},
+		} {
+			p.clusters = clusters(tc.authz)
+			p.reload(t, config(tc.external))
+			asked := tc.asked.asked.Load()
+			everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+				call(t, p, header).wantOK(t, tc.external)
+			})
+			if n := tc.asked.asked.Load() - asked; n < 3 {
+				t.Errorf("%s: three calls asked the server %d times", tc.external, n)
+			}
+			load.calls(t, 20)
+		}
+	}
+	load.end()
+	// The first server is asked no more, and the second does not get what it would need.
+	p.clusters = clusters(second)
+	p.reload(t, config("cluster: authz, headers: [x-session-of]"))
+	was := a.asked.Load()
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, header).want(t, "without the cookie", codes.Unauthenticated, 401, "")
+	})
+	if n := a.asked.Load() - was; n != 0 {
+		t.Errorf("the server before was asked %d times", n)
+	}
+	p.reload(t, config("cluster: authz"))
+	a.fail.Store(true)
+	callREST(t, p, header).wantOK(t, "while the server before fails")
 }
 
 // TestExternalHeaders: the server sees a header that is meant for it by whatever protocol a call comes.

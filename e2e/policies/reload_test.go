@@ -18,8 +18,8 @@ import (
 
 // TestEveryPolicyReloaded changes one policy after the other while calls go on over REST, gRPC and WebSocket that every
 // configuration allows: none fails. Then it puts one in force that refuses them. API keys and tokens are in
-// TestCredentialsUnderLoad, rules in TestReloadUnderLoad, transformation in TestTransformReload, where calls go in TestTrafficUnderLoad and TestCanaryUnderLoad,
-// versions in TestAPIVersionsUnderLoad.
+// TestCredentialsUnderLoad, rules in TestReloadUnderLoad, more of ext_authz in TestExternalUnderLoad, transformation in
+// TestTransformReload, where calls go in TestTrafficUnderLoad and TestCanaryUnderLoad, versions in TestAPIVersionsUnderLoad.
 func TestEveryPolicyReloaded(t *testing.T) {
 	as, redis := startIntrospector(t), startRedis(t)
 	_, authz := startAuthorizer(t)

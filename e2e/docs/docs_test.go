@@ -25,6 +25,7 @@ import (
 	"transom/cmd/transom/demo"
 	"transom/cmd/transom/demo/bank"
 	"transom/descriptors"
+	"transom/e2e/process"
 	"transom/upstream"
 )
 
@@ -156,13 +157,13 @@ func demonstration(t *testing.T) (replace *strings.Replacer, admin string) {
 	out, in := io.Pipe()
 	done := make(chan struct{})
 	var failed error // before done is closed
+	var listeners []net.Listener
 	var free []string
 	for range 4 { // plain, TLS, admin, bank
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		free = append(free, l.Addr().String())
+		l := process.Listen(t)
+		listeners, free = append(listeners, l), append(free, l.Addr().String())
+	}
+	for _, l := range listeners { // when there are all four, so that none is another's
 		_ = l.Close()
 	}
 	go func() {

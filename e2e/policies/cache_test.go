@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"transom/e2e/process"
 	bankv1 "transom/proto/bank/v1"
 	adminv1 "transom/proto/transom/admin/v1"
 )
@@ -150,7 +151,16 @@ func TestCache(t *testing.T) {
 // TestCacheStale gives old answers while the backend is away, and while a new one is fetched, over REST, gRPC and WebSocket.
 func TestCacheStale(t *testing.T) {
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
-		addr, stop := bankAt(t, "one", "127.0.0.1:0")
+		l := process.Listen(t)
+		addr, stop := l.Addr().String(), bankOn(t, "one", l)
+		another := func(name string) (stop func()) {
+			t.Helper()
+			l, err := net.Listen("tcp", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return bankOn(t, name, l)
+		}
 		config := func(stale string) string {
 			return fmt.Sprintf("clusters: {bank: {target: \"static:///%s\"}}\npolicies: [{selector: bank.v1.Diagnostics.Metadata, cache: {ttl: 1ms, %s: 1h}}]\n", addr, stale)
 		}
@@ -191,12 +201,12 @@ func TestCacheStale(t *testing.T) {
 				t.Errorf("without the backend: %q, %v", o.server, o.header["cache-status"])
 			}
 		}
-		_, stop = bankAt(t, "two", addr)
+		stop = another("two")
 		until("two")
 		p.reload(t, config("stale_while_revalidate")) // keeps nothing of another policy
 		ask("kept")
 		stop()
-		_, stop = bankAt(t, "three", addr)
+		stop = another("three")
 		defer stop()
 		if o := old("while a new one is fetched"); !given(o, "two", "transom; hit; detail=stale-while-revalidate") {
 			t.Errorf("while a new one is fetched: %q, %v", o.server, o.header["cache-status"])
@@ -312,7 +322,7 @@ func TestCacheFaults(t *testing.T) {
 // kept waits until Redis has n answers: they are written there after calls have ended.
 func (r *redisServer) kept(t *testing.T, n int) {
 	t.Helper()
-	c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{r.addr}, ForceSingleClient: true, DisableCache: true})
+	c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{r.Addr}, ForceSingleClient: true, DisableCache: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,7 +343,7 @@ func (r *redisServer) kept(t *testing.T, n int) {
 func TestSharedCache(t *testing.T) {
 	redis := startRedis(t)
 	config := func(bank string) string {
-		return strings.ReplaceAll(example(t, "Cache shared by several transoms"), "127.0.0.1:6379\"]", redis.addr+"\"], timeout: 1s") +
+		return strings.ReplaceAll(example(t, "Cache shared by several transoms"), "127.0.0.1:6379\"]", redis.Addr+"\"], timeout: 1s") +
 			fmt.Sprintf("admin: {address: \"127.0.0.1:0\"}\nclusters: {bank: {target: \"static:///%s\"}}\n", startNamed(t, bank))
 	}
 	one, two := start(t, config("one")), start(t, config("two"))
@@ -410,7 +420,7 @@ func TestSharedCache(t *testing.T) {
 		}
 	}
 	t.Run("Redis hangs", func(t *testing.T) {
-		_ = redis.cmd.Process.Signal(syscall.SIGSTOP)
+		_ = redis.Cmd.Process.Signal(syscall.SIGSTOP)
 		began := time.Now()
 		const rounds = 10
 		for range rounds {
@@ -423,12 +433,14 @@ func TestSharedCache(t *testing.T) {
 		if _, err := admin.PurgeCache(t.Context(), &adminv1.PurgeCacheRequest{}); status.Code(err) != codes.Unavailable {
 			t.Errorf("a purge: %v", err)
 		}
-		_ = redis.cmd.Process.Signal(syscall.SIGCONT)
+		_ = redis.Cmd.Process.Signal(syscall.SIGCONT)
 	})
 	t.Run("Redis is killed", func(t *testing.T) {
-		redis.kill()
+		redis.Stop()
 		ask("without Redis")
-		redis.run(t)
+		if err := redis.Run(t); err != nil {
+			t.Fatal(err)
+		}
 		purgeBy(other, &adminv1.PurgeCacheRequest{})
 		purge(&adminv1.PurgeCacheRequest{})
 		who := map[string]string{"authorization": "Bearer again"}
@@ -448,7 +460,7 @@ func TestSharedCacheReload(t *testing.T) {
 		call(t, p, map[string]string{"authorization": fmt.Sprint("Bearer ", name, worker, n/3)}).wantOK(t, name)
 	})
 	for n := range 10 {
-		p.reload(t, fmt.Sprintf("redis: {addresses: [%q]}\npolicies: [{selector: bank.v1.Diagnostics.Metadata, cache: {ttl: %ds, redis: %v}}]\n", redis.addr, 10+n/3, n%2 == 0))
+		p.reload(t, fmt.Sprintf("redis: {addresses: [%q]}\npolicies: [{selector: bank.v1.Diagnostics.Metadata, cache: {ttl: %ds, redis: %v}}]\n", redis.Addr, 10+n/3, n%2 == 0))
 		load.calls(t, 20)
 	}
 	load.end()

@@ -51,24 +51,23 @@ func startBank(t testing.TB) string {
 // startNamed is startBank for a bank that says its name.
 func startNamed(t testing.TB, name string) string {
 	t.Helper()
-	addr, stop := bankAt(t, name, "127.0.0.1:0")
-	t.Cleanup(stop)
-	return addr
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(bankOn(t, name, l))
+	return l.Addr().String()
 }
 
-// bankAt is startNamed for a bank at an address, until it is stopped.
-func bankAt(t testing.TB, name, address string) (addr string, stop func()) {
+// bankOn is startNamed for a bank on a listener, until it is stopped.
+func bankOn(t testing.TB, name string, l net.Listener) (stop func()) {
 	t.Helper()
 	b := bank.New(bank.Config{Name: name})
 	srv := grpc.NewServer(b.ServerOptions()...)
 	b.Register(srv)
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = srv.Serve(l) })
-	return l.Addr().String(), func() {
+	return func() {
 		srv.Stop()
 		wg.Wait()
 	}

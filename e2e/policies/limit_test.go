@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -288,7 +287,7 @@ func TestLimitByField(t *testing.T) {
 // TestLimitByFieldUnderLoad changes the field that a limit goes by, and whether it is shared in Redis, while calls go on over
 // REST, gRPC and WebSocket that every configuration allows: none fails. Then one is in force that refuses them.
 func TestLimitByFieldUnderLoad(t *testing.T) {
-	redis := startRedis(t).addr
+	redis := startRedis(t).Addr
 	text := func(limit string) string {
 		return fmt.Sprintf("redis: {addresses: [%q], timeout: 10s}\npolicies: [{selector: bank.v1.Rates.Get, limits: [%s]}]\n", redis, limit)
 	}
@@ -318,7 +317,7 @@ func TestLimitByFieldUnderLoad(t *testing.T) {
 
 // TestSharedLimitByField: what the requests of one proxy used of a field's value the other knows, by all protocols.
 func TestSharedLimitByField(t *testing.T) {
-	config := fmt.Sprintf("redis: {addresses: [%q], timeout: 10s, fail_closed: true}\npolicies:\n", startRedis(t).addr) +
+	config := fmt.Sprintf("redis: {addresses: [%q], timeout: 10s, fail_closed: true}\npolicies:\n", startRedis(t).Addr) +
 		"- {selector: bank.v1.Rates.*, limits: [{name: base, quota: 3/day, per: \"field:base\"}]}\n"
 	one, two := start(t, config), start(t, config)
 	for _, p := range []*proxy{one, two} { // until Redis is connected nothing is let through
@@ -358,11 +357,11 @@ func TestSharedFromTheStart(t *testing.T) {
 	config := func(redis string, limit int) string {
 		return fmt.Sprintf("\nredis: {addresses: [%q], timeout: 10s, instances: 4}\npolicies: [{selector: \"*\", limits: [{name: shared, rate: %d/h, everybody: true}]}]\n", redis, limit)
 	}
-	redis := startRedis(t).addr
+	redis := startRedis(t).Addr
 	p := start(t, config(redis, 100))
 	for _, limit := range []int{100, 200} {
 		if limit > 100 {
-			p.reload(t, config(startRedis(t).addr, limit))
+			p.reload(t, config(startRedis(t).Addr, limit))
 		}
 		if got, want := callREST(t, p, nil).header["ratelimit"], fmt.Sprintf(`"shared";r=%d;t=`, limit-1); len(got) != 1 || !strings.HasPrefix(got[0], want) {
 			t.Errorf("ratelimit %q, want %s…", got, want)
@@ -544,55 +543,12 @@ func TestLimitFaults(t *testing.T) {
 	}
 }
 
-// redisServer is Debian's, to be stopped and started again on the same port.
-type redisServer struct {
-	addr, port string
-	// args are further ones; with a TLS port among them there is no other.
-	args []string
-	cmd  *exec.Cmd
-}
+// redisServer is a Redis, to be stopped and run again on the same port.
+type redisServer struct{ *process.Redis }
 
 func startRedis(t *testing.T, args ...string) *redisServer {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &redisServer{args: args, addr: l.Addr().String(), port: strconv.Itoa(l.Addr().(*net.TCPAddr).Port)}
-	l.Close()
-	r.run(t)
-	t.Cleanup(r.kill)
-	return r
-}
-
-// run starts the server and waits until it answers.
-func (r *redisServer) run(t *testing.T) {
-	t.Helper()
-	args := []string{"--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir(), "--port", r.port}
-	if slices.Contains(r.args, "--tls-cert-file") {
-		args = append(args, "--port", "0", "--tls-port", r.port)
-	}
-	r.cmd = exec.Command("redis-server", append(args, r.args...)...)
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	deadline := time.Now().Add(patience)
-	for {
-		c, err := net.Dial("tcp", r.addr)
-		if err == nil {
-			c.Close()
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-}
-
-func (r *redisServer) kill() {
-	_ = r.cmd.Process.Kill()
-	_ = r.cmd.Wait()
+	return &redisServer{process.StartRedis(t, args...)}
 }
 
 // decisions are what a flood of calls was told. Times are when a call was sent, or answered.
@@ -655,7 +611,7 @@ func TestSharedLimits(t *testing.T) {
 	backend, set := startBank(t), descriptorSet(t)
 	// On a busy machine an answer may take longer than the 100 ms that are waited for one, and then a transom goes by its own
 	// share for a while.
-	text := strings.NewReplacer("127.0.0.1:6379", redis.addr, "burst: 30", fmt.Sprintf("burst: %d", burst), "instances: 3", "instances: 3, timeout: 10s").
+	text := strings.NewReplacer("127.0.0.1:6379", redis.Addr, "burst: 30", fmt.Sprintf("burst: %d", burst), "instances: 3", "instances: 3, timeout: 10s").
 		Replace(example(t, "Limits shared by several transoms"))
 	text += fmt.Sprintf("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: %q}]\nclusters: {bank: {target: \"static:///%s\"}}\n", set, backend)
 	file := filepath.Join(t.TempDir(), "transom.yaml")
@@ -714,7 +670,7 @@ func TestSharedLimits(t *testing.T) {
 	var killed, restarted atomic.Bool
 	d := flood(t, targets, func(n int64) bool {
 		if n >= rate && killed.CompareAndSwap(false, true) {
-			redis.kill()
+			redis.Stop()
 		}
 		return n >= 2*rate
 	})
@@ -736,7 +692,9 @@ func TestSharedLimits(t *testing.T) {
 	// Redis comes back while calls go on.
 	d = flood(t, targets, func(n int64) bool {
 		if n >= rate/2 && restarted.CompareAndSwap(false, true) {
-			redis.run(t)
+			if err := redis.Run(t); err != nil {
+				t.Error(err)
+			}
 		}
 		return n >= rate
 	})
@@ -779,7 +737,7 @@ func TestRedisSettings(t *testing.T) {
 		{"TLS, of nobody known", address, ", tls: {}", false},
 		{"plain text where there must be TLS", address, "", false},
 	} {
-		config := fmt.Sprintf("redis: {addresses: [%q], timeout: 10s, fail_closed: true%s}\npolicies: [{selector: \"*\", limits: [{name: all, rate: 100/h, everybody: true}]}]\n", tc.redis.addr, tc.settings)
+		config := fmt.Sprintf("redis: {addresses: [%q], timeout: 10s, fail_closed: true%s}\npolicies: [{selector: \"*\", limits: [{name: all, rate: 100/h, everybody: true}]}]\n", tc.redis.Addr, tc.settings)
 		for i := range 2 { // of two transoms; each setting that does has a count of its own
 			p := start(t, config)
 			o := callREST(t, p, nil)

@@ -81,7 +81,7 @@ func TestEveryPolicyReloaded(t *testing.T) {
 			last: "{rate: 1/h, everybody: true}", code: codes.ResourceExhausted, http: 429, reason: "RATE_LIMITED",
 		},
 		{
-			name: "shared limits", text: "redis: {addresses: [\"" + redis.addr + "\"], timeout: 10s}\npolicies: [{selector: \"*\", limits: [%s]}]\n",
+			name: "shared limits", text: "redis: {addresses: [\"" + redis.Addr + "\"], timeout: 10s}\npolicies: [{selector: \"*\", limits: [%s]}]\n",
 			between: []string{"{name: a, rate: 1000000/s}", "{name: a, rate: 500000/s}, {name: b, quota: 1000000/day}"},
 			last:    "{name: c, quota: 1/month, everybody: true}", code: codes.ResourceExhausted, http: 429, reason: "QUOTA_EXCEEDED",
 		},

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"net"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +15,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"transom/e2e/process"
 	"transom/policy/cache"
 	bankv1 "transom/proto/bank/v1"
 	"transom/rpc"
@@ -25,50 +24,25 @@ import (
 // patience is how long a test waits for what takes no time on a good day.
 const patience = 20 * time.Second
 
-// redisServer is a real one, to be killed and run again on the same port.
-type redisServer struct {
-	addr string
-	cmd  *exec.Cmd
-}
+// redisServer is a Redis, to be stopped and run again on the same port.
+type redisServer struct{ *process.Redis }
 
 func startRedis(t *testing.T) *redisServer {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &redisServer{addr: l.Addr().String()}
-	l.Close()
-	r.run(t)
-	t.Cleanup(r.kill)
-	return r
-}
-
-func (r *redisServer) run(t *testing.T) {
-	t.Helper()
-	_, port, _ := net.SplitHostPort(r.addr)
-	r.cmd = exec.Command("redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir())
-	if err := r.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func (r *redisServer) kill() {
-	_ = r.cmd.Process.Kill()
-	_ = r.cmd.Wait()
+	return &redisServer{process.StartRedis(t)}
 }
 
 func (r *redisServer) option() rueidis.ClientOption {
-	return rueidis.ClientOption{InitAddress: []string{r.addr}, ForceSingleClient: true, DisableCache: true, DisableRetry: true, PipelineMultiplex: -1}
+	return rueidis.ClientOption{InitAddress: []string{r.Addr}, ForceSingleClient: true, DisableCache: true, DisableRetry: true, PipelineMultiplex: -1}
 }
 
-// process is a cache with a store, before a backend.
-type process struct {
+// peer is a cache with a store, before a backend.
+type peer struct {
 	*client
 	store *cache.Store
 }
 
-func newProcess(t *testing.T, r *redisServer, b *backend, cfg cache.Config) *process {
+func newPeer(t *testing.T, r *redisServer, b *backend, cfg cache.Config) *peer {
 	t.Helper()
 	c := newClient(t, cache.Config{TTL: time.Hour})
 	s := cache.NewStore(cache.StoreConfig{Client: r.option(), Prefix: "t:", Timeout: 5 * time.Second, MaxBytes: 1 << 10}, c.c, slog.New(slog.DiscardHandler))
@@ -82,7 +56,7 @@ func newProcess(t *testing.T, r *redisServer, b *backend, cfg cache.Config) *pro
 		_, err := s.Purge(t.Context(), cache.Selection{Method: "none"})
 		return err == nil
 	})
-	return &process{&client{t, c.m, mw(b.handle), c.c, b}, s}
+	return &peer{&client{t, c.m, mw(b.handle), c.c, b}, s}
 }
 
 // eventually waits until ok says so.
@@ -114,7 +88,7 @@ func TestStore(t *testing.T) {
 	r := startRedis(t)
 	b := &backend{header: metadata.MD{"cache-tag": {"rates, fx"}, "odd-bin": {"\x00\xff"}}}
 	cfg := cache.Config{TTL: time.Hour, Tags: []string{"static"}}
-	one, two := newProcess(t, r, b, cfg), newProcess(t, r, b, cfg)
+	one, two := newPeer(t, r, b, cfg), newPeer(t, r, b, cfg)
 	one.want("first", "", nil, usd, 1, "miss")
 	r.kept(t, 1)
 	two.want("by the other", "", nil, usd, 1, "hit")
@@ -149,12 +123,12 @@ func TestStore(t *testing.T) {
 		one.want("after a purge of others", "", nil, usd, n, "hit")
 	}
 	// A third comes and learns of all purges.
-	three := newProcess(t, r, b, cfg)
+	three := newPeer(t, r, b, cfg)
 	three.want("a newcomer", "", nil, usd, n, "hit")
 
 	// One purges while two fetches.
 	slow := &backend{delay: 50 * time.Millisecond}
-	four := newProcess(t, r, slow, cache.Config{TTL: time.Hour, Salt: "slow"})
+	four := newPeer(t, r, slow, cache.Config{TTL: time.Hour, Salt: "slow"})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -165,7 +139,7 @@ func TestStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-done
-	five := newProcess(t, r, slow, cache.Config{TTL: time.Hour, Salt: "slow"})
+	five := newPeer(t, r, slow, cache.Config{TTL: time.Hour, Salt: "slow"})
 	five.want("fetched before the purge", "", nil, usd, 2, "miss")
 }
 
@@ -173,11 +147,11 @@ func TestStore(t *testing.T) {
 func TestStoreDown(t *testing.T) {
 	r := startRedis(t)
 	b := &backend{}
-	p := newProcess(t, r, b, cache.Config{TTL: time.Hour})
+	p := newPeer(t, r, b, cache.Config{TTL: time.Hour})
 	gbp := &bankv1.GetRateRequest{Base: "EUR", Quote: "GBP"}
 	p.want("first", "", nil, usd, 1, "miss")
 	r.kept(t, 1)
-	r.kill()
+	r.Stop()
 	p.want("in memory", "", nil, usd, 1, "hit")
 	p.want("not in memory", "", nil, gbp, 2, "miss")
 	p.want("kept in memory", "", nil, gbp, 2, "hit")
@@ -185,7 +159,9 @@ func TestStoreDown(t *testing.T) {
 		t.Errorf("a purge without Redis: %d, %v", n, err)
 	}
 	p.want("purged in memory", "", nil, usd, 3, "miss")
-	r.run(t)
+	if err := r.Run(t); err != nil {
+		t.Fatal(err)
+	}
 	eventually(t, "Redis is in use again", func() bool {
 		_, err := p.store.Purge(t.Context(), cache.Selection{})
 		return err == nil
@@ -199,10 +175,10 @@ func TestStoreStale(t *testing.T) {
 	r := startRedis(t)
 	b := &backend{}
 	cfg := cache.Config{TTL: time.Millisecond, StaleWhileRevalidate: time.Hour}
-	one := newProcess(t, r, b, cfg)
+	one := newPeer(t, r, b, cfg)
 	one.want("first", "", nil, usd, 1, "miss")
 	r.kept(t, 1)
-	newProcess(t, r, b, cfg).want("stale", "", nil, usd, 1, "stale")
+	newPeer(t, r, b, cfg).want("stale", "", nil, usd, 1, "stale")
 	eventually(t, "it was brought up to date", func() bool { return b.calls.Load() == 2 })
 }
 
@@ -222,10 +198,10 @@ func (a awaited) Done() <-chan struct{} {
 func TestStoreStaleOfOthers(t *testing.T) {
 	r := startRedis(t)
 	cfg := cache.Config{TTL: time.Millisecond, StaleIfError: time.Hour}
-	newProcess(t, r, &backend{}, cfg).want("first", "", nil, usd, 1, "miss")
+	newPeer(t, r, &backend{}, cfg).want("first", "", nil, usd, 1, "miss")
 	r.kept(t, 1)
 	b := &backend{err: status.Error(codes.Unavailable, "down"), gate: make(chan struct{})}
-	p := newProcess(t, r, b, cfg)
+	p := newPeer(t, r, b, cfg)
 	var wg sync.WaitGroup
 	wg.Go(func() { p.want("the one that fetches", "", nil, usd, 1, "stale") })
 	eventually(t, "a fetch", func() bool { return b.calls.Load() == 1 })
@@ -253,7 +229,7 @@ func TestStoreStaleOfOthers(t *testing.T) {
 func TestStoreBounds(t *testing.T) {
 	r := startRedis(t)
 	b := &backend{header: metadata.MD{"cache-tag": {strings.Repeat("x", 257)}}}
-	p := newProcess(t, r, b, cache.Config{TTL: time.Hour})
+	p := newPeer(t, r, b, cache.Config{TTL: time.Hour})
 	for n := range 2 { // a purge could not name it
 		p.want("too long a tag", "", nil, usd, n+1, "miss")
 	}

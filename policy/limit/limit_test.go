@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
@@ -28,6 +27,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"transom/descriptors"
+	"transom/e2e/process"
 	bankv1 "transom/proto/bank/v1"
 	"transom/rpc"
 )
@@ -105,7 +105,7 @@ func takers(t *testing.T, a Amount) map[string]func(now, cost int64) bool {
 	t.Helper()
 	l := New(Config{Name: "test", Kind: Rate, Amount: a})
 	var tat float64
-	r := NewRedis(RedisConfig{Addresses: []string{startRedis(t, 0)}, Prefix: "t:", Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
+	r := NewRedis(RedisConfig{Addresses: []string{process.StartRedis(t).Addr}, Prefix: "t:", Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
 	t.Cleanup(r.Close)
 	awaitRedis(t, r)
 	return map[string]func(now, cost int64) bool{
@@ -318,7 +318,7 @@ func TestWallClock(t *testing.T) {
 			t.Errorf("the day ends in %v, %v", v.reset, err)
 		}
 	})
-	addr := startRedis(t, 0)
+	addr := process.StartRedis(t).Addr
 	for i := range 2 {
 		r := NewRedis(RedisConfig{Addresses: []string{addr}, Prefix: "t:", Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
 		defer r.Close()
@@ -624,28 +624,6 @@ func TestBounded(t *testing.T) {
 	}
 }
 
-// startRedis runs a redis-server until the test ends; port 0 takes a free one.
-func startRedis(t testing.TB, port int) string {
-	t.Helper()
-	if port == 0 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port = ln.Addr().(*net.TCPAddr).Port
-		ln.Close()
-	}
-	cmd := exec.Command("redis-server", "--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", t.TempDir())
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	})
-	return fmt.Sprintf("127.0.0.1:%d", port)
-}
-
 // awaitRedis waits until r is connected.
 func awaitRedis(t testing.TB, r *Redis) {
 	t.Helper()
@@ -662,7 +640,7 @@ func awaitRedis(t testing.TB, r *Redis) {
 
 // TestRedisQuota counts in Redis, gives back, and goes over windows.
 func TestRedisQuota(t *testing.T) {
-	r := NewRedis(RedisConfig{Addresses: []string{startRedis(t, 0)}, Prefix: "t:", Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
+	r := NewRedis(RedisConfig{Addresses: []string{process.StartRedis(t).Addr}, Prefix: "t:", Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
 	t.Cleanup(r.Close)
 	awaitRedis(t, r)
 	one := New(Config{Name: "q", Kind: Quota, Amount: Amount{Count: 3, Period: Day}, Redis: r})
@@ -687,7 +665,7 @@ func TestRedisQuota(t *testing.T) {
 // TestAwait: after it nothing is decided without a Redis that can be reached, and a Redis that cannot be, or says nothing, is not waited
 // for but as long as ctx lives.
 func TestAwait(t *testing.T) {
-	addr := startRedis(t, 0)
+	addr := process.StartRedis(t).Addr
 	up := NewRedis(RedisConfig{Addresses: []string{addr}, Timeout: 10 * time.Second}, slog.New(slog.DiscardHandler))
 	defer up.Close()
 	awaitRedis(t, up) // the server listens
@@ -716,7 +694,7 @@ func TestAwait(t *testing.T) {
 
 // TestRedisFailsText: what the log says of a Redis that does not answer in time is what becomes of calls.
 func TestRedisFailsText(t *testing.T) {
-	addr := startRedis(t, 0)
+	addr := process.StartRedis(t).Addr
 	for closed, want := range map[bool]string{false: "limits are held here", true: "calls that it limits are refused"} {
 		var log bytes.Buffer
 		r := NewRedis(RedisConfig{Addresses: []string{addr}, Timeout: time.Nanosecond, FailClosed: closed}, slog.New(slog.NewTextHandler(&log, nil)))

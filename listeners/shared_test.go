@@ -76,7 +76,8 @@ func TestSharedAnswer(t *testing.T) {
 		t.Error("an answer that is sent once is not seen to be encoded")
 	}
 	anew, again := time.Hour, time.Hour
-	for range 5 {
+	// Where others have the processor in every one of few rounds, more of them tell.
+	for round := 0; round < 5 || round < 100 && again > anew/2; round++ {
 		answer = rpc.NewMessage(wire).Share()
 		if text, _ := get("", ""); string(text) != string(want) || seen.out == 0 {
 			t.Errorf("the first: %d bytes, want %d; encoded for %v", len(text), len(want), seen.out)

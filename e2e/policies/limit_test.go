@@ -139,8 +139,10 @@ policies:
 			if o.header == nil { // a WebSocket's messages have no headers
 				continue
 			}
-			if got, want := o.header["ratelimit"], fmt.Sprintf(`"address";r=%d;t=%d, "consumer";r=%d;t=`, 3-i, 900*(i+1), 1-i); len(got) != 1 || !strings.HasPrefix(got[0], want) {
-				t.Errorf("ratelimit %q, want %q…", got, want)
+			var left, full, quota int
+			got, want := o.header["ratelimit"], 900*(i+1)
+			if _, err := fmt.Sscanf(strings.Join(got, "\n"), `"address";r=%d;t=%d, "consumer";r=%d;t=`, &left, &full, &quota); err != nil || left != 3-i || quota != 1-i || full > want || full < want-int(patience.Seconds()) {
+				t.Errorf("ratelimit %q, want %d left, all of it in %d s, and %d; %v", got, 3-i, want, 1-i, err)
 			}
 			if got, want := o.header["ratelimit-policy"], []string{`"address";q=4;w=3600, "consumer";q=2;w=86400`}; !slices.Equal(got, want) {
 				t.Errorf("ratelimit-policy %q, want %q", got, want)
@@ -607,11 +609,11 @@ func flood(t *testing.T, targets []*grpc.ClientConn, enough func(admitted int64)
 // as long as no caller stands still for all of the burst's two seconds.
 func TestSharedLimits(t *testing.T) {
 	redis := startRedis(t)
-	const rate, burst = 300, 600
+	const rate, burst = 150, 300 // far less than a busy machine can be asked for
 	backend, set := startBank(t), descriptorSet(t)
 	// On a busy machine an answer may take longer than the 100 ms that are waited for one, and then a transom goes by its own
 	// share for a while.
-	text := strings.NewReplacer("127.0.0.1:6379", redis.Addr, "burst: 30", fmt.Sprintf("burst: %d", burst), "instances: 3", "instances: 3, timeout: 10s").
+	text := strings.NewReplacer("127.0.0.1:6379", redis.Addr, "rate: 300/s, burst: 30", fmt.Sprintf("rate: %d/s, burst: %d", rate, burst), "instances: 3", "instances: 3, timeout: 10s").
 		Replace(example(t, "Limits shared by several transoms"))
 	text += fmt.Sprintf("listeners: [{address: \"127.0.0.1:0\"}]\ndescriptors: [{file: %q}]\nclusters: {bank: {target: \"static:///%s\"}}\n", set, backend)
 	file := filepath.Join(t.TempDir(), "transom.yaml")

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -454,6 +455,81 @@ func TestHedgedClientLeaves(t *testing.T) {
 	}
 	<-ended
 	<-ended
+}
+
+// recording is the policy "recorded": another that tells how attempts ended.
+type recording struct{ balancer.Builder }
+
+// recorded is how they ended.
+var recorded = make(chan codes.Code, 2)
+
+func (recording) Name() string { return "recorded" }
+
+func (b recording) Build(cc balancer.ClientConn, opts balancer.BuildOptions) balancer.Balancer {
+	return b.Builder.Build(recordingConn{cc}, opts)
+}
+
+type recordingConn struct{ balancer.ClientConn }
+
+func (c recordingConn) UpdateState(s balancer.State) {
+	s.Picker = recordingPicker{s.Picker}
+	c.ClientConn.UpdateState(s)
+}
+
+type recordingPicker struct{ balancer.Picker }
+
+func (p recordingPicker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
+	r, err := p.Picker.Pick(info)
+	r.Done = func(d balancer.DoneInfo) { recorded <- status.Code(d.Err) } // round robin has none
+	return r, err
+}
+
+// The balancer hears of hedged attempts that ran to the call's deadline that they failed by it; of those whose client left, or that lost
+// to another, that they were cancelled.
+func TestHedgedDeadline(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		answer bool  // the second attempt
+		cause  error // of the end of the call's context, if nothing is answered
+		want   []codes.Code
+	}{
+		{"deadline", false, context.DeadlineExceeded, []codes.Code{codes.DeadlineExceeded, codes.DeadlineExceeded}},
+		{"cancelled", false, rpc.ErrClientGone, []codes.Code{codes.Canceled, codes.Canceled}},
+		{"lost to another", true, nil, []codes.Code{codes.OK, codes.Canceled}},
+	} {
+		started := make(chan struct{}, 2)
+		var attempts atomic.Int64
+		c := newCluster(t, upstream.Config{
+			Transport: upstream.TransportOwn, // grpc-go says of all that they were cancelled
+			ServiceConfig: `{"loadBalancingConfig": [{"recorded": {}}],
+				"methodConfig": [{"name": [{}], "hedgingPolicy": {"maxAttempts": 2}}]}`,
+			Target: "static:///" + newBackend(t, func(method string, s stream) error {
+				n := attempts.Add(1)
+				started <- struct{}{}
+				if tt.answer && n == 2 {
+					return echo(method, s)
+				}
+				<-s.Context().Done()
+				return nil
+			}),
+		})
+		ctx, cancel := context.WithCancelCause(t.Context())
+		call := rpctest.Start(ctx, c.Invoke, unary, nil)
+		_ = call.Send([]byte("m"))
+		_ = call.CloseSend()
+		<-started
+		<-started
+		if !tt.answer {
+			cancel(tt.cause)
+		}
+		_ = call.Wait() // other tests look at how it ended
+		cancel(nil)
+		got := []codes.Code{<-recorded, <-recorded}
+		slices.Sort(got)
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s: the attempts ended with %v, want %v", tt.name, got, tt.want)
+		}
+	}
 }
 
 // A server that puts off the next attempt keeps nobody longer than the call lasts: neither the deadline nor the client's leaving ended

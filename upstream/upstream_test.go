@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/grpclog"
@@ -40,6 +41,7 @@ import (
 func TestMain(m *testing.M) {
 	// grpc-go logs an error for each connection to a server that has no health service.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	balancer.Register(recording{balancer.Get("round_robin")})
 	goleak.VerifyTestMain(m)
 }
 

@@ -357,12 +357,16 @@ func (c *Conn) errNotReady() *Error {
 	return &Error{Code: codes.Unavailable, Message: "the connection takes no new calls", Origin: OriginConn, Unprocessed: true, Cause: c.err}
 }
 
-// contextError is the end of a call whose context has ended.
-func contextError(err error) *Error {
-	if errors.Is(err, context.DeadlineExceeded) {
-		return &Error{Code: codes.DeadlineExceeded, Message: "the call's deadline has passed", Origin: OriginContext, Cause: err}
+// ContextError is the end of a call whose context has ended: DeadlineExceeded if its deadline has passed, else Canceled. Contexts
+// derived from one that ended by its deadline may say that they were cancelled: their cause tells. A client that leaves at the
+// deadline may be heard of before whoever keeps it: the clock tells.
+func ContextError(ctx context.Context) *Error {
+	cause := context.Cause(ctx)
+	deadline, ok := ctx.Deadline()
+	if errors.Is(cause, context.DeadlineExceeded) || errors.Is(ctx.Err(), context.DeadlineExceeded) || ok && !time.Now().Before(deadline) {
+		return &Error{Code: codes.DeadlineExceeded, Message: "the call's deadline has passed", Origin: OriginContext, Cause: cause}
 	}
-	return &Error{Code: codes.Canceled, Message: "the call was cancelled", Origin: OriginContext, Cause: err}
+	return &Error{Code: codes.Canceled, Message: "the call was cancelled", Origin: OriginContext, Cause: cause}
 }
 
 // open gives s a place and an ID and gathers its HEADERS. c.mu is held when it returns nil, and not with an error.
@@ -384,8 +388,8 @@ func (c *Conn) gather(ctx context.Context, s *Stream, method string, fields []by
 	if !validPath(method) {
 		return &Error{Code: codes.Unimplemented, Message: fmt.Sprintf("%q is not the path of a method", clip(method)), Origin: OriginRequest}
 	}
-	if err := ctx.Err(); err != nil {
-		return contextError(err)
+	if ctx.Err() != nil {
+		return ContextError(ctx)
 	}
 	c.mu.Lock()
 	if err := c.place(ctx, s); err != nil {
@@ -397,7 +401,7 @@ func (c *Conn) gather(ctx context.Context, s *Stream, method string, fields []by
 		if timeout = time.Until(s.deadline); timeout <= 0 {
 			c.vacate()
 			c.mu.Unlock()
-			return contextError(context.DeadlineExceeded)
+			return ContextError(ctx)
 		}
 	}
 	if n := c.enc.size + len(method) + size; s.timed && uint64(n+64) > c.maxHeaderList || uint64(n) > c.maxHeaderList {
@@ -466,15 +470,15 @@ func (c *Conn) place(ctx context.Context, s *Stream) error {
 	} else {
 		c.unqueue(s)
 	}
-	err := ctx.Err()
+	ended := ctx.Err() != nil
 	switch {
-	case err == nil && c.state == Ready: // granted
+	case !ended && c.state == Ready: // granted
 		return nil
 	case s.granted:
 		c.vacate()
 	}
-	if err != nil {
-		return contextError(err)
+	if ended {
+		return ContextError(ctx)
 	}
 	return c.errNotReady()
 }

@@ -462,6 +462,36 @@ func TestContext(t *testing.T) {
 	})
 }
 
+// TestContextError sees that a call which ended at its deadline is told from one that was cancelled.
+func TestContextError(t *testing.T) {
+	now := time.Now()
+	for _, tt := range []struct {
+		name     string
+		cause    error // of the context, from which the call's is derived
+		deadline time.Time
+		want     codes.Code
+	}{
+		{"cancelled", nil, now.Add(time.Hour), codes.Canceled},
+		{"cancelled for a reason", errors.New("reason"), now.Add(time.Hour), codes.Canceled},
+		{"the deadline of another", context.DeadlineExceeded, now.Add(time.Hour), codes.DeadlineExceeded},
+		{"cancelled at the deadline", errors.New("the client has gone"), now, codes.DeadlineExceeded},
+	} {
+		parent, end := context.WithCancelCause(t.Context())
+		ctx, cancel := context.WithCancel(lateContext{parent, tt.deadline})
+		end(tt.cause)
+		<-ctx.Done()
+		if e := h2client.ContextError(ctx); e.Code != tt.want || e.Origin != h2client.OriginContext {
+			t.Errorf("%s: %+v, want %v", tt.name, e, tt.want)
+		}
+		cancel()
+	}
+	ctx, cancel := context.WithTimeoutCause(t.Context(), -1, errors.New("too slow"))
+	defer cancel()
+	if e := h2client.ContextError(ctx); e.Code != codes.DeadlineExceeded {
+		t.Errorf("a deadline with a cause: %+v", e)
+	}
+}
+
 // TestSlowReceiver sees that a server is held back by a receiver who does not receive, and that nothing is lost.
 // endedContext has ended once over is set, and nobody has been told yet.
 type endedContext struct {

@@ -96,8 +96,8 @@ func (c *Conn) Unary(ctx context.Context, method string, md metadata.MD, req Mes
 		}
 		c.mu.Lock()
 	}
-	if err := ctx.Err(); err != nil { // wins over an answer
-		e := contextError(err)
+	if ctx.Err() != nil { // wins over an answer
+		e := ContextError(ctx)
 		c.reset(s, h2wire.CodeCancel, e)
 		s.end = e
 	}
@@ -173,16 +173,15 @@ func (s *Stream) cancelled() {
 // after it would take the call for one that its client wants. What has come is freed: its receiver gets the context's error
 // instead, and need not come. c.mu is held.
 func (s *Stream) over() bool {
-	err := s.ctx.Err()
-	if err == nil {
+	if s.ctx.Err() == nil {
 		return false
 	}
 	if s.end == io.EOF && s.head == len(s.queue) { // a good end, of which all has been received
 		return true
 	}
-	s.c.reset(s, h2wire.CodeCancel, contextError(err))
+	s.c.reset(s, h2wire.CodeCancel, ContextError(s.ctx))
 	if e := (*Error)(nil); !errors.As(s.end, &e) || e.Origin != OriginContext {
-		s.end = contextError(err)
+		s.end = ContextError(s.ctx)
 	}
 	s.drop()
 	return true
@@ -332,7 +331,9 @@ func (s *Stream) Trailer() metadata.MD {
 func (s *Stream) Close() {
 	c := s.c
 	c.mu.Lock()
-	c.reset(s, h2wire.CodeCancel, contextError(context.Canceled))
+	c.reset(s, h2wire.CodeCancel, &Error{
+		Code: codes.Canceled, Message: "the call was cancelled", Origin: OriginContext, Cause: context.Canceled,
+	})
 	_ = s.ended()
 }
 

@@ -9,6 +9,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"transom/upstream/h2client"
 )
 
 // Pick is the policy's choice for one attempt of a call.
@@ -80,10 +82,7 @@ var (
 
 // waited is the end of a pick whose context ended.
 func waited(ctx context.Context, last error) error {
-	code := codes.Canceled
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		code = codes.DeadlineExceeded
-	}
+	code := h2client.ContextError(ctx).Code
 	if last == nil {
 		return status.Error(code, "while waiting for a connection")
 	}

@@ -2,7 +2,6 @@ package lbhost
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -235,11 +234,7 @@ func (c *clientStream) endPick(err error, answered bool, trailer metadata.MD) {
 
 // givenUp ends the call for the policy with its context: its caller need not receive to its end.
 func (c *clientStream) givenUp() {
-	e := &h2client.Error{Code: codes.Canceled, Message: "the call's context has ended", Origin: h2client.OriginContext, Cause: c.ctx.Err()}
-	if errors.Is(e.Cause, context.DeadlineExceeded) {
-		e.Code = codes.DeadlineExceeded
-	}
-	c.once.Do(func() { c.pick.End(e, c.answered.Load(), nil) })
+	c.once.Do(func() { c.pick.End(h2client.ContextError(c.ctx), c.answered.Load(), nil) })
 }
 
 // End tells the policy how an attempt ended: err of the connection's, nil for OK, answered if response headers came, and the

@@ -147,6 +147,40 @@ func TestStub(t *testing.T) {
 	}
 }
 
+// A call that nobody receives from any more ends for the policy with its context: as one whose deadline has passed, if the context
+// that it is derived from ended so.
+func TestStubGivenUp(t *testing.T) {
+	addr := serve(t, func(s *grpc.Server) { healthpb.RegisterHealthServer(s, grpchealth.NewServer()) })
+	for cause, want := range map[error]codes.Code{context.Canceled: codes.Canceled, context.DeadlineExceeded: codes.DeadlineExceeded} {
+		ends := make(chan error, 1)
+		c := network(t, base.NewBalancerBuilder("first", toldBuilder{ends}, base.Config{}), nil, addr)
+		parent, end := context.WithCancelCause(t.Context())
+		ctx, cancel := context.WithCancel(parent)
+		defer cancel()
+		w, err := healthpb.NewHealthClient(c.Stub()).Watch(ctx, &healthpb.HealthCheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		end(cause)
+		if err := <-ends; status.Code(err) != want {
+			t.Errorf("%v: the policy is told %v, want %v", cause, err, want)
+		}
+	}
+}
+
+// toldBuilder is a policy over one connection that tells how calls ended.
+type toldBuilder struct{ ends chan error }
+
+func (b toldBuilder) Build(info base.PickerBuildInfo) balancer.Picker {
+	for sc := range info.ReadySCs {
+		return firstPicker{balancer.PickResult{SubConn: sc, Done: func(d balancer.DoneInfo) { b.ends <- d.Err }}}
+	}
+	return base.NewErrPicker(balancer.ErrNoSubConnAvailable)
+}
+
 func TestDecompress(t *testing.T) {
 	for _, tt := range []struct {
 		encoding string

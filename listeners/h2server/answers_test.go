@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -760,4 +763,59 @@ func TestResetsOfAnswers(t *testing.T) {
 		_ = c.fr.WriteRSTStream(id, http2.ErrCodeCancel)
 	}
 	c.wantPing()
+}
+
+// A client whose timeout has run out resets its stream, as grpc-go does, and may do so with any number of streams. A timeout that lets a
+// stream be reset at once is no excuse.
+func TestResetsAtTheDeadline(t *testing.T) {
+	for _, tc := range []struct {
+		timeout string
+		after   time.Duration
+		want    string
+	}{
+		{"100m", 100 * time.Millisecond, ""},
+		{"100m", 95 * time.Millisecond, ""}, // the request took 5 ms longer than the reset
+		{"2S", 2 * time.Second, ""},
+		{"100m", 50 * time.Millisecond, "ENHANCE_YOUR_CALM"},
+		{"99m", 99 * time.Millisecond, "ENHANCE_YOUR_CALM"},
+		{"1n", time.Millisecond, "ENHANCE_YOUR_CALM"},
+		{"1x", time.Second, "ENHANCE_YOUR_CALM"},
+		{"", time.Second, "ENHANCE_YOUR_CALM"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			near, far := net.Pipe()
+			s := h2server.New(config(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })))
+			var wg sync.WaitGroup
+			wg.Go(func() { s.Serve(context.WithoutCancel(t.Context()), h2server.Socket{Conn: far, Raw: far}) })
+			c := clientOn(t, near)
+			got := ""
+			wg.Go(func() {
+				for f, err := c.fr.ReadFrame(); err == nil; f, err = c.fr.ReadFrame() {
+					if f, ok := f.(*http2.GoAwayFrame); ok && got == "" {
+						got = f.ErrCode.String()
+					}
+				}
+			})
+			c.raw(http2.ClientPreface)
+			_ = c.fr.WriteSettings()
+			_ = c.fr.WriteSettingsAck()
+			fields := post("/")
+			if tc.timeout != "" {
+				fields = append(fields, "grpc-timeout: "+tc.timeout)
+			}
+			for id := uint32(1); id < 2*600; id += 2 {
+				c.headers(id, true, fields...)
+				time.Sleep(tc.after)
+				_ = c.fr.WriteRSTStream(id, http2.ErrCodeCancel)
+			}
+			synctest.Wait()
+			if tc.want == "" && got != "" || tc.want != "" && got != tc.want {
+				t.Errorf("timeout %q, reset after %v: GOAWAY %q, want %q", tc.timeout, tc.after, got, tc.want)
+			}
+			_ = near.Close()
+			wg.Wait()
+			s.Close()
+			synctest.Wait()
+		})
+	}
 }

@@ -713,7 +713,8 @@ func (c *conn) stream(id uint32) (*stream, error) {
 // ignored reports whether a stream is one that the client opened after our last GOAWAY. c.mu is held.
 func (c *conn) ignored(id uint32) bool { return c.final && id > c.lastID }
 
-// faulty counts a request that the client reset before there was an answer, or that the client should not have made. c.mu is held.
+// faulty counts a request that the client reset before there was an answer and its timeout had run out, or that the client should not
+// have made. c.mu is held.
 func (c *conn) faulty() error {
 	if c.bad++; c.requests >= leastRequests && 2*c.bad >= c.requests {
 		return &connError{h2wire.CodeEnhanceCalm, "too many requests that come to nothing"}
@@ -990,6 +991,9 @@ func (r *reader) reset(id uint32, p []byte) error {
 	}
 	c.drop(s, errReset)
 	if s.committed { // it has come to something, and many a stream has no other end
+		return nil
+	}
+	if !s.overdue.IsZero() && !time.Now().Before(s.overdue) {
 		return nil
 	}
 	return c.faulty()

@@ -103,6 +103,10 @@ func dialBare(t *testing.T, addr string) *client {
 	}
 	t.Cleanup(func() { _ = nc.Close() })
 	_ = nc.SetDeadline(time.Now().Add(patience))
+	return clientOn(t, nc)
+}
+
+func clientOn(t *testing.T, nc net.Conn) *client {
 	c := &client{t: t, nc: nc, fr: http2.NewFramer(nc, nc)}
 	c.fr.AllowIllegalWrites, c.fr.AllowIllegalReads = true, true
 	c.enc = hpack.NewEncoder(&c.buf)

@@ -9,9 +9,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2/hpack"
+
+	"transom/rpc/grpcwire"
 )
 
 // The pseudo-header fields of requests, as bits.
@@ -37,6 +40,7 @@ type head struct {
 	length                          int64  // of the field "content-length", negative if there is none
 	cookie                          int    // where in fields it is, counted from 1
 	expect                          bool   // 100-continue
+	timeout                         string // of the field "grpc-timeout"
 	fields                          []field
 	// names are the canonical forms of names that are not common.
 	names map[string]string
@@ -100,6 +104,9 @@ func (h *head) add(f hpack.HeaderField) {
 			return
 		}
 		h.fields = append(h.fields, field{"Expect", value})
+	case "grpc-timeout":
+		h.timeout = value
+		h.fields = append(h.fields, field{"Grpc-Timeout", value})
 	case "cookie":
 		if h.cookie > 0 { // RFC 9113 8.2.3
 			h.fields[h.cookie-1].value += "; " + value
@@ -205,9 +212,16 @@ func (h *head) request(s *stream, end bool) bool {
 	} else {
 		s.declared = h.length
 	}
+	if d, err := grpcwire.ParseTimeout(h.timeout); err == nil && d >= leastTimeout {
+		s.overdue = time.Now().Add(d - d/10)
+	}
 	s.begin(&r)
 	return true
 }
+
+// leastTimeout is from how long a timeout of a call on its client may reset it when that has run out, though there is no answer, as
+// grpc-go does. Shorter ones would be a way to open streams and to reset them as fast as without.
+const leastTimeout = 100 * time.Millisecond
 
 // bare makes s's request of a block that is over the limit, to be answered with that.
 func (h *head) bare(s *stream) {

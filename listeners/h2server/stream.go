@@ -33,6 +33,10 @@ type stream struct {
 	// header is the handler's, who may use it while it runs.
 	header http.Header
 
+	// overdue is from when a reset is that of a client whose timeout has run out; zero if it named none. It is a tenth of the timeout
+	// early, as the request may have been on its way for longer than the reset.
+	overdue time.Time
+
 	// Conn.mu guards the rest.
 	gone     error // it is ended, and nothing of it is sent any more; nil until then
 	finished bool  // the handler has returned

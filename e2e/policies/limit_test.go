@@ -536,6 +536,7 @@ func TestLimitFaults(t *testing.T) {
 		{"policies:\n- selector: \"*\"\n  cost: 5\n  limits: [{rate: 10/s, burst: 4}]\n", `4:12: for bank.v1.Accounts.Balance and 29 more methods: calls cost 5, and no more than 4`},
 		{"policies:\n- selector: \"*\"\n  limits: [{}]\n", `3:12: kind: exactly one field is required`},
 		{"policies:\n- selector: \"*\"\n  limits: [{rate: 1/s, per: ip, everybody: true}]\n", `3:12: limits[0]: everybody and per exclude each other`},
+		{"redis: {addresses: [\"127.0.0.1:1\", \"127.0.0.1:2\"], database: 1}\n", `1:8: redis: a cluster, which several addresses are of, has database 0`},
 		{"redis: {addresses: [\"127.0.0.1:1\"], tls: {ca: /nowhere}}\npolicies:\n- selector: \"*\"\n  limits: [{rate: 1/s}]\n", `1:47: open /nowhere`},
 	} {
 		found := faults(t, tc.text)

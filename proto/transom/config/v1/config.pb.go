@@ -2831,7 +2831,7 @@ type Redis struct {
 	Username string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
 	// The user's password; "${NAME}" takes it from the environment. Default: none, and no login.
 	Password string `protobuf:"bytes,3,opt,name=password,proto3" json:"password,omitempty"`
-	// The number of the database, 0 … 1000000. Default 0.
+	// The number of the database, 0 … 1000000; a cluster has 0 only. Default 0.
 	Database uint32 `protobuf:"varint,4,opt,name=database,proto3" json:"database,omitempty"`
 	// Speak TLS. Default: plain text.
 	Tls *RedisTLS `protobuf:"bytes,5,opt,name=tls,proto3" json:"tls,omitempty"`
@@ -5084,7 +5084,7 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"\x0flimit.everybody\x12$everybody and per exclude each other\x1a&!this.everybody || size(this.per) == 0\x1aF\n" +
 	"\vlimit.burst\x12\x13burst is for a rate\x1a\"this.burst == 0u || has(this.rate)\x1a\\\n" +
 	"\x0elimit.messages\x12!messages is for a rate or a quota\x1a'!this.messages || !has(this.concurrent)B\r\n" +
-	"\x04kind\x12\x05\xbaH\x02\b\x01\"\x9e\x03\n" +
+	"\x04kind\x12\x05\xbaH\x02\b\x01\"\xaa\x04\n" +
 	"\x05Redis\x12&\n" +
 	"\taddresses\x18\x01 \x03(\tB\b\xbaH\x05\x92\x01\x02\b\x01R\taddresses\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
@@ -5100,7 +5100,8 @@ const file_transom_config_v1_config_proto_rawDesc = "" +
 	"failClosed\x126\n" +
 	"\x11cache_entry_bytes\x18\n" +
 	" \x01(\rB\n" +
-	"\xbaH\a*\x05\x18\x80\x80\x80 R\x0fcacheEntryBytes\";\n" +
+	"\xbaH\a*\x05\x18\x80\x80\x80 R\x0fcacheEntryBytes:\x89\x01\xbaH\x85\x01\x1a\x82\x01\n" +
+	"\x0eredis.database\x12?a cluster, which several addresses are of, has database 0 alone\x1a/size(this.addresses) < 2 || this.database == 0u\";\n" +
 	"\bRedisTLS\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +

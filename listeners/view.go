@@ -63,7 +63,7 @@ type Exchange struct {
 	// Client is the client's address: the socket's peer, or what a trusted proxy in front says; the port is 0 if that says
 	// none. It is invalid if the peer has no such address.
 	Client netip.AddrPort
-	// Call has no Method if none was found, and is never nil.
+	// Call has no Method if none was found; neither it nor its Info is ever nil.
 	Call *rpc.Call
 	// Protocol is set as soon as the marks are read.
 	Protocol rpc.Protocol

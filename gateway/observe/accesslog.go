@@ -298,14 +298,8 @@ func (l *AccessLog) appendTime(b []byte, t time.Time) []byte {
 
 // appendRequest appends what is known of a call as soon as its method is, each field with a comma before it.
 func appendRequest(b []byte, x *listeners.Exchange) []byte {
-	r := x.Request
-	var info *rpc.Info
-	if x.Call != nil {
-		info = x.Call.Info
-	}
-	if info != nil {
-		b = text(b, `,"request_id":"`, info.RequestID)
-	}
+	r, info := x.Request, x.Call.Info
+	b = text(b, `,"request_id":"`, info.RequestID)
 	b = text(b, `,"trace_id":"`, traceID(r))
 	b = text(b, `,"listener":"`, x.Listener)
 	b = appendClient(b, x)
@@ -313,11 +307,11 @@ func appendRequest(b []byte, x *listeners.Exchange) []byte {
 	b = text(b, `,"transom.protocol":"`, x.Protocol.String())
 	b = text(b, `,"http.request.method":"`, r.Method)
 	b = text(b, `,"url.path":"`, r.URL.Path)
-	if info != nil && info.Binding != nil {
+	if info.Binding != nil {
 		b = text(b, `,"http.route":"`, info.Binding.Template)
 	}
-	if x.Call != nil && x.Call.Method != nil && len(x.Call.Method.FullPath) > 0 {
-		b = text(b, `,"rpc.method":"`, x.Call.Method.FullPath[1:])
+	if m := x.Call.Method; m != nil {
+		b = text(b, `,"rpc.method":"`, m.FullPath[1:])
 	}
 	return b
 }
@@ -348,39 +342,34 @@ func appendClient(b []byte, x *listeners.Exchange) []byte {
 
 // appendOutcome appends how a call ended.
 func appendOutcome(b []byte, x *listeners.Exchange, took time.Duration) []byte {
-	var info *rpc.Info
-	if x.Call != nil {
-		info = x.Call.Info
-	}
+	info := x.Call.Info
 	b = number(b, `,"http.response.status_code":`, int64(x.HTTPStatus))
 	b = text(b, `,"rpc.status_code":"`, codeName(x.Status.Code()))
-	if info != nil && info.ErrorSource != rpc.SourceNone {
+	if info.ErrorSource != rpc.SourceNone {
 		b = text(b, `,"transom.error_source":"`, info.ErrorSource.String())
 		b = text(b, `,"transom.policy":"`, info.Policy)
 		if x.Err != nil {
 			b = text(b, `,"error":"`, x.Err.Error())
 		}
 	}
-	if x.Call != nil && x.Call.Principal != nil {
-		b = text(b, `,"consumer":"`, x.Call.Principal.Consumer)
+	if p := x.Call.Principal; p != nil {
+		b = text(b, `,"consumer":"`, p.Consumer)
 	}
 	b = millis(b, `,"duration_ms":`, took)
-	if info != nil {
-		if info.Attempts > 0 {
-			b = text(b, `,"cluster":"`, info.Cluster)
-			b = text(b, `,"upstream.address":"`, info.Endpoint)
-			b = number(b, `,"attempts":`, int64(info.Attempts))
-			b = millis(b, `,"upstream_ms":`, info.Upstream)
-		}
-		b = number(b, `,"bytes_in":`, info.BytesIn)
-		b = number(b, `,"bytes_out":`, info.BytesOut)
-		b = number(b, `,"messages_in":`, info.MessagesIn)
-		b = number(b, `,"messages_out":`, info.MessagesOut)
-		for _, n := range info.Notes {
-			if n.Value != "" {
-				b = append(append(b, `,"`...), n.Key...)
-				b = text(b, `":"`, n.Value)
-			}
+	if info.Attempts > 0 {
+		b = text(b, `,"cluster":"`, info.Cluster)
+		b = text(b, `,"upstream.address":"`, info.Endpoint)
+		b = number(b, `,"attempts":`, int64(info.Attempts))
+		b = millis(b, `,"upstream_ms":`, info.Upstream)
+	}
+	b = number(b, `,"bytes_in":`, info.BytesIn)
+	b = number(b, `,"bytes_out":`, info.BytesOut)
+	b = number(b, `,"messages_in":`, info.MessagesIn)
+	b = number(b, `,"messages_out":`, info.MessagesOut)
+	for _, n := range info.Notes {
+		if n.Value != "" {
+			b = append(append(b, `,"`...), n.Key...)
+			b = text(b, `":"`, n.Value)
 		}
 	}
 	return b

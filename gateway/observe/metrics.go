@@ -194,26 +194,19 @@ func (m *Metrics) begin(x *listeners.Exchange) { m.active[x.Protocol].Inc() }
 
 func (m *Metrics) end(x *listeners.Exchange, took time.Duration) {
 	m.active[x.Protocol].Dec()
-	k := key{protocol: x.Protocol, code: x.Status.Code(), status: x.HTTPStatus, version: uint8(x.Request.ProtoMajor), verb: verbOf(x.Request.Method)}
-	var method *descriptors.Method
-	var info *rpc.Info
-	if x.Call != nil {
-		method, info = x.Call.Method, x.Call.Info
+	info := x.Call.Info
+	k := key{
+		protocol: x.Protocol, code: x.Status.Code(), status: x.HTTPStatus, version: uint8(x.Request.ProtoMajor), verb: verbOf(x.Request.Method),
+		binding: info.Binding, source: info.ErrorSource,
 	}
-	if info != nil {
-		k.binding, k.source = info.Binding, info.ErrorSource
-		if info.Attempts > 0 {
-			k.cluster = info.Cluster
-		}
+	if info.Attempts > 0 {
+		k.cluster = info.Cluster
 	}
-	c := m.of(method).cell(m, &k)
+	c := m.of(x.Call.Method).cell(m, &k)
 	seconds := took.Seconds()
 	c.call.Observe(seconds)
 	c.request.Observe(seconds)
 	c.outcome.Inc()
-	if info == nil {
-		return
-	}
 	c.messagesIn.Add(float64(info.MessagesIn))
 	c.messagesOut.Add(float64(info.MessagesOut))
 	c.bytesIn.Add(float64(info.BytesIn))

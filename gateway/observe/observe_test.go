@@ -96,7 +96,10 @@ func TestMetrics(t *testing.T) {
 	x.Status, x.HTTPStatus, x.Call.Info.ErrorSource = status.New(codes.NotFound, "no"), 404, rpc.SourceUpstream
 	o.Begin(t.Context(), x)
 	o.End(x)
-	unmatched := &listeners.Exchange{Request: httptest.NewRequest("BREW", "/pot", nil), Protocol: rpc.ProtocolREST, Start: time.Now(), HTTPStatus: 404, Status: status.New(codes.NotFound, "no")}
+	unmatched := &listeners.Exchange{
+		Request: httptest.NewRequest("BREW", "/pot", nil), Protocol: rpc.ProtocolREST, Start: time.Now(), HTTPStatus: 404, Status: status.New(codes.NotFound, "no"),
+		Call: &rpc.Call{Info: &rpc.Info{}},
+	}
 	o.Begin(t.Context(), unmatched)
 	got := scrape(t, m)
 	for series, want := range map[string]float64{

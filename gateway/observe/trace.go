@@ -126,28 +126,25 @@ func (t *Traces) end(x *listeners.Exchange) {
 	if !span.IsRecording() {
 		return
 	}
+	info := x.Call.Info
 	attrs := []attribute.KeyValue{
 		attribute.String("transom.protocol", x.Protocol.String()),
 		attribute.String("http.request.method", x.Request.Method),
 		attribute.String("url.path", x.Request.URL.Path),
 		attribute.Int("http.response.status_code", x.HTTPStatus),
 		attribute.String("rpc.status_code", codeName(x.Status.Code())),
+		attribute.String("transom.error_source", info.ErrorSource.String()),
 	}
-	if x.Call != nil && x.Call.Info != nil {
-		attrs = append(attrs, attribute.String("transom.error_source", x.Call.Info.ErrorSource.String()))
-	}
-	if x.Call != nil && x.Call.Method != nil {
-		name := x.Call.Method.FullPath[1:]
+	if m := x.Call.Method; m != nil {
+		name := m.FullPath[1:]
 		span.SetName(name)
 		attrs = append(attrs, attribute.String("rpc.system.name", "grpc"), attribute.String("rpc.method", name))
-		if info := x.Call.Info; info != nil {
-			if info.Binding != nil {
-				attrs = append(attrs, attribute.String("http.route", info.Binding.Template))
-			}
-			attrs = append(attrs, attribute.Int64("transom.messages_in", info.MessagesIn), attribute.Int64("transom.messages_out", info.MessagesOut))
-			if info.Policy != "" {
-				attrs = append(attrs, attribute.String("transom.policy", info.Policy))
-			}
+		if info.Binding != nil {
+			attrs = append(attrs, attribute.String("http.route", info.Binding.Template))
+		}
+		attrs = append(attrs, attribute.Int64("transom.messages_in", info.MessagesIn), attribute.Int64("transom.messages_out", info.MessagesOut))
+		if info.Policy != "" {
+			attrs = append(attrs, attribute.String("transom.policy", info.Policy))
 		}
 	}
 	span.SetAttributes(attrs...)

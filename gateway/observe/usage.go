@@ -371,7 +371,7 @@ type UsageOf struct {
 
 // end counts the call, if it was one.
 func (u *UsageOf) end(x *listeners.Exchange, took time.Duration) {
-	if x.Call == nil || x.Call.Method == nil || x.Call.Info == nil {
+	if x.Call.Method == nil {
 		return
 	}
 	api := other

@@ -64,7 +64,7 @@ func TestUsage(t *testing.T) {
 		unknown := exchange()
 		unknown.Call.Method = &descriptors.Method{FullPath: "/grpc.health.v1.Health/Check"}
 		u.end(unknown, 0)
-		unknown.Call = nil
+		unknown.Call.Method = nil
 		u.end(unknown, 0)
 
 		r := u.Report(false, "", "")

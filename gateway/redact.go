@@ -14,7 +14,7 @@ import (
 const redactedText = "REDACTED"
 
 // redacted is a copy of m without secrets: of fields marked debug_redact, of those whose name says that they hold one, of metadata,
-// request fields, headers and claims that are given a value under such a name, there of credentials with their scheme, and of URLs with
+// request fields, headers and claims that are given a value, or compared with one, under such a name, there of credentials with their scheme, and of URLs with
 // a password. Where a value came from ("${NAME}") nobody knows any more.
 func redacted[M proto.Message](m M) M {
 	c, _ := proto.Clone(m).(M)
@@ -50,7 +50,7 @@ func redact(m protoreflect.Message) {
 			}
 		case fd.Message() != nil:
 			redact(v.Message())
-		case fd.FullName() == "transom.config.v1.RequestField.value" && credential.MatchString(m.Get(m.Descriptor().Fields().ByName("field")).String()):
+		case credential.MatchString(nameOf(m, fd)):
 			m.Set(fd, protoreflect.ValueOfString(redactedText))
 		case fd.Kind() == protoreflect.StringKind:
 			m.Set(fd, redactValue(fd, v))
@@ -59,6 +59,20 @@ func redact(m protoreflect.Message) {
 		}
 		return true
 	})
+}
+
+// nameOf is the name of the metadata or request field that the field of m is the value of; "" for other fields.
+func nameOf(m protoreflect.Message, fd protoreflect.FieldDescriptor) string {
+	var by protoreflect.Name
+	switch fd.FullName() {
+	case "transom.config.v1.RequestField.value":
+		by = "field"
+	case "transom.config.v1.Condition.exact", "transom.config.v1.Condition.prefix":
+		by = "header"
+	default:
+		return ""
+	}
+	return m.Get(m.Descriptor().Fields().ByName(by)).String()
 }
 
 func redactValue(fd protoreflect.FieldDescriptor, v protoreflect.Value) protoreflect.Value {
@@ -78,11 +92,11 @@ var userInfo = regexp.MustCompile(`://[^/@\s]+@`)
 // schemed is a credential behind its scheme, as authorization has it (RFC 7617, RFC 6750).
 var schemed = regexp.MustCompile(`(?i)^((?:basic|bearer) +)\S.*`)
 
-// valued reports whether the field holds values of metadata or headers, of fields of requests or of claims.
+// valued reports whether the field holds whole values of metadata or headers, of fields of requests or of claims.
 func valued(fd protoreflect.FieldDescriptor) bool {
 	switch fd.FullName() {
 	case "transom.config.v1.MetadataEdits.set", "transom.config.v1.MetadataEdits.add", "transom.config.v1.Security.response_headers",
-		"transom.config.v1.RequestField.value", "google.protobuf.Value.string_value":
+		"transom.config.v1.RequestField.value", "transom.config.v1.Condition.exact", "google.protobuf.Value.string_value":
 		return true
 	}
 	return false
@@ -91,8 +105,8 @@ func valued(fd protoreflect.FieldDescriptor) bool {
 // credential is the name of metadata, of a header, claim or field of a request that says that its value is a secret, by its last word:
 // "authorization", "x-api-key", "auth.accessToken". Words run together count too, "x-authtoken"; a key is secret if the word before says
 // so, which that of "x-partition-key" and "monkey" does not.
-var credential = regexp.MustCompile(`(?i)(?:auth|authorization|cookie|credentials?|password|secret|signature|token|` +
-	`(?:access|api|auth|encryption|private|secret|signing|subscription)[-_. ]?key)$`)
+var credential = regexp.MustCompile(`(?i)(?:auth|authorization|cookie|credentials?|jwt|passphrase|passwd|password|secret|signature|token|` +
+	`(?:access|admin|api|auth|encryption|functions|master|private|secret|session|shared|signing|subscription)[-_. ]?key)$`)
 
 // secret reports whether a field holds secrets. Names of files are none.
 func secret(fd protoreflect.FieldDescriptor) bool {

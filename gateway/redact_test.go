@@ -25,7 +25,7 @@ func TestRedacted(t *testing.T) {
 	values := map[string]string{
 		"authorization": "{claims.org} hunter2", "proxy-authorization": "hunter2", "cookie": "a=hunter2", "x-api-key": "hunter2", "x-token": "hunter2",
 		"x-client-secret": "hunter2", "x-password": "hunter2", "x-upstream": "Bearer hunter2", "x-authtoken": "hunter2",
-		"Ocp-Apim-Subscription-Key": "hunter2", "x-partition-key": "by-tenant", "sort_key": "by-name", "monkey": "capuchin", "x-tenant": "tenant {consumer}",
+		"Ocp-Apim-Subscription-Key": "hunter2", "X-Functions-Key": "hunter2", "x-jwt": "hunter2", "x-partition-key": "by-tenant", "sort_key": "by-name", "monkey": "capuchin", "x-tenant": "tenant {consumer}",
 	}
 	edits := &configv1.MetadataEdits{Set: values, Add: values, Rename: map[string]string{"authorization": "x-was"}}
 	cfg.Security = &configv1.Security{ResponseHeaders: map[string]string{"X-Token": "hunter2"}}
@@ -38,6 +38,13 @@ func TestRedacted(t *testing.T) {
 			{Field: "page.sortKey", Source: &configv1.RequestField_Value{Value: "by-date"}},
 			{Field: "owner.id", Source: &configv1.RequestField_Value{Value: "owner {subject}"}},
 		},
+		Routes: []*configv1.Route{{When: []*configv1.Condition{
+			{Header: "x-canary-token", Match: &configv1.Condition_Exact{Exact: "hunter2"}},
+			{Header: "cookie", Match: &configv1.Condition_Prefix{Prefix: "canary=hunter2"}},
+			{Header: "x-was", Match: &configv1.Condition_Exact{Exact: "Basic hunter2"}},
+			{Header: "x-region", Match: &configv1.Condition_Prefix{Prefix: "eu-"}},
+			{Header: "authorization", Match: &configv1.Condition_Present{Present: true}},
+		}}},
 	}}
 	before := prototext.Format(cfg)
 	got := prototext.Format(redacted(cfg))
@@ -46,7 +53,7 @@ func TestRedacted(t *testing.T) {
 	}
 	for _, want := range []string{
 		"/etc/token", "by-tenant", "by-name", "capuchin", "by-date", "Basic REDACTED", "basic plan",
-		"plain.example", "redis://REDACTED@host:1", "tenant {consumer}", "owner {subject}", "x-was", "Bearer REDACTED", "acme",
+		"plain.example", "redis://REDACTED@host:1", "tenant {consumer}", "owner {subject}", "x-was", "eu-", "Bearer REDACTED", "acme",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%s is missing in:\n%s", want, got)

@@ -16,6 +16,7 @@ import (
 
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"transom/descriptors"
 	"transom/policy/transform"
 	configv1 "transom/proto/transom/config/v1"
 )
@@ -46,7 +47,7 @@ var ErrUnsafe = errors.New("there are findings of high severity")
 // returns ErrUnsafe if something is of high severity, and the faults of cfg if it is not sound.
 func Audit(ctx context.Context, cfg *configv1.Config, where func(path string) string, w io.Writer, log *slog.Logger) error {
 	return offline(ctx, cfg, log, func(s *Snapshot) error {
-		found := slices.Concat(auditListeners(cfg), auditMethods(cfg, s), auditRedaction(s), auditRest(cfg))
+		found := slices.Concat(auditListeners(cfg), auditMethods(cfg, s), auditPlans(cfg), auditRedaction(s), auditRest(cfg))
 		if len(found) == 0 {
 			_, err := fmt.Fprintln(w, "nothing found")
 			return err
@@ -134,6 +135,34 @@ func auditMethods(cfg *configv1.Config, s *Snapshot) (found []finding) {
 		return slices.Contains(p.GetSelector(), "*") && p.GetAuth() != nil
 	}) {
 		found = append(found, finding{medium, "unknown_methods", "anybody may call methods that no descriptor knows, but for those that a policy with auth has by name"})
+	}
+	return found
+}
+
+// auditPlans looks for amounts for plans that nobody is on, as far as one can tell: tokens and authorization servers may tell of plans too.
+func auditPlans(cfg *configv1.Config) (found []finding) {
+	for _, p := range cfg.GetConsumers().GetProviders() {
+		if p.GetJwt().GetPlanClaim() != "" || p.GetIntrospection().GetPlanClaim() != "" || p.GetExternal() != nil {
+			return nil
+		}
+	}
+	plans := map[string]bool{}
+	for _, c := range cfg.GetConsumers().GetKnown() {
+		plans[c.GetPlan()] = true
+	}
+	for i, p := range cfg.GetPolicies() {
+		for j, l := range p.GetLimits() {
+			for _, name := range slices.Sorted(maps.Keys(l.GetPlans())) {
+				if plans[name] {
+					continue
+				}
+				text := "no known consumer is on this plan"
+				if s := descriptors.Closest(name, slices.Sorted(maps.Keys(plans))); s != "" {
+					text += fmt.Sprintf("; did you mean %q?", s)
+				}
+				found = append(found, finding{low, fmt.Sprintf("policies[%d].limits[%d].plans[%s]", i, j, name), text})
+			}
+		}
 	}
 	return found
 }

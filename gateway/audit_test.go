@@ -63,6 +63,16 @@ func TestAudit(t *testing.T) {
 			c.Policies[0].Auth.Anonymous = true
 			c.Policies[0].Limits = []*configv1.Limit{{Kind: &configv1.Limit_Rate{Rate: "1/s"}}}
 		}, ""},
+		{"a plan of nobody", func(c *configv1.Config) {
+			c.Consumers.Known = map[string]*configv1.Consumer{"shop": {Plan: "gold"}, "till": {}}
+			c.Policies[0].Limits = []*configv1.Limit{{Kind: &configv1.Limit_Rate{Rate: "1/s"}, Plans: map[string]string{"gold": "2/s", "Golf": "3/s"}}}
+		}, `low at policies[0].limits[0].plans[Golf]: no known consumer is on this plan; did you mean "gold"?`},
+		{"a plan of tokens", func(c *configv1.Config) {
+			c.Consumers.Providers["main"] = &configv1.Provider{Kind: &configv1.Provider_Jwt{Jwt: &configv1.Jwt{
+				Issuer: "https://id.example", Audiences: []string{"bank"}, PlanClaim: "plan",
+			}}}
+			c.Policies[0].Limits = []*configv1.Limit{{Kind: &configv1.Limit_Rate{Rate: "1/s"}, Plans: map[string]string{"gold": "2/s"}}}
+		}, ""},
 		{"plain text", func(c *configv1.Config) { c.Listeners[1].RedirectHttps = 0 }, "medium at listeners[1]: there is no tls"},
 		{"plain text behind a proxy", func(c *configv1.Config) {
 			c.Listeners[1].RedirectHttps, c.Listeners[1].ProxyProtocol = 0, &configv1.ProxyProtocol{Trusted: []string{"10.0.0.1"}}

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -14,6 +15,7 @@ import (
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -135,6 +137,102 @@ func TestManyKeys(t *testing.T) {
 			}
 			if who, err := identify(key(count + i)); who != nil || err == nil {
 				t.Fatalf("round %d, a key that is none: %+v, %v", round, who, err)
+			}
+		}
+	}
+}
+
+// keeps reports whether text, or any eight bytes of it, are in what v leads to. It does not follow unsafe pointers.
+func keeps(text string, v reflect.Value, seen map[uintptr]bool) bool {
+	holds := func(b []byte) bool {
+		for i := range len(text) - 7 {
+			if bytes.Contains(b, []byte(text[i:i+8])) {
+				return true
+			}
+		}
+		return false
+	}
+	switch v.Kind() {
+	case reflect.String:
+		return holds([]byte(v.String()))
+	case reflect.Pointer:
+		if v.IsNil() || seen[v.Pointer()] {
+			return false
+		}
+		seen[v.Pointer()] = true
+		return keeps(text, v.Elem(), seen)
+	case reflect.Interface:
+		return !v.IsNil() && keeps(text, v.Elem(), seen)
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if keeps(text, v.Field(i), seen) {
+				return true
+			}
+		}
+	case reflect.Map:
+		for k, e := range v.Seq2() {
+			if keeps(text, k, seen) || keeps(text, e, seen) {
+				return true
+			}
+		}
+	case reflect.Slice, reflect.Array:
+		var b []byte
+		for i := range v.Len() {
+			if e := v.Index(i); e.Kind() == reflect.Uint8 {
+				b = append(b, byte(e.Uint()))
+			} else if keeps(text, e, seen) {
+				return true
+			}
+		}
+		return holds(b)
+	}
+	return false
+}
+
+// TestKeysAreHashed: a key is known by all of its SHA-256 and by nothing else, before it is seen and after. What is looked up in
+// variable time, by an attacker's choice, is a hash, of which the key cannot be had; the key itself is not there to compare with.
+func TestKeysAreHashed(t *testing.T) {
+	const key = "a-key-of-the-usual-length-0123456789"
+	hash := sha256.Sum256([]byte(key))
+	first, last := hash, hash
+	first[0] ^= 1
+	last[31] ^= 1 // which is found beside the key's own
+	shop := &Consumer{Name: "shop", KeyHashes: [][32]byte{hash}}
+	others := &Consumer{Name: "others", KeyHashes: [][32]byte{first, last}}
+	for _, known := range [][]*Consumer{{shop, others}, {others, shop}, {others}} {
+		p, err := NewAPIKeys("keys", "x-api-key", known)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := NewDirectory(map[string]Entry{"keys": {Provider: p}}, known, &Streams{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mw, err := d.Middleware(Requirement{Providers: []string{"keys"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := mw(func(context.Context, *rpc.Call) error { return nil })
+		for range 2 {
+			call := asking(metadata.Pairs("x-api-key", key))
+			err := h(t.Context(), call)
+			if is := slices.Contains(known, shop); (err == nil) != is || is && call.Principal.Consumer != "shop" {
+				t.Errorf("%v: %+v, %v", known, call.Principal, err)
+			}
+			if h(t.Context(), asking(metadata.Pairs("x-api-key", string(hash[:])))) == nil {
+				t.Error("a key's hash is taken for the key")
+			}
+			kept := []any{d, p}
+			for i := range p.seen {
+				if k := p.seen[i].Load(); k != nil {
+					kept = append(kept, k, k.who.linked.Load())
+				}
+			}
+			if keeps(key, reflect.ValueOf(kept), map[uintptr]bool{}) {
+				t.Errorf("the key is kept in %+v", kept)
+			}
+			if !keeps(string(hash[8:]), reflect.ValueOf(kept), map[uintptr]bool{}) {
+				t.Error("the test looks past what is kept")
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -34,7 +35,8 @@ func NewPath(md protoreflect.MessageDescriptor, name string) (Path, error) {
 	return Path{name, fields}, nil
 }
 
-// Redact takes fields out of all answers. It is nil if there are none.
+// Redact takes fields out of all answers, and "etag" with them: it tells of the whole, also of what other rules left in, and so would
+// have clients and caches keep that (RFC 9110 section 8.8.1). It is nil if there are none.
 func Redact(paths []Path) rpc.Middleware {
 	if len(paths) == 0 {
 		return nil
@@ -53,6 +55,11 @@ type redacted struct {
 	rpc.Stream
 	redaction *redaction
 	call      *rpc.Call
+}
+
+func (s *redacted) SendHeader(md metadata.MD) error {
+	delete(md, "etag")
+	return s.Stream.SendHeader(md)
 }
 
 func (s *redacted) Send(ctx context.Context, m rpc.Message) error {

@@ -367,6 +367,15 @@ func TestRedactUnlessScope(t *testing.T) {
 	}
 }
 
+// TestRedactedTag: the backend's tag, which is of the whole, is not that of an answer from which something is taken out.
+func TestRedactedTag(t *testing.T) {
+	b := wire(t, &bankv1.Everything{Text: "t", Data: []byte("d")})
+	r, err := run(t, nil, nil, nil, answering(metadata.MD{"etag": {`"1"`}, "x-kept": {"1"}}, nil, nil, b), transform.Redact(paths(t, everything(), "data")))
+	if err != nil || r.Header["etag"] != nil || r.Header["x-kept"] == nil {
+		t.Errorf("%v, %v", r.Header, err)
+	}
+}
+
 // counted is a buffer that counts its references.
 type counted struct {
 	mem.Buffer

@@ -23,10 +23,25 @@ type Path struct {
 	fields []protoreflect.FieldDescriptor
 }
 
-// NewPath finds the field that name leads to from md, through lists and the values of maps. rpc.ErrNoField is that there is none.
+// NewPath finds the field that name leads to from md, through lists and the values of maps. rpc.ErrNoField is that there is none. A
+// path into what a google.protobuf.Any, Struct, Value or ListValue holds is another error: the field may be there, and could not be
+// taken out.
 func NewPath(md protoreflect.MessageDescriptor, name string) (Path, error) {
 	fields, err := follow(md, name, true)
 	if err != nil {
+		for _, fd := range fields {
+			within := fd.Message()
+			if fd.IsMap() {
+				within = fd.MapValue().Message()
+			}
+			if within == nil {
+				continue
+			}
+			switch within.FullName() {
+			case "google.protobuf.Any", "google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue":
+				return Path{}, fmt.Errorf("%s: %s has a %s, which is not looked into; name the field to take out all of it", name, fd.FullName(), within.FullName())
+			}
+		}
 		return Path{}, err
 	}
 	if fields[len(fields)-1].Cardinality() == protoreflect.Required {

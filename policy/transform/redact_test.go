@@ -127,6 +127,19 @@ func TestPathFaults(t *testing.T) {
 			t.Errorf("%q: %v, want %s", name, err, want)
 		}
 	}
+	for name, want := range map[string]string{
+		"any.text":           "any.text: bank.v1.Everything.any has a google.protobuf.Any, which is not looked into",
+		"nested.any.value.x": "nested.any.value.x: bank.v1.Everything.any has a google.protobuf.Any",
+		"struct.secret":      "struct.secret: bank.v1.Everything.struct has a google.protobuf.Struct",
+		"value.secret":       "value.secret: bank.v1.Everything.value has a google.protobuf.Value",
+	} {
+		if _, err := transform.NewPath(everything(), name); err == nil || errors.Is(err, rpc.ErrNoField) || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", name, err, want)
+		}
+	}
+	if p := paths(t, everything(), "any", "any.value", "any.type_url", "struct.fields.string_value"); len(p) != 4 {
+		t.Errorf("%d paths", len(p))
+	}
 	if _, err := transform.NewPath(old(t), "must"); err == nil || errors.Is(err, rpc.ErrNoField) {
 		t.Errorf("a required field: %v", err)
 	}

@@ -42,23 +42,23 @@ func (f *Fault) Error() string { return f.Path + ": " + f.Err.Error() }
 func (f *Fault) Unwrap() error { return f.Err }
 
 // follow finds the fields that a path, "account.owner.id", leads through from md. Lists and the values of maps are passed
-// through if many is set, else all fields but the last are singular messages.
+// through if many is set, else all fields but the last are singular messages. With an error come the fields before it.
 func follow(md protoreflect.MessageDescriptor, path string, many bool) ([]protoreflect.FieldDescriptor, error) {
 	var fields []protoreflect.FieldDescriptor
 	for name := range strings.SplitSeq(path, ".") {
 		if md == nil {
 			last := fields[len(fields)-1]
-			return nil, rpc.NoField("%s: %s is no message, so there is no %s in it", path, last.FullName(), name)
+			return fields, rpc.NoField("%s: %s is no message, so there is no %s in it", path, last.FullName(), name)
 		}
 		fd := md.Fields().ByName(protoreflect.Name(name))
 		if fd == nil {
 			fd = md.Fields().ByJSONName(name)
 		}
 		if fd == nil {
-			return nil, rpc.NoField("%s: %s has no field %q", path, md.FullName(), name)
+			return fields, rpc.NoField("%s: %s has no field %q", path, md.FullName(), name)
 		}
 		if len(fields) > 0 && !many && fields[len(fields)-1].Cardinality() == protoreflect.Repeated {
-			return nil, fmt.Errorf("%s: %s is a list or map", path, fields[len(fields)-1].FullName())
+			return fields, fmt.Errorf("%s: %s is a list or map", path, fields[len(fields)-1].FullName())
 		}
 		fields = append(fields, fd)
 		if md = fd.Message(); fd.IsMap() {

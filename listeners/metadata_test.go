@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -186,6 +188,69 @@ func TestMetadataOfManyCalls(t *testing.T) {
 		})
 	}
 	calls.Wait()
+}
+
+// A native gRPC call whose header is too large is told so in the way of gRPC, if it can be told that it is one. grpc-go would not send
+// it, as other clients do.
+func TestGRPCLargeHeader(t *testing.T) {
+	addr, _ := rawServer(t)
+	for _, tt := range []struct {
+		name   string
+		fields [][2]string
+		want   string
+	}{
+		{"gRPC", [][2]string{{"content-type", "application/grpc+proto"}, {"x", ""}}, ":status 200, content-type application/grpc, grpc-status 8, " +
+			"grpc-message the header of the request is too large, END"},
+		{"gRPC, though nothing says so within the limit", [][2]string{{"x", ""}, {"content-type", "application/grpc"}}, ":status 431, "},
+		{"gRPC-Web", [][2]string{{"content-type", "application/grpc-web"}, {"x", ""}}, ":status 431, "},
+		{"REST", [][2]string{{"content-type", "application/json"}, {"x", ""}}, ":status 431, "},
+	} {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fr := http2.NewFramer(conn, conn)
+		var block bytes.Buffer
+		enc := hpack.NewEncoder(&block)
+		for _, f := range append([][2]string{{":method", "POST"}, {":scheme", "http"}, {":authority", "a"}, {":path", "/rpctest.Echo/Unary"}}, tt.fields...) {
+			if f[0] == "x" {
+				f[1] = strings.Repeat("x", 17<<10) // no more than a frame when it is compressed
+			}
+			_ = enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+		}
+		_, _ = io.WriteString(conn, http2.ClientPreface)
+		_ = fr.WriteSettings()
+		_ = fr.WriteSettingsAck()
+		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndHeaders: true})
+		_ = fr.WriteData(1, true, make([]byte, 5))
+		fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+		for {
+			f, err := fr.ReadFrame()
+			if err != nil {
+				t.Fatalf("%s: %v", tt.name, err)
+			}
+			h, ok := f.(*http2.MetaHeadersFrame)
+			if !ok {
+				continue
+			}
+			got := map[string]string{}
+			for _, f := range h.Fields {
+				got[f.Name] = f.Value
+			}
+			text := ""
+			for _, name := range []string{":status", "content-type", "grpc-status", "grpc-message"} {
+				text += name + " " + got[name] + ", "
+			}
+			if h.StreamEnded() {
+				text += "END"
+			}
+			if !strings.HasPrefix(text, tt.want) {
+				t.Errorf("%s: got %s; want %s", tt.name, text, tt.want)
+			}
+			break
+		}
+		_ = conn.Close()
+	}
 }
 
 // A native gRPC call with more header fields than are taken is told so in the way of gRPC.

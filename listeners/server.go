@@ -284,6 +284,9 @@ func Listen(ctx context.Context, cfg Config, front *Front, log *slog.Logger) (*S
 	s.h2 = h2server.New(h2server.Config{
 		Handler:    handler,
 		MaxStreams: cfg.Limits.MaxStreams, MaxHeaderBytes: cfg.Limits.MaxHeaderBytes,
+		TooLarge: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			refuseHeader(w, r, "the header of the request is too large")
+		}),
 		HeaderTimeout: cfg.Limits.HeaderTimeout, IdleTimeout: cfg.Limits.IdleTimeout, MaxAge: cfg.Limits.MaxAge, WriteStall: cfg.Limits.WriteStall,
 		PingAfter: 30 * time.Second, PingTimeout: 15 * time.Second,
 		Log: log,

@@ -158,7 +158,17 @@ func TestAnswers(t *testing.T) {
 		},
 		{
 			"a header that is too large", get("/", "x: "+strings.Repeat("x", 20<<10)), "", echo,
-			[]string{"HEADERS 1 :status=431", "DATA 1 the header of the request is too large\n END"},
+			[]string{"HEADERS 1 :status=431", "DATA 1 GET \n END"},
+		},
+		{
+			"a header that is too large, whose content-type is known",
+			post("/", "content-type: application/grpc", "x: "+strings.Repeat("x", 20<<10)), "x", echo,
+			[]string{"HEADERS 1 :status=431", "DATA 1 POST application/grpc\n END"},
+		},
+		{
+			"a header that is too large, whose content-type is not",
+			post("/", "x: "+strings.Repeat("x", 20<<10), "content-type: application/grpc"), "x", echo,
+			[]string{"HEADERS 1 :status=431", "DATA 1 POST \n END"},
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -43,9 +43,10 @@ type Config struct {
 	Handler http.Handler
 	// MaxStreams limits the concurrent requests of a connection.
 	MaxStreams int
-	// MaxHeaderBytes limits a request's header as RFC 9113 6.5.2 counts, besides 32 bytes for ten fields. A longer one is
-	// answered with 431.
+	// MaxHeaderBytes limits a request's header as RFC 9113 6.5.2 counts, besides 32 bytes for ten fields.
 	MaxHeaderBytes int
+	// TooLarge answers a request whose header is longer. Of that it gets the method and Content-Type, if they came within the limit.
+	TooLarge http.Handler
 	// HeaderTimeout is how long the client's first SETTINGS, their acknowledgement of ours, and a header in several frames may
 	// take.
 	HeaderTimeout time.Duration

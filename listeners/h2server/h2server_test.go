@@ -30,6 +30,9 @@ func config(h http.Handler) h2server.Config {
 	return h2server.Config{
 		Handler: h, MaxStreams: 100, MaxHeaderBytes: 16 << 10, HeaderTimeout: time.Minute, MaxAge: time.Hour, IdleTimeout: time.Minute,
 		WriteStall: time.Minute, PingAfter: time.Minute, PingTimeout: time.Minute,
+		TooLarge: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, r.Method+" "+r.Header.Get("Content-Type"), http.StatusRequestHeaderFieldsTooLarge)
+		}),
 	}
 }
 

@@ -225,8 +225,14 @@ const leastTimeout = 100 * time.Millisecond
 
 // bare makes s's request of a block that is over the limit, to be answered with that.
 func (h *head) bare(s *stream) {
+	header := http.Header{}
+	for _, f := range h.fields {
+		if f.name == "Content-Type" {
+			header[f.name] = []string{f.value}
+		}
+	}
 	r := http.Request{
-		Method: h.method, URL: &url.URL{Path: "/"}, Proto: "HTTP/2.0", ProtoMajor: 2, Header: http.Header{}, Body: http.NoBody,
+		Method: h.method, URL: &url.URL{Path: "/"}, Proto: "HTTP/2.0", ProtoMajor: 2, Header: header, Body: http.NoBody,
 		RemoteAddr: s.c.remote, RequestURI: "/", TLS: s.c.sock.TLS,
 	}
 	s.over = true

@@ -158,7 +158,7 @@ func (s *stream) run() (failed bool) {
 	}()
 	switch {
 	case s.over:
-		http.Error(s, "the header of the request is too large", http.StatusRequestHeaderFieldsTooLarge)
+		s.c.srv.cfg.TooLarge.ServeHTTP(s, s.req)
 	case s.req.RequestURI == "*" && s.req.Method == http.MethodOptions: // of the server as a whole
 		s.header["Content-Length"] = []string{"0"}
 		s.WriteHeader(http.StatusOK)

@@ -212,8 +212,10 @@ func (h *head) request(s *stream, end bool) bool {
 	} else {
 		s.declared = h.length
 	}
-	if d, err := grpcwire.ParseTimeout(h.timeout); err == nil && d >= leastTimeout {
-		s.overdue = time.Now().Add(d - d/10)
+	if h.timeout != "" {
+		if d, err := grpcwire.ParseTimeout(h.timeout); err == nil && d >= leastTimeout {
+			s.overdue = time.Now().Add(d - d/10)
+		}
 	}
 	s.begin(&r)
 	return true

@@ -343,14 +343,15 @@ func (s *accounts) Watch(req *bankv1.WatchRequest, stream grpc.ServerStreamingSe
 	}
 	s.bank.mu.Lock()
 	a, err := s.bank.state.find("name", req.GetName())
-	next := 0
-	if err == nil && req.GetOnlyNew() {
+	if err != nil {
+		s.bank.mu.Unlock()
+		return err
+	}
+	shown, next := a.Account, 0 // what is written replaces it
+	if req.GetOnlyNew() {
 		_, next, _ = a.since(0)
 	}
 	s.bank.mu.Unlock()
-	if err != nil {
-		return err
-	}
 	var tick <-chan time.Time
 	if interval > 0 {
 		ticker := time.NewTicker(interval)
@@ -379,7 +380,7 @@ func (s *accounts) Watch(req *bankv1.WatchRequest, stream grpc.ServerStreamingSe
 		case <-changed:
 		case now := <-tick:
 			made++
-			if err := stream.Send(madeUp(a, made, now)); err != nil {
+			if err := stream.Send(madeUp(shown, made, now)); err != nil {
 				return err
 			}
 			if sent++; sent == req.GetCount() {
@@ -392,7 +393,7 @@ func (s *accounts) Watch(req *bankv1.WatchRequest, stream grpc.ServerStreamingSe
 }
 
 // madeUp is the n-th transaction that is sent to a watcher for show; it is not booked.
-func madeUp(a *account, n int, now time.Time) *bankv1.Transaction {
+func madeUp(a *bankv1.Account, n int, now time.Time) *bankv1.Transaction {
 	return &bankv1.Transaction{
 		Name:         a.GetName() + "/transactions/demo-" + strconv.Itoa(n),
 		Amount:       &bankv1.Money{Currency: a.GetBalance().GetCurrency(), Units: int64(n%50) + 1, Nanos: 990_000_000},

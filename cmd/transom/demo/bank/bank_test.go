@@ -187,6 +187,36 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
+// TestWatchedWhileBooked has an account be written to while transactions are made up for its watcher: for the race detector.
+func TestWatchedWhileBooked(t *testing.T) {
+	ctx := t.Context()
+	c := bankv1.NewAccountsClient(dial(t, Config{}))
+	const count = 200
+	watch, err := c.Watch(ctx, &bankv1.WatchRequest{Name: "3", OnlyNew: true, Count: count, Interval: durationpb.New(time.Millisecond)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	deposits, err := c.Deposit(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for ; err == nil; n++ {
+		if n < count/2 {
+			if err := deposits.Send(&bankv1.DepositRequest{Name: "3", Amount: money("EUR", 1, 0)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err = watch.Recv()
+	}
+	if n != count+1 || !errors.Is(err, io.EOF) {
+		t.Errorf("%d transactions, then %v; want %d, then EOF", n-1, err, count)
+	}
+	if _, err := deposits.CloseAndRecv(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestErrors(t *testing.T) {
 	conn := dial(t, Config{})
 	c := bankv1.NewAccountsClient(conn)

@@ -3,9 +3,10 @@ package policies_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -16,13 +17,18 @@ import (
 	"buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	"github.com/coder/websocket"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"transom/cmd/transom/demo/bank"
 	bankv1 "transom/proto/bank/v1"
+	wsv1 "transom/proto/transom/ws/v1"
 )
 
 // post makes a REST call with a JSON body.
@@ -84,68 +90,172 @@ func (p *proxy) webSocket(t *testing.T, path string, header map[string]string, m
 	}
 }
 
-func TestValidate(t *testing.T) {
-	p := start(t, example(t, "Validation"))
-	const path = "/v1/customers/1/accounts/1:transfer"
-	const good = `{"account":"7","amount":{"currency":"EUR","units":"1"}}`
-	const bad = `{"account":"7","amount":{"currency":"euro","units":"1"}}`
-
-	t.Run("REST", func(t *testing.T) {
-		p.post(t, path, bad, nil).want(t, "bad", codes.InvalidArgument, 400, "REQUEST_INVALID")
-		var fields []string
-		for _, d := range p.post(t, path, bad, nil).details {
-			b, err := json.Marshal(d)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var br struct{ FieldViolations []struct{ Field string } }
-			if err := json.Unmarshal(b, &br); err != nil {
-				t.Fatal(err)
-			}
-			for _, v := range br.FieldViolations {
-				fields = append(fields, v.Field)
-			}
-		}
-		if len(fields) == 0 || fields[0] != "amount.currency" {
-			t.Errorf("fields %q, want amount.currency", fields)
-		}
-		p.post(t, path, good, nil).wantOK(t, "good")
-	})
-	t.Run("gRPC", func(t *testing.T) {
-		req := &bankv1.TransferRequest{Name: "1", Destination: &bankv1.TransferRequest_Account{Account: "7"}, Amount: &bankv1.Money{Currency: "euro", Units: 1}}
-		_, err := bankv1.NewAccountsClient(p.conn).Transfer(t.Context(), req)
-		st := status.Convert(err)
-		var field string
-		for _, d := range st.Details() {
-			if br, ok := d.(*errdetails.BadRequest); ok {
-				field = br.GetFieldViolations()[0].GetField()
-			}
-		}
-		if st.Code() != codes.InvalidArgument || field != "amount.currency" {
-			t.Errorf("%v, field %q", st, field)
-		}
-		req.Amount.Currency = "EUR"
-		if _, err := bankv1.NewAccountsClient(p.conn).Transfer(t.Context(), req); err != nil {
-			t.Error(err)
-		}
-		// A stream: the third message is bad.
-		stream, err := bankv1.NewAccountsClient(p.conn).Deposit(t.Context())
+// validated are the ways to send messages to a method, each of which tells the status.
+var validated = map[string]func(t *testing.T, p *proxy, method, path string, messages []proto.Message) *spb.Status{
+	"REST": func(t *testing.T, p *proxy, _, path string, messages []proto.Message) *spb.Status {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.url("http")+path, strings.NewReader(strings.Join(jsonOf(t, messages), "\n")))
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, currency := range []string{"EUR", "EUR", "euro"} {
-			_ = stream.Send(&bankv1.DepositRequest{Name: "7", Amount: &bankv1.Money{Currency: currency, Units: 1}})
+		r.Header.Set("Content-Type", "application/json")
+		resp, err := p.http.Do(r)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if _, err := stream.CloseAndRecv(); status.Code(err) != codes.InvalidArgument {
-			t.Errorf("bad message of a stream: %v", err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	t.Run("WebSocket", func(t *testing.T) {
-		_, o := p.webSocket(t, "/v1/accounts:deposit", nil, `{"name":"7","amount":{"currency":"EUR","units":"1"}}`, `{"name":"7","amount":{"currency":"euro","units":"1"}}`)
-		if o.code != codes.InvalidArgument || !strings.Contains(o.message, "amount.currency") {
-			t.Errorf("%v %q, want InvalidArgument that names the field", o.code, o.message)
+		st := &spb.Status{}
+		if resp.StatusCode == http.StatusOK {
+			return st
 		}
-	})
+		if err := protojson.Unmarshal(body, st); err != nil || resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("REST: %d %s (%v), want a status and 400", resp.StatusCode, body, err)
+		}
+		return st
+	},
+	"gRPC": func(t *testing.T, p *proxy, method, _ string, messages []proto.Message) *spb.Status {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		s, err := p.conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, method)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range messages {
+			_ = s.SendMsg(m) // the status says why it cannot
+		}
+		_ = s.CloseSend()
+		return status.Convert(s.RecvMsg(&emptypb.Empty{})).Proto()
+	},
+	"WebSocket": func(t *testing.T, p *proxy, method, _ string, messages []proto.Message) *spb.Status {
+		t.Helper()
+		_, o := p.webSocket(t, method, nil, append(jsonOf(t, messages), "")...)
+		return &spb.Status{Code: int32(o.code), Message: o.message}
+	},
+	"transom.v1": func(t *testing.T, p *proxy, method, _ string, messages []proto.Message) *spb.Status {
+		t.Helper()
+		return p.overSession(t, &wsv1.Open{Method: method}, messages...)
+	},
+}
+
+// overSession makes a call over a socket of transom.v1.
+func (p *proxy) overSession(t *testing.T, open *wsv1.Open, messages ...proto.Message) *spb.Status {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	c, _, err := websocket.Dial(ctx, p.url("ws")+"/", &websocket.DialOptions{HTTPClient: p.http, Subprotocols: []string{"transom.v1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.CloseNow()
+	frames := []*wsv1.Frame{{Id: 1, Open: open, End: len(messages) == 0}}
+	for i, m := range messages {
+		frames = append(frames, &wsv1.Frame{Id: 1, Binary: append([]byte{}, wire(t, m)...), End: i == len(messages)-1})
+	}
+	for _, f := range frames {
+		if err := c.Write(ctx, websocket.MessageBinary, wire(t, f)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for {
+		_, b, err := c.Read(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := &wsv1.Frame{}
+		if err := proto.Unmarshal(b, f); err != nil {
+			t.Fatal(err)
+		}
+		if st := f.GetStatus(); st != nil {
+			return &spb.Status{Code: int32(st.GetCode()), Message: st.GetMessage(), Details: st.GetDetails()}
+		}
+	}
+}
+
+func jsonOf(t *testing.T, messages []proto.Message) (texts []string) {
+	t.Helper()
+	for _, m := range messages {
+		b, err := protojson.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts = append(texts, string(b))
+	}
+	return texts
+}
+
+// TestValidate: what is wrong with a message is told field by field, whatever the protocol, and of a stream's messages too.
+func TestValidate(t *testing.T) {
+	p := start(t, example(t, "Validation"))
+	const path = "/v1/customers/1/accounts/1:transfer"
+	const bad = `{"account":"7","amount":{"currency":"euro","units":"1"}}`
+
+	for name, by := range validated {
+		for _, tc := range []struct {
+			what, method, path string
+			in                 func() proto.Message
+			messages           []string
+			message            string            // of the status
+			want               map[string]string // the violations' reasons by their fields
+		}{
+			{
+				what: "good", method: "/bank.v1.Accounts/Transfer", path: path, in: func() proto.Message { return &bankv1.TransferRequest{} },
+				messages: []string{`{"name":"customers/1/accounts/1","account":"7","amount":{"currency":"EUR","units":"1"}}`},
+			},
+			{
+				what: "bad in every way", method: "/bank.v1.Accounts/Transfer", path: path, in: func() proto.Message { return &bankv1.TransferRequest{} },
+				messages: []string{`{"name":"customers/1/accounts/1","amount":{"currency":"eur","nanos":1000000000},"reference":"` + strings.Repeat("x", 141) + `"}`},
+				message:  "destination: exactly one field is required in oneof (and 3 more)",
+				want:     map[string]string{"destination": "REQUIRED", "amount.currency": "STRING_PATTERN", "amount.nanos": "INT32_GTE_LTE", "reference": "STRING_MAX_LEN"},
+			},
+			{
+				what: "the third of a stream", method: "/bank.v1.Accounts/Deposit", path: "/v1/accounts:deposit", in: func() proto.Message { return &bankv1.DepositRequest{} },
+				messages: []string{
+					`{"name":"7","amount":{"currency":"EUR","units":"1"}}`, `{"name":"7","amount":{"currency":"EUR","units":"1"}}`,
+					`{"name":"7","amount":{"currency":"eur","nanos":1000000000}}`, `{"name":"7","amount":{"currency":"EUR","units":"1"}}`,
+				},
+				message: "amount.currency: does not match regex pattern `^[A-Z]*$` (and 1 more)",
+				want:    map[string]string{"amount.currency": "STRING_PATTERN", "amount.nanos": "INT32_GTE_LTE"},
+			},
+		} {
+			var messages []proto.Message
+			for _, text := range tc.messages {
+				m := tc.in()
+				if err := protojson.Unmarshal([]byte(text), m); err != nil {
+					t.Fatal(err)
+				}
+				messages = append(messages, m)
+			}
+			st := by(t, p, tc.method, tc.path, messages)
+			if tc.want == nil {
+				if st.GetCode() != 0 {
+					t.Errorf("%s, %s: %v", name, tc.what, st)
+				}
+				continue
+			}
+			got := map[string]string{}
+			for _, d := range st.GetDetails() {
+				var br errdetails.BadRequest
+				if d.UnmarshalTo(&br) != nil {
+					continue
+				}
+				for _, v := range br.GetFieldViolations() {
+					got[v.GetField()] = v.GetReason()
+				}
+			}
+			if codes.Code(st.GetCode()) != codes.InvalidArgument || st.GetMessage() != tc.message {
+				t.Errorf("%s, %s: %v %q, want InvalidArgument %q", name, tc.what, codes.Code(st.GetCode()), st.GetMessage(), tc.message)
+			}
+			// The close frame of a WebSocket that is one call has no place for details.
+			if reason := reasonOf(st.GetDetails()); name != "WebSocket" && (reason != "REQUEST_INVALID" || !maps.Equal(got, tc.want)) {
+				t.Errorf("%s, %s: reason %q, violations %v; want REQUEST_INVALID, %v", name, tc.what, reason, got, tc.want)
+			}
+		}
+	}
 	t.Run("reload", func(t *testing.T) {
 		p.reload(t, "policies: [{selector: bank.v1.Accounts.*, validate: true}, {selector: bank.v1.Accounts.Transfer, validate: false}]\n")
 		if o := p.post(t, path, bad, nil); o.reason == "REQUEST_INVALID" {

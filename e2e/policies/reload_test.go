@@ -18,8 +18,9 @@ import (
 
 // TestEveryPolicyReloaded changes one policy after the other while calls go on over REST, gRPC and WebSocket that every
 // configuration allows: none fails. Then it puts one in force that refuses them. API keys and tokens are in
-// TestCredentialsUnderLoad, rules in TestReloadUnderLoad, more of ext_authz in TestExternalUnderLoad, transformation in
-// TestTransformReload, where calls go in TestTrafficUnderLoad and TestCanaryUnderLoad, versions in TestAPIVersionsUnderLoad.
+// TestCredentialsUnderLoad, rules in TestReloadUnderLoad, validation in TestValidateUnderLoad, more of ext_authz in
+// TestExternalUnderLoad, transformation in TestTransformReload, where calls go in TestTrafficUnderLoad and TestCanaryUnderLoad,
+// versions in TestAPIVersionsUnderLoad.
 func TestEveryPolicyReloaded(t *testing.T) {
 	as, redis := startIntrospector(t), startRedis(t)
 	_, authz := startAuthorizer(t)
@@ -89,11 +90,6 @@ func TestEveryPolicyReloaded(t *testing.T) {
 			name: "cache", text: "policies: [{selector: bank.v1.Diagnostics.Metadata, %s}]\n",
 			between: []string{"cache: {ttl: 1h}", "cache: {ttl: 0.001s, stale_while_revalidate: 1s}", "timeout: 10s", "cache: {ttl: 1h, shared: true}"},
 			last:    "faults: {abort: INTERNAL}", code: codes.Internal, http: 500, reason: "FAULT_INJECTED",
-		},
-		{
-			name: "validation", text: "policies: [{selector: bank.v1.*, %s}]\n",
-			between: []string{"validate: true", "validate: false"},
-			last:    "allow: \"false\"", code: codes.PermissionDenied, http: 403, reason: "RULE_DENIED",
 		},
 		{
 			name: "size and time", text: "policies: [{selector: bank.v1.Diagnostics.*, %s}]\n",

@@ -264,6 +264,48 @@ func TestValidate(t *testing.T) {
 	})
 }
 
+// TestValidateUnderLoad puts rules in force and out of it while calls go on that keep them, single ones and streams: none fails. What
+// breaks them is refused then by every protocol.
+func TestValidateUnderLoad(t *testing.T) {
+	configs := []string{
+		"\npolicies: [{selector: bank.v1.Accounts.*, validate: true}]\n",
+		"\npolicies: [{selector: bank.v1.Accounts.*, validate: false}]\n",
+		"\npolicies: [{selector: bank.v1.Accounts.*, validate: true}, {selector: bank.v1.Accounts.Deposit, validate: false}]\n",
+		"\npolicies: [{selector: bank.v1.Accounts.Deposit, validate: true, message_bytes: 1024}]\n",
+	}
+	list := func(size int32) []proto.Message { return []proto.Message{&bankv1.ListAccountsRequest{PageSize: size}} }
+	deposit := func(currencies ...string) (messages []proto.Message) {
+		for _, c := range currencies {
+			messages = append(messages, &bankv1.DepositRequest{Name: "7", Amount: &bankv1.Money{Currency: c, Units: 1}})
+		}
+		return messages
+	}
+	p := start(t, configs[0])
+	load := underLoad(t, func(t *testing.T, name string, _, n int, _ caller) {
+		by, method, path, messages := validated[name], "/bank.v1.Accounts/List", "/v1/accounts:search", list(2)
+		if n%2 == 1 {
+			method, path, messages = "/bank.v1.Accounts/Deposit", "/v1/accounts:deposit", deposit("EUR", "EUR", "EUR")
+		}
+		if st := by(t, p, method, path, messages); st.GetCode() != 0 {
+			t.Errorf("%s of %s: %v", name, method, st)
+		}
+	})
+	for i := range 3*len(configs) + 1 {
+		p.reload(t, configs[i%len(configs)])
+		load.calls(t, 20)
+	}
+	load.end()
+	for name, by := range validated {
+		for _, st := range []*spb.Status{
+			by(t, p, "/bank.v1.Accounts/List", "/v1/accounts:search", list(-1)), by(t, p, "/bank.v1.Accounts/Deposit", "/v1/accounts:deposit", deposit("EUR", "eur")),
+		} {
+			if codes.Code(st.GetCode()) != codes.InvalidArgument || name != "WebSocket" && reasonOf(st.GetDetails()) != "REQUEST_INVALID" {
+				t.Errorf("%s, after the last reload: %v, want InvalidArgument, REQUEST_INVALID", name, st)
+			}
+		}
+	}
+}
+
 // TestRuleFaults: rules of the descriptors are compiled when the configuration is loaded, and one that cannot be is a fault of the
 // policy that wants them.
 func TestRuleFaults(t *testing.T) {

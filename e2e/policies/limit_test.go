@@ -48,19 +48,11 @@ func TestLimits(t *testing.T) {
 		}
 		o := call(t, p, nil)
 		o.want(t, "over the burst", codes.ResourceExhausted, 429, "RATE_LIMITED")
-		if got, err := strconv.Atoi(strings.Join(o.header["retry-after"], "")); err != nil || got < 1 || got > 60 {
-			t.Errorf("retry-after %q", o.header["retry-after"])
-		}
+		o.wantRetry(t, "over the burst", time.Minute)
 		if got := o.header["ratelimit"]; len(got) != 1 || !strings.HasPrefix(got[0], `"burst";r=0;t=`) {
 			t.Errorf("ratelimit %q", got)
 		}
-		if !slices.ContainsFunc(o.details, func(d any) bool {
-			if _, ok := d.(*errdetails.RetryInfo); ok {
-				return true
-			}
-			m, ok := d.(map[string]any)
-			return ok && m["@type"] == "type.googleapis.com/google.rpc.RetryInfo" && m["retryDelay"] != ""
-		}) {
+		if retryDelay(o) <= 0 {
 			t.Errorf("no RetryInfo in %v", o.details)
 		}
 		// A reload that does not touch the limit forgets nothing.
@@ -69,6 +61,31 @@ func TestLimits(t *testing.T) {
 		p.reload(t, "policies: [{selector: bank.v1.Diagnostics.*, limits: {concurrent: \"5\", per: method}}]\n")
 		call(t, p, nil).wantOK(t, "with other limits")
 	})
+}
+
+// retryDelay is that of the RetryInfo among an outcome's details; 0 if there is none.
+func retryDelay(o outcome) time.Duration {
+	for _, d := range o.details {
+		switch d := d.(type) {
+		case *errdetails.RetryInfo:
+			return d.GetRetryDelay().AsDuration()
+		case map[string]any:
+			if text, ok := d["retryDelay"].(string); ok {
+				delay, _ := time.ParseDuration(text)
+				return delay
+			}
+		}
+	}
+	return 0
+}
+
+// wantRetry checks what a refusal says of when to try again, which is in max at the latest.
+func (o outcome) wantRetry(t *testing.T, what string, max time.Duration) {
+	t.Helper()
+	after, err := strconv.Atoi(strings.Join(o.header["retry-after"], ""))
+	if delay := retryDelay(o); err != nil || delay <= 0 || delay > max || time.Duration(after)*time.Second < delay || time.Duration(after-1)*time.Second >= delay {
+		t.Errorf("%s: retry-after %q, RetryInfo %v; want the same, up to %v", what, o.header["retry-after"], delay, max)
+	}
 }
 
 // TestCost: a call weighs what its method's cost says, and all methods of a block share its limit.
@@ -396,7 +413,8 @@ func TestLimitByFieldOption(t *testing.T) {
 }
 
 func TestQuotaOfPlans(t *testing.T) {
-	p := start(t, fmt.Sprintf(`
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		p := start(t, fmt.Sprintf(`
 consumers:
   providers: {keys: {api_key: {}}}
   known:
@@ -405,47 +423,64 @@ consumers:
 policies:
 - {selector: "*", auth: {require: [keys]}, limits: [{quota: 2/day, plans: {gold: 5/day}}]}
 `, sha("shop"), sha("kiosk")))
-	for key, want := range map[string]int{"shop": 5, "kiosk": 2} {
-		n := 0
-		for range 10 {
-			o := callREST(t, p, map[string]string{"x-api-key": key})
-			if o.code == codes.OK {
-				n++
-				continue
-			}
-			o.want(t, key, codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
+		for key, want := range map[string]int{"shop": 5, "kiosk": 2} {
+			p.exhaust(t, key, call, map[string]string{"x-api-key": key}, want, 24*time.Hour)
 		}
-		if n != want {
-			t.Errorf("%s made %d calls, want %d", key, n, want)
-		}
+	})
+}
+
+// exhaust checks that a caller may make n calls, and is told then when it may again: in max at the latest.
+func (p *proxy) exhaust(t *testing.T, who string, call caller, header map[string]string, n int, max time.Duration) {
+	t.Helper()
+	for range n {
+		call(t, p, header).wantOK(t, who)
+	}
+	for range 2 {
+		o := call(t, p, header)
+		o.want(t, fmt.Sprintf("%s after %d calls", who, n), codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
+		o.wantRetry(t, who, max)
 	}
 }
 
 // TestPlansOfTokens has tokens say what plan their callers are on, and a known consumer's own plan go before it.
 func TestPlansOfTokens(t *testing.T) {
 	id := startOIDC(t)
-	p := start(t, fmt.Sprintf(`
+	tier := func(sub, tier string) map[string]string {
+		return map[string]string{"authorization": "Bearer " + id.token(t, map[string]any{"sub": sub, "org": map[string]any{"tier": tier}})}
+	}
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		p := start(t, fmt.Sprintf(`
 consumers:
   providers: {main: {jwt: {issuer: %q, audiences: [bank], plan_claim: org.tier, outbound: {private: true}}}}
   known: {carol: {identities: ["main:carol"], plan: gold}}
 policies:
 - {selector: "*", auth: {require: [main]}, limits: [{quota: 1/month, plans: {gold: 3/month, silver: 2/month}}]}
 `, id.URL))
-	tier := func(sub, tier string) map[string]string {
-		return map[string]string{"authorization": "Bearer " + id.token(t, map[string]any{"sub": sub, "org": map[string]any{"tier": tier}})}
-	}
-	for _, tc := range []struct {
-		who  map[string]string
-		want int
-	}{{tier("ann", "gold"), 3}, {tier("bob", "silver"), 2}, {tier("dan", "tin"), 1}, {tier("carol", "silver"), 3}} {
-		n := 0
-		for o := callGRPC(t, p, tc.who); o.code == codes.OK; o = callGRPC(t, p, tc.who) {
-			n++
+		for _, tc := range []struct {
+			sub, tier string
+			want      int
+		}{{"ann", "gold", 3}, {"bob", "silver", 2}, {"dan", "tin", 1}, {"carol", "silver", 3}} {
+			p.exhaust(t, tc.sub, call, tier(tc.sub, tc.tier), tc.want, 31*24*time.Hour)
 		}
-		if n != tc.want {
-			t.Errorf("%v: %d calls, want %d", tc.who, n, tc.want)
-		}
+	})
+}
+
+// TestLimitByClaim counts all callers together whose tokens say the same of a claim.
+func TestLimitByClaim(t *testing.T) {
+	id := startOIDC(t)
+	of := func(sub, org string) map[string]string {
+		return map[string]string{"authorization": "Bearer " + id.token(t, map[string]any{"sub": sub, "org": map[string]any{"id": org}})}
 	}
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		p := start(t, fmt.Sprintf(`
+consumers: {providers: {main: {jwt: {issuer: %q, audiences: [bank], outbound: {private: true}}}}}
+policies: [{selector: "*", auth: {require: [main]}, limits: [{quota: 2/day, per: "claim:org.id"}]}]
+`, id.URL))
+		call(t, p, of("ann", "acme")).wantOK(t, "ann of acme")
+		p.exhaust(t, "bob of acme", call, of("bob", "acme"), 1, 24*time.Hour)
+		p.exhaust(t, "ann of globex", call, of("ann", "globex"), 2, 24*time.Hour)
+		call(t, p, of("ann", "acme")).want(t, "ann of acme again", codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
+	})
 }
 
 // TestLimitOfCalls holds streams open at the same time.

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"transom/e2e/process"
 	bankv1 "transom/proto/bank/v1"
@@ -480,6 +481,33 @@ policies: [{selector: "*", auth: {require: [main]}, limits: [{quota: 2/day, per:
 		p.exhaust(t, "bob of acme", call, of("bob", "acme"), 1, 24*time.Hour)
 		p.exhaust(t, "ann of globex", call, of("ann", "globex"), 2, 24*time.Hour)
 		call(t, p, of("ann", "acme")).want(t, "ann of acme again", codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
+	})
+}
+
+// TestConcurrentByEveryWay: who finds no room is told so, and when to try again, in the words of every protocol.
+func TestConcurrentByEveryWay(t *testing.T) {
+	o := openTo(t, "policies: [{selector: bank.v1.*, limits: [{name: room, concurrent: 1, everybody: true}]}]")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+	s, err := bankv1.NewAccountsClient(o.conn).Watch(ctx, &bankv1.WatchRequest{Name: "customers/1/accounts/1", Interval: durationpb.New(time.Hour)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Recv(); err != nil { // it takes the only place
+		t.Fatal(err)
+	}
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		got := call(t, o.proxy, nil)
+		got.want(t, "no room", codes.ResourceExhausted, 429, "CONCURRENCY_LIMITED")
+		got.wantRetry(t, "no room", time.Second)
+		if want := `limit "room": 1 calls at a time are allowed`; got.message != want {
+			t.Errorf("message %q, want %q", got.message, want)
+		}
+	})
+	o.everyWay(t, func(t *testing.T, _ string, call func(*testing.T, ask) *reply) {
+		if r := call(t, metadataAsk(nil)); r.code != codes.ResourceExhausted || r.reason != "CONCURRENCY_LIMITED" || r.header.Get("Retry-After") != "1" {
+			t.Errorf("%v, reason %q, retry-after %q; want ResourceExhausted, CONCURRENCY_LIMITED, 1", r.code, r.reason, r.header.Get("Retry-After"))
+		}
 	})
 }
 

@@ -8,9 +8,8 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"github.com/coder/websocket"
@@ -394,67 +393,120 @@ func TestTransformFaults(t *testing.T) {
 	}
 }
 
-// TestTransformReload changes all of it under load.
+// TestTransformReload changes all of it under load: metadata both ways, fields, redaction, and the errors of calls that fail.
 func TestTransformReload(t *testing.T) {
-	config := func(n int) string {
+	// Each configuration has its number in all that it fills in, so that a call under two of them shows.
+	config := func(n int, fields string) string {
 		return fmt.Sprintf(`
 consumers: {providers: {keys: {api_key: {}}}, known: {shop: {api_keys: [%q]}}}
 policies:
-- {selector: "*", auth: {require: [keys]}}
+- {selector: "*", auth: {require: [keys]}, response_metadata: {set: {x-n: "%d"}}}
 - selector: bank.v1.Diagnostics.Metadata
   request_metadata: {set: {x-user: "{consumer} %d", x-n: "%d"}}
-  request_fields: [{field: header, value: x}]
-  response_metadata: {set: {x-n: "%d"}}
   redact: [{fields: [%s]}]
-  errors: [{message: "n %d"}]
-`, sha("k"), n, n, n, []string{"server", "peer", "timeout"}[n%3], n)
+- selector: bank.v1.Diagnostics.Echo
+  request_fields: %s
+- selector: bank.v1.Diagnostics.Fail
+  errors: [{codes: [NOT_FOUND], to: %s, message: "n %d"}]
+`, sha("k"), n, n, n, []string{"server", "peer", "timeout"}[n%3], fmt.Sprintf(fields, n), []string{"ABORTED", "DATA_LOSS"}[n%2], n)
 	}
-	// A map cannot be filled in: leave that rule out.
-	good := func(n int) string {
-		return strings.Replace(config(n), "  request_fields: [{field: header, value: x}]\n", "", 1)
-	}
-	p := start(t, good(0))
-	stop := make(chan struct{})
-	var calls atomic.Int64
-	var wg sync.WaitGroup
-	end := sync.OnceFunc(func() {
-		close(stop)
-		wg.Wait()
-	})
-	defer end()
-	for name, call := range protocols {
-		for range 2 {
-			wg.Go(func() {
-				for {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					o := call(t, p, map[string]string{"x-api-key": "k"})
-					o.wantOK(t, name)
-					// All of a call is under one configuration.
-					n := strings.Join(o.seen["x-n"], ",")
-					if user := o.seen["x-user"]; n == "" || !slices.Equal(user, []string{"shop " + n}) || o.header != nil && !slices.Equal(o.header["x-n"], []string{n}) {
-						t.Errorf("%s: x-n %q and %v, x-user %q", name, n, o.header["x-n"], user)
-						return
-					}
-					calls.Add(1)
-				}
-			})
+	const good, bad = `[{field: text, value: "{consumer} %d"}]`, `[{field: texts, value: "%d"}]` // which is a list
+	key := map[string]string{"x-api-key": "k"}
+	p := start(t, config(0, good))
+	load := underLoad(t, func(t *testing.T, name string, _, n int, call caller) {
+		switch n % 3 {
+		case 0:
+			o := call(t, p, key)
+			o.wantOK(t, name)
+			n := strings.Join(o.seen["x-n"], ",")
+			if user := o.seen["x-user"]; n == "" || !slices.Equal(user, []string{"shop " + n}) || o.header != nil && !slices.Equal(o.header["x-n"], []string{n}) {
+				t.Errorf("%s: x-n %q and %v, x-user %q", name, n, o.header["x-n"], user)
+			}
+		case 1:
+			text, header := echoes[name](t, p, key)
+			if n, ok := strings.CutPrefix(text, "shop "); !ok || header != nil && !slices.Equal(header["x-n"], []string{n}) {
+				t.Errorf("%s: the backend has text %q, x-n %v", name, text, header["x-n"])
+			}
+		default:
+			o := failures[name](t, p, key)
+			n, err := strconv.Atoi(strings.TrimPrefix(o.message, "n "))
+			if err != nil || o.code != []codes.Code{codes.Aborted, codes.DataLoss}[n%2] || o.header != nil && !slices.Equal(o.header["x-n"], []string{strconv.Itoa(n)}) {
+				t.Errorf("%s: %v %q, x-n %v", name, o.code, o.message, o.header["x-n"])
+			}
 		}
-	}
-	reloads := 0
-	for ; !t.Failed() && (reloads < 17 || calls.Load() < 300); reloads++ {
-		p.reload(t, good(reloads))
-		if reloads%5 == 0 { // one that is refused changes nothing
-			if err := p.Reload(t.Context(), p.parse(t, config(reloads)).Config); err == nil {
+	})
+	for i := range 17 {
+		p.reload(t, config(i, good))
+		if i%5 == 0 { // one that is refused changes nothing
+			if err := p.Reload(t.Context(), p.parse(t, config(i, bad)).Config); err == nil {
 				t.Fatal("a configuration with a fault was put in force")
 			}
 		}
+		load.calls(t, 20)
 	}
-	end()
-	t.Logf("%d calls over %d reloads, none failed", calls.Load(), reloads)
+	load.end()
+}
+
+// echoes are the ways to call Diagnostics.Echo: each returns the text that the backend had, and the answer's header where there is one.
+var echoes = map[string]func(t *testing.T, p *proxy, header map[string]string) (string, metadata.MD){
+	"REST": func(t *testing.T, p *proxy, header map[string]string) (string, metadata.MD) {
+		t.Helper()
+		_, h, body := p.get(t, "/v1/diagnostics/echo?text=own", header)
+		return textOf(t, body), metadata.MD{"x-n": h.Values("X-N")}
+	},
+	"gRPC": func(t *testing.T, p *proxy, header map[string]string) (string, metadata.MD) {
+		t.Helper()
+		var md metadata.MD
+		answer, err := bankv1.NewDiagnosticsClient(p.conn).Echo(metadata.NewOutgoingContext(t.Context(), metadata.New(header)), &bankv1.Everything{Text: "own"}, grpc.Header(&md))
+		if err != nil {
+			t.Error(err)
+		}
+		return answer.GetText(), md
+	},
+	"WebSocket": func(t *testing.T, p *proxy, header map[string]string) (string, metadata.MD) {
+		t.Helper()
+		answers, _ := p.webSocket(t, "/v1/diagnostics/echo?text=own", header)
+		return textOf(t, strings.Join(answers, "")), nil
+	},
+}
+
+// textOf is the field text of a message in JSON.
+func textOf(t *testing.T, body string) string {
+	t.Helper()
+	var m struct{ Text string }
+	if err := json.Unmarshal([]byte(body), &m); err != nil {
+		t.Errorf("%s: %v", body, err)
+	}
+	return m.Text
+}
+
+// failures are the ways to call Diagnostics.Fail, which fails with NOT_FOUND.
+var failures = map[string]caller{
+	"REST": func(t *testing.T, p *proxy, header map[string]string) outcome {
+		t.Helper()
+		_, h, body := p.get(t, "/v1/diagnostics/fail?code=5", header)
+		var st struct {
+			Code    codes.Code
+			Message string
+		}
+		if err := json.Unmarshal([]byte(body), &st); err != nil {
+			t.Errorf("%s: %v", body, err)
+		}
+		return outcome{code: st.Code, message: st.Message, header: metadata.MD{"x-n": h.Values("X-N")}}
+	},
+	"gRPC": func(t *testing.T, p *proxy, header map[string]string) outcome {
+		t.Helper()
+		var md, trailer metadata.MD
+		_, err := bankv1.NewDiagnosticsClient(p.conn).Fail(metadata.NewOutgoingContext(t.Context(), metadata.New(header)), &bankv1.FailRequest{Code: int32(codes.NotFound)}, grpc.Header(&md), grpc.Trailer(&trailer))
+		o := ofStatus(err)
+		o.header = metadata.Join(md, trailer)
+		return o
+	},
+	"WebSocket": func(t *testing.T, p *proxy, header map[string]string) outcome {
+		t.Helper()
+		_, o := p.webSocket(t, "/v1/diagnostics/fail?code=5", header)
+		return o
+	},
 }
 
 // TestTransformExplain shows where each setting comes from.

@@ -16,9 +16,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"transom/gateway"
 	bankv1 "transom/proto/bank/v1"
+	wsv1 "transom/proto/transom/ws/v1"
 )
 
 const ratesV2 = `syntax = "proto3";
@@ -212,16 +214,30 @@ func TestAPIVersionFaults(t *testing.T) {
 }
 
 // TestAPIVersionsUnderLoad adds versions, takes them away and changes the default while calls go on of paths that each
-// configuration has.
+// configuration has: by REST, WebSocket and transom.v1, for gRPC goes by names.
 func TestAPIVersionsUnderLoad(t *testing.T) {
+	const path = "/v2/diagnostics/metadata"
 	p := start(t, "\napi_versions: {versions: [v1, v2]}\n")
 	load := underLoad(t, func(t *testing.T, name string, _, n int, call caller) {
 		if n%2 == 0 {
 			call(t, p, nil).wantOK(t, name)
 			return
 		}
-		if status, _, body := p.get(t, "/v2/diagnostics/metadata", map[string]string{"Api-Version": "v2"}); status != http.StatusOK {
-			t.Errorf("%d %s", status, body)
+		header := map[string]string{"Api-Version": "v2"}
+		switch name {
+		case "REST":
+			if status, _, body := p.get(t, path, header); status != http.StatusOK {
+				t.Errorf("REST: %d %s", status, body)
+			}
+		case "WebSocket":
+			if answers, o := p.webSocket(t, path, header); o.code != codes.OK || len(answers) != 1 {
+				t.Errorf("WebSocket: %v %s, %d answers", o.code, o.message, len(answers))
+			}
+		default:
+			v2 := map[string]*structpb.ListValue{"api-version": {Values: []*structpb.Value{structpb.NewStringValue("v2")}}}
+			if st := p.overSession(t, &wsv1.Open{Path: path, Metadata: v2}); st.GetCode() != 0 {
+				t.Errorf("transom.v1: %v", st)
+			}
 		}
 	})
 	for i := range 12 {

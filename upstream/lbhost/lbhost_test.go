@@ -94,6 +94,7 @@ type fakeConn struct {
 	limit          uint32
 	draining, done chan struct{}
 	drain, end     func()
+	lame           atomic.Bool // it is draining to whoever asks from now on; those who wait for it already are not told
 }
 
 func newFakeConn(addr string, limit uint32) *fakeConn {
@@ -112,12 +113,20 @@ func (c *fakeConn) NewStream(context.Context, string, metadata.MD) (*h2client.St
 	return nil, &h2client.Error{Code: codes.Unimplemented}
 }
 
-func (c *fakeConn) RemoteAddr() net.Addr      { return nil }
-func (c *fakeConn) MaxStreams() uint32        { return c.limit }
-func (c *fakeConn) Drain()                    { c.drain() }
-func (c *fakeConn) Close()                    { c.drain(); c.end() }
-func (c *fakeConn) Draining() <-chan struct{} { return c.draining }
-func (c *fakeConn) Done() <-chan struct{}     { return c.done }
+func (c *fakeConn) RemoteAddr() net.Addr  { return nil }
+func (c *fakeConn) MaxStreams() uint32    { return c.limit }
+func (c *fakeConn) Drain()                { c.drain() }
+func (c *fakeConn) Close()                { c.drain(); c.end() }
+func (c *fakeConn) Done() <-chan struct{} { return c.done }
+
+func (c *fakeConn) Draining() <-chan struct{} {
+	if c.lame.Load() {
+		closed := make(chan struct{})
+		close(closed)
+		return closed
+	}
+	return c.draining
+}
 
 // world is a network of fake connections, and a resolver.
 type world struct {
@@ -470,12 +479,20 @@ func TestDoneOnce(t *testing.T) {
 			t.Errorf("metadata %v", p.Metadata)
 		}
 		p.Done(balancer.DoneInfo{BytesSent: true})
-		w.to("a")[0].drain() // the channel has not heard of it yet
-		p, err = c.Pick(t.Context(), "/a.B/C", false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.Done(balancer.DoneInfo{BytesReceived: true})
+		conn := w.to("a")[0]
+		conn.lame.Store(true)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			p, err := c.Pick(t.Context(), "/a.B/C", false)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			p.Done(balancer.DoneInfo{BytesReceived: true})
+		})
+		synctest.Wait() // the pick has met the connection that is gone, of which the policy has not heard
+		conn.drain()
+		wg.Wait()
 		want := []balancer.DoneInfo{{BytesSent: true}, {}, {BytesReceived: true}}
 		r.mu.Lock()
 		defer r.mu.Unlock()

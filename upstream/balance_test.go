@@ -192,6 +192,9 @@ func TestRetryGoesElsewhere(t *testing.T) {
 			if err != nil {
 				return err
 			}
+			if id == "m" { // of untilReady
+				return s.send(id)
+			}
 			mu.Lock()
 			seen[id] = append(seen[id], name)
 			mu.Unlock()
@@ -202,9 +205,12 @@ func TestRetryGoesElsewhere(t *testing.T) {
 		Target: "static:///" + serve("A") + "," + serve("B") + "," + serve("C"), RetryBudget: 1,
 		LB: `[{"adaptive": {"ejection": {"consecutive": 0, "successMargin": 0}}}]`,
 	})
+	untilReady(t, c, 3)
 	for i := range 30 {
 		_, _, _ = exchange(t, c, idempotent, nil, fmt.Sprint(i))
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	full := 0
 	for id, names := range seen {
 		distinct := map[string]bool{}
@@ -214,7 +220,7 @@ func TestRetryGoesElsewhere(t *testing.T) {
 		if len(names) == 3 {
 			full++
 		}
-		if len(distinct) != len(names) && full > 1 { // the first call may come before all are connected
+		if len(distinct) != len(names) {
 			t.Errorf("call %s went to %v", id, names)
 		}
 	}

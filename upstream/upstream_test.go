@@ -578,51 +578,73 @@ func TestBadMetadataIsTheClients(t *testing.T) {
 func TestCallEndsEarly(t *testing.T) {
 	for _, m := range []*descriptors.Method{unary, server, client, bidi} {
 		for _, how := range []string{"leave", "deadline", "credential"} {
-			started, ended := make(chan struct{}), make(chan struct{})
-			addr := newBackend(t, func(method string, s stream) error {
-				if _, err := s.recv(); err != nil {
-					return err
+			timeout := 200 * time.Millisecond
+			for !callEndsEarly(t, m, how, timeout) {
+				if timeout *= 2; timeout > time.Minute {
+					t.Fatalf("%s, %s: the backend was not reached", m.FullPath, how)
 				}
-				if _, ok := s.Context().Deadline(); ok != (how == "deadline") {
-					t.Errorf("%s: the backend has a deadline: %v", method, ok)
-				}
-				close(started)
-				<-s.Context().Done()
-				close(ended)
-				return status.FromContextError(s.Context().Err()).Err()
-			})
-			c := newCluster(t, upstream.Config{Target: "static:///" + addr})
-			ctx, cut := context.WithCancelCause(t.Context())
-			defer cut(nil)
-			code, source := codes.Canceled, rpc.SourceClient
-			if how == "deadline" {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, 200*time.Millisecond)
-				defer cancel()
-				code, source = codes.DeadlineExceeded, rpc.SourceUpstream
 			}
-			call := rpctest.Start(ctx, c.Invoke, m, nil)
-			_ = call.Send([]byte("m"))
-			if !m.ClientStreams {
-				_ = call.CloseSend()
-			}
-			<-started
-			switch how {
-			case "leave":
-				call.Leave()
-			case "credential":
-				code = codes.Unauthenticated
-				cut(status.Error(code, "the credential was withdrawn"))
-			}
-			if err := call.Wait(); rpc.StatusOf(err).Code() != code {
-				t.Errorf("%s, %s: %v, want %v", m.FullPath, how, err, code)
-			}
-			if got := call.Info().ErrorSource; got != source {
-				t.Errorf("%s, %s: source = %v, want %v", m.FullPath, how, got, source)
-			}
-			<-ended
 		}
 	}
+}
+
+// callEndsEarly makes a call that ends early, and reports whether it began: the timeout, which is that of a call with a
+// deadline, may not suffice for the backend to be reached.
+func callEndsEarly(t *testing.T, m *descriptors.Method, how string, timeout time.Duration) (began bool) {
+	t.Helper()
+	started, ended := make(chan struct{}), make(chan struct{})
+	addr := newBackend(t, func(method string, s stream) error {
+		if _, err := s.recv(); err != nil {
+			return err
+		}
+		if _, ok := s.Context().Deadline(); ok != (how == "deadline") {
+			t.Errorf("%s: the backend has a deadline: %v", method, ok)
+		}
+		close(started)
+		<-s.Context().Done()
+		close(ended)
+		return status.FromContextError(s.Context().Err()).Err()
+	})
+	c := newCluster(t, upstream.Config{Target: "static:///" + addr})
+	ctx, cut := context.WithCancelCause(t.Context())
+	defer cut(nil)
+	code, source := codes.Canceled, rpc.SourceClient
+	if how == "deadline" {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+		code, source = codes.DeadlineExceeded, rpc.SourceUpstream
+	}
+	call := rpctest.Start(ctx, c.Invoke, m, nil)
+	_ = call.Send([]byte("m"))
+	if !m.ClientStreams {
+		_ = call.CloseSend()
+	}
+	end := make(chan error, 1)
+	go func() { end <- call.Wait() }()
+	select {
+	case <-started:
+	case err := <-end:
+		if how != "deadline" || rpc.StatusOf(err).Code() != code {
+			t.Fatalf("%s, %s: %v before the backend was reached", m.FullPath, how, err)
+		}
+		return false
+	}
+	switch how {
+	case "leave":
+		call.Leave()
+	case "credential":
+		code = codes.Unauthenticated
+		cut(status.Error(code, "the credential was withdrawn"))
+	}
+	if err := <-end; rpc.StatusOf(err).Code() != code {
+		t.Errorf("%s, %s: %v, want %v", m.FullPath, how, err, code)
+	}
+	if got := call.Info().ErrorSource; got != source {
+		t.Errorf("%s, %s: source = %v, want %v", m.FullPath, how, got, source)
+	}
+	<-ended
+	return true
 }
 
 // A backend that ends the call while the client still could send ends it for the client.

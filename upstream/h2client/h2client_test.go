@@ -90,9 +90,7 @@ func dial(tb testing.TB, addr string, cfg h2client.Config) *h2client.Conn {
 		tb.Fatal(err)
 	}
 	cfg.Authority = addr
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	c, err := h2client.New(ctx, nc, cfg)
+	c, err := h2client.New(soon(tb), nc, cfg)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -122,9 +120,10 @@ func errorOf(tb testing.TB, err error) *h2client.Error {
 	return e
 }
 
+// soon ends only if something hangs, however busy the machine.
 func soon(tb testing.TB) context.Context {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	tb.Cleanup(cancel)
 	return ctx
 }
@@ -401,20 +400,29 @@ func TestStreams(t *testing.T) {
 
 func TestContext(t *testing.T) {
 	ended := make(chan error, 10)
+	sawEnd := func(t *testing.T) {
+		t.Helper()
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Error("the server saw no end")
+			}
+		case <-soon(t).Done():
+			t.Fatal("the server saw no end, or no call")
+		}
+	}
 	both(t, func(ss grpc.ServerStream) error {
 		<-ss.Context().Done()
 		ended <- ss.Context().Err()
 		return status.FromContextError(ss.Context().Err()).Err()
 	}, h2client.Config{}, func(t *testing.T, c *h2client.Conn) {
 		var reply h2client.Reply
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if e := errorOf(t, c.Unary(ctx, "/a.B/C", nil, msg([]byte("x")), &reply)); e.Code != codes.DeadlineExceeded { // perhaps the server's
 			t.Errorf("deadline: %+v", e)
 		}
-		if err := <-ended; err == nil {
-			t.Error("the server saw no end")
-		}
+		sawEnd(t)
 		ctx, cancel = context.WithCancel(t.Context())
 		defer cancel()
 		s, err := c.NewStream(ctx, "/a.B/C", nil)
@@ -432,9 +440,7 @@ func TestContext(t *testing.T) {
 		})
 		cancel()
 		wg.Wait()
-		if err := <-ended; err == nil {
-			t.Error("the server saw no end")
-		}
+		sawEnd(t)
 		if err := s.Send(msg([]byte("x")), false); err != io.EOF {
 			t.Errorf("Send after the end: %v", err)
 		}
@@ -453,9 +459,7 @@ func TestContext(t *testing.T) {
 		})
 		s.Close()
 		wg.Wait()
-		if err := <-ended; err == nil {
-			t.Error("the server saw no end")
-		}
+		sawEnd(t)
 		if n := c.InFlight(); n != 0 {
 			t.Errorf("%d calls in flight at the end", n)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -365,7 +366,9 @@ func (b *builder) openClusters() {
 			}
 			log := b.log
 			if b.dry {
-				if err := uc.CheckEndpoints(); err != nil {
+				if err := uc.CheckEndpoints(); errors.Is(err, fs.ErrNotExist) {
+					b.log.LogAttrs(b.ctx, slog.LevelWarn, "an endpoint file is not there yet, and calls fail until it is", slog.String("cluster", name), slog.String("error", err.Error()))
+				} else if err != nil {
 					return nil, nil, err
 				}
 				if !b.asked(name) {

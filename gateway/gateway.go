@@ -321,7 +321,8 @@ func (g *Gateway) Snapshot(fn func(*Snapshot)) {
 // Schema is the schema of the Snapshot.
 func (s *Snapshot) Schema() *descriptors.Schema { return s.schema }
 
-// Check compiles cfg without serving it. Descriptor sources that do not answer are faults here.
+// Check compiles cfg without serving it. Descriptor sources that do not answer are faults here; an endpoint file that is not there,
+// which may come later, is a warning in the log.
 func Check(ctx context.Context, cfg *configv1.Config, log *slog.Logger) error {
 	return offline(ctx, cfg, log, func(*Snapshot) error { return nil })
 }

@@ -69,6 +69,8 @@ func TestArguments(t *testing.T) {
 
 		{"check " + simple, usage, ""},
 		{"check --config " + config, usage, ""},
+		{"check --upstream file://" + filepath.Join(dir, "none") + " --descriptors " + set, usage, ""},
+		{"check --upstream file://" + filepath.Join(dir, "none", "none") + " --descriptors " + set, fault, "no such file"},
 		{"check " + simple + " extra", usage, `unexpected argument "extra"`},
 		{"check --config " + broken, fault, broken + ":1:14: "},
 		{"check --upstream nowhere --descriptors " + set, fault, `clusters[default].target: "nowhere" must be host:port`},

@@ -170,7 +170,7 @@ func checkCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := gateway.Check(cmd.Context(), cfg, logger(slog.LevelError)); err != nil {
+			if err := gateway.Check(cmd.Context(), cfg, logger(slog.LevelWarn)); err != nil {
 				return gateway.Locate(err, file)
 			}
 			if running.address != "" {

@@ -224,12 +224,13 @@ func (g *Gateway) commit(ctx context.Context, p *plan) error {
 	g.logChanges(ctx, p.changes)
 	g.streams.Use(p.snapshot.directory)
 	g.current.swap(p.snapshot)
+	terms := map[string]*listenerTLS{}
 	for i, s := range next {
-		if s.certs != nil {
-			before := s.certs.inForce.Swap(p.builder.tls[i])
-			if cas := p.builder.tls[i].config.ClientCAs; !before.config.ClientCAs.Equal(cas) {
-				s.server.SetClientCAs(cas)
-			}
+		terms[s.key] = p.builder.tls[i]
+	}
+	for _, s := range g.servers { // those too that another takes the place of, while they drain
+		if now := terms[s.key]; s.certs != nil && now != nil {
+			s.certs.replace(now, s.server)
 		}
 	}
 	g.retireOthers(next, drainOf(p.cfg))

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"transom/gateway/acme"
+	"transom/listeners"
 	configv1 "transom/proto/transom/config/v1"
 )
 
@@ -35,6 +36,14 @@ func (c *certificates) config() *tls.Config {
 			}
 			return now.config, nil
 		},
+	}
+}
+
+// replace puts the settings of now in force, for what is open on the server too.
+func (c *certificates) replace(now *listenerTLS, server *listeners.Server) {
+	before, required := c.inForce.Swap(now), now.config.ClientAuth == tls.RequireAndVerifyClientCert
+	if !before.config.ClientCAs.Equal(now.config.ClientCAs) || required != (before.config.ClientAuth == tls.RequireAndVerifyClientCert) {
+		server.SetClientCAs(now.config.ClientCAs, required)
 	}
 }
 

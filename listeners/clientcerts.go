@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -16,17 +17,21 @@ import (
 )
 
 // clientCerts judges the certificates of a Server's clients by the authorities in force, which handshakes of before may not have
-// known. Like sockets it outlives Fronts. The zero value takes every handshake's word.
+// known, and those that showed none by whether one is required now. Like sockets it outlives Fronts. The zero value takes every
+// handshake's word.
 //
 // # Concurrency
 // Safe for concurrent use.
 type clientCerts struct {
+	// required says that clients without a certificate are not served.
+	required atomic.Bool
+
 	mu sync.RWMutex // guards what follows
 	// roots is nil as long as the authorities are those of every handshake there was.
 	roots *x509.CertPool
 	// verdicts are whether roots vouch for a certificate.
 	verdicts map[certKey]bool
-	// streams are the open ones of clients with a certificate.
+	// streams are the open ones over TLS.
 	streams map[*certStream]struct{}
 }
 
@@ -35,23 +40,30 @@ type certKey struct{ leaf, issuer *x509.Certificate }
 
 type certStream struct {
 	tls *tls.ConnectionState
-	end func()
+	end func(error)
 }
 
 // maxVerdicts is how many of them are kept.
 const maxVerdicts = 4096
 
-// errWithdrawn is the end of calls by a client whose certificate the authorities in force do not vouch for.
-var errWithdrawn = func() error {
-	st := status.New(codes.Unauthenticated, "the authority of the client certificate was withdrawn")
-	if detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: "CREDENTIALS_REVOKED", Domain: "transom"}); err == nil {
+// Ends of calls: of a client whose certificate the authorities in force do not vouch for, and of one that has none where one is required
+// now.
+var (
+	errWithdrawn   = refusal("CREDENTIALS_REVOKED", "the authority of the client certificate was withdrawn")
+	errUncertified = refusal("CREDENTIALS_MISSING", "a client certificate is required now")
+)
+
+func refusal(reason, text string) error {
+	st := status.New(codes.Unauthenticated, text)
+	if detailed, err := st.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: "transom"}); err == nil {
 		st = detailed
 	}
 	return st.Err()
-}()
+}
 
-// replace puts roots in force, and ends the streams of those for whom they do not vouch.
-func (c *clientCerts) replace(roots *x509.CertPool) {
+// replace puts roots in force, and whether clients must have a certificate, and ends the streams of those for whom they do not vouch.
+func (c *clientCerts) replace(roots *x509.CertPool, required bool) {
+	c.required.Store(required)
 	c.mu.Lock()
 	c.roots, c.verdicts = roots, map[certKey]bool{}
 	streams := make([]*certStream, 0, len(c.streams))
@@ -60,14 +72,21 @@ func (c *clientCerts) replace(roots *x509.CertPool) {
 	}
 	c.mu.Unlock()
 	for _, s := range streams {
-		if !c.vouch(s.tls) {
-			s.end()
+		if err := c.vouch(s.tls); err != nil {
+			s.end(err)
 		}
 	}
 }
 
-// vouch reports whether the authorities in force vouch for the client of a connection, as its handshake would ask them now.
-func (c *clientCerts) vouch(t *tls.ConnectionState) bool {
+// vouch is nil if the handshake of a connection would succeed now, by the authorities in force or, without a certificate, since none is
+// required; otherwise what calls over it end with.
+func (c *clientCerts) vouch(t *tls.ConnectionState) error {
+	if len(t.PeerCertificates) == 0 {
+		if c.required.Load() {
+			return errUncertified
+		}
+		return nil
+	}
 	key := certKey{leaf: t.PeerCertificates[0]}
 	if len(t.PeerCertificates) > 1 {
 		key.issuer = t.PeerCertificates[1]
@@ -76,8 +95,11 @@ func (c *clientCerts) vouch(t *tls.ConnectionState) bool {
 	roots := c.roots
 	good, judged := c.verdicts[key]
 	c.mu.RUnlock()
-	if roots == nil || judged {
-		return roots == nil || good
+	if roots == nil || good {
+		return nil
+	}
+	if judged {
+		return errWithdrawn
 	}
 	o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), CurrentTime: time.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
 	for _, cert := range t.PeerCertificates[1:] {
@@ -92,11 +114,14 @@ func (c *clientCerts) vouch(t *tls.ConnectionState) bool {
 		}
 		c.verdicts[key] = err == nil
 	}
-	return err == nil
+	if err != nil {
+		return errWithdrawn
+	}
+	return nil
 }
 
-// enter adds a stream, which end ends if its client's certificate is withdrawn. leave must be called at its end.
-func (c *clientCerts) enter(t *tls.ConnectionState, end func()) (leave func()) {
+// enter adds a stream, which end ends if its client is vouched for no more. leave must be called at its end.
+func (c *clientCerts) enter(t *tls.ConnectionState, end func(error)) (leave func()) {
 	s := &certStream{t, end}
 	c.mu.Lock()
 	if c.streams == nil {
@@ -104,8 +129,8 @@ func (c *clientCerts) enter(t *tls.ConnectionState, end func()) (leave func()) {
 	}
 	c.streams[s] = struct{}{}
 	c.mu.Unlock()
-	if !c.vouch(t) { // since it was asked for the call
-		end()
+	if err := c.vouch(t); err != nil { // since it was asked for the call
+		end(err)
 	}
 	return func() {
 		c.mu.Lock()
@@ -114,33 +139,37 @@ func (c *clientCerts) enter(t *tls.ConnectionState, end func()) (leave func()) {
 	}
 }
 
-// certified is next for a call over a connection with a client certificate.
+// certified is next for a call over TLS, for which the client's certificate must be vouched for to its end.
 func (x *exchange) certified(next rpc.Handler) rpc.Handler {
 	return func(ctx context.Context, call *rpc.Call) error {
 		certs := x.front.clientCerts
-		if !certs.vouch(x.Request.TLS) {
+		if err := certs.vouch(x.Request.TLS); err != nil {
 			x.dismiss()
-			return x.withdrawn()
+			return x.disowned(err)
 		}
 		if call.Method.Unary() {
 			return next(ctx, call)
 		}
 		ctx, cut := context.WithCancelCause(ctx)
 		defer cut(nil)
-		defer certs.enter(x.Request.TLS, func() { cut(errWithdrawn) })()
+		defer certs.enter(x.Request.TLS, cut)()
 		err := next(ctx, call)
-		if err != nil && errors.Is(context.Cause(ctx), errWithdrawn) {
-			return x.withdrawn()
+		if cause := context.Cause(ctx); err != nil && (errors.Is(cause, errWithdrawn) || errors.Is(cause, errUncertified)) {
+			return x.disowned(cause)
 		}
 		return err
 	}
 }
 
-// withdrawn is errWithdrawn, and says so to observers.
-func (x *exchange) withdrawn() error {
+// disowned is err, one of vouch's, and says so to observers.
+func (x *exchange) disowned(err error) error {
 	x.info.Fail(rpc.SourceClient)
-	x.info.Refuse("auth", "CREDENTIALS_REVOKED")
-	return errWithdrawn
+	reason := "CREDENTIALS_REVOKED"
+	if errors.Is(err, errUncertified) {
+		reason = "CREDENTIALS_MISSING"
+	}
+	x.info.Refuse("auth", reason)
+	return err
 }
 
 // dismiss asks the client to open another connection, on which it may show another certificate.
@@ -154,13 +183,13 @@ func (x *exchange) dismiss() {
 	}
 }
 
-// SetClientCAs makes roots the authorities that vouch for clients with a certificate, instead of those of their handshakes: calls of
-// others end with UNAUTHENTICATED, their streams with it, and their clients are asked to open other connections, but those of sessions
-// (transom.v1, WebTransport), which see each call refused. It is for when the Config's TLS has other ClientCAs in force than before, and
-// those of calls to come. nil vouches for none.
-func (s *Server) SetClientCAs(roots *x509.CertPool) {
+// SetClientCAs makes roots the authorities that vouch for clients with a certificate, instead of those of their handshakes, and required
+// whether others are served: calls of clients that are not end with UNAUTHENTICATED, their streams with it, and their clients are asked
+// to open other connections, but those of sessions (transom.v1, WebTransport), which see each call refused. It is for when the Config's
+// TLS has other ClientCAs or another ClientAuth in force than before. nil vouches for none.
+func (s *Server) SetClientCAs(roots *x509.CertPool, required bool) {
 	if roots == nil {
 		roots = x509.NewCertPool()
 	}
-	s.clientCerts.replace(roots)
+	s.clientCerts.replace(roots, required)
 }

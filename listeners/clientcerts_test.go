@@ -23,14 +23,16 @@ import (
 )
 
 // TestClientCAsReplaced replaces the authorities of clients while connections are open that the old ones vouch for: as long as the
-// certificate is vouched for, nothing ends; then calls on the connection are refused, its streams end, and it is not used further.
+// certificate is vouched for, nothing ends; then calls on the connection are refused, its streams end, and it is not used further. So it is
+// with clients that have no certificate, when one is required.
 func TestClientCAsReplaced(t *testing.T) {
 	cert, pool := certificate(t)
 	mine, mineToo := certificate(t)
 	_, others := certificate(t)
 	both := mineToo.Clone()
-	for _, version := range []string{"HTTP1", "HTTP2", "HTTP3"} {
+	for _, version := range []string{"HTTP1", "HTTP2", "HTTP3", "HTTP1 without", "HTTP2 without", "HTTP3 without"} {
 		t.Run(version, func(t *testing.T) {
+			version, without := strings.CutSuffix(version, " without")
 			began := make(chan struct{}, 1)
 			front := listeners.NewFront(listeners.FrontConfig{}, newView(t, func(ctx context.Context, call *rpc.Call) error {
 				if !call.Method.Unary() {
@@ -46,7 +48,7 @@ func TestClientCAsReplaced(t *testing.T) {
 			}), slog.New(slog.DiscardHandler))
 			srv, err := listeners.Listen(t.Context(), listeners.Config{
 				Address: "127.0.0.1:0", HTTP3: version == "HTTP3",
-				TLS: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: mineToo},
+				TLS: &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: mineToo},
 			}, front, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
@@ -65,7 +67,10 @@ func TestClientCAsReplaced(t *testing.T) {
 					t.Errorf("Drain: %v", err)
 				}
 			}()
-			cfg := &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{mine}}
+			cfg, text := &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{mine}}, "withdrawn"
+			if without {
+				cfg.Certificates, text = nil, "required"
+			}
 			base := "https://" + srv.Addr().String()
 			var client http.Client
 			var dialed atomic.Int32
@@ -106,7 +111,7 @@ func TestClientCAsReplaced(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer resp.Body.Close()
-				if b, err := io.ReadAll(resp.Body); resp.StatusCode != want || err != nil || want != 200 && !strings.Contains(string(b), "withdrawn") {
+				if b, err := io.ReadAll(resp.Body); resp.StatusCode != want || err != nil || want != 200 && !strings.Contains(string(b), text) {
 					t.Errorf("%d %s, %v, want %d", resp.StatusCode, b, err, want)
 				}
 			}
@@ -142,7 +147,7 @@ func TestClientCAsReplaced(t *testing.T) {
 				session = &sessionSocket{conn, ctx, false}
 			}
 			stream := watch()
-			srv.SetClientCAs(both)
+			srv.SetClientCAs(both, false)
 			unary(200)
 			select {
 			case end := <-stream:
@@ -150,7 +155,7 @@ func TestClientCAsReplaced(t *testing.T) {
 			default:
 			}
 			before := dialed.Load()
-			srv.SetClientCAs(others)
+			srv.SetClientCAs(others, true)
 			if end := <-stream; !strings.Contains(end, "16") {
 				t.Errorf("the stream ended with %q, want UNAUTHENTICATED", end)
 			}
@@ -171,7 +176,7 @@ func TestClientCAsReplaced(t *testing.T) {
 			if version != "HTTP1" && dialed.Load() != before {
 				t.Errorf("%d connections, want %d up to here", dialed.Load(), before)
 			}
-			srv.SetClientCAs(mineToo)
+			srv.SetClientCAs(mineToo, false)
 			unary(200)
 			if dialed.Load() == before {
 				t.Error("the connection is used on")

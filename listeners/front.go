@@ -239,7 +239,7 @@ func (x *exchange) run(route *Route, clientTimeout time.Duration) (err error) {
 	}
 	defer x.guard.disarm() // before cancel, whose only meaning is that the call is over
 	handler := route.Handler
-	if t := x.Request.TLS; t != nil && len(t.PeerCertificates) > 0 {
+	if t := x.Request.TLS; t != nil && (len(t.PeerCertificates) > 0 || !unary || x.front.clientCerts.vouch(t) != nil) {
 		handler = x.certified(handler)
 	}
 	return handler(ctx, &x.call)

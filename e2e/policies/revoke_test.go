@@ -269,3 +269,48 @@ listeners: [{address: "127.0.0.1:0", tls: {certificate: %q, key: %q, client_ca: 
 		}
 	}
 }
+
+// TestStreamsOfOtherTerms: a stream went on without a certificate after a reload had begun to require one, and by the authority of before
+// if the reload that replaced it put another listener in the place of the stream's.
+func TestStreamsOfOtherTerms(t *testing.T) {
+	ca, next := newAuthority(t), newAuthority(t)
+	ca.issue(t, &x509.Certificate{Subject: pkix.Name{CommonName: "till 7"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, "till")
+	ca.issue(t, &x509.Certificate{DNSNames: []string{"localhost"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}, "edge")
+	listener := func(ca, clients *authority, auth, more string) string {
+		return fmt.Sprintf("listeners: [{address: \"127.0.0.1:0\", tls: {certificate: %q, key: %q, client_ca: %q, client_auth: %s}%s}]\n",
+			ca.dir+"/edge.crt", ca.dir+"/edge.key", clients.dir+"/ca.crt", auth, more)
+	}
+	const policies = "policies: [{selector: \"*\", auth: {anonymous: true}}]\n"
+	for _, tc := range []struct{ name, client, before, after, reason string }{
+		{"required", "", listener(ca, ca, "none", ""), listener(ca, ca, "require", ""), "CREDENTIALS_MISSING"},
+		{"required of another listener", "", listener(ca, ca, "request", ""), listener(ca, ca, "require", ", limits: {streams: 7}"), "CREDENTIALS_MISSING"},
+		{"another authority of another listener", "till", listener(ca, ca, "require", ""), listener(ca, next, "require", ", limits: {streams: 7}"), "CREDENTIALS_REVOKED"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := start(t, policies+tc.before)
+			p.useTLS(t, ca, tc.client)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			s, err := bankv1.NewAccountsClient(p.conn).Watch(ctx, &bankv1.WatchRequest{Name: watched})
+			if err == nil {
+				_, err = s.Recv()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.reload(t, policies+tc.after)
+			for err == nil {
+				_, err = s.Recv()
+			}
+			reason := ""
+			for _, d := range status.Convert(err).Details() {
+				if info, ok := d.(*errdetails.ErrorInfo); ok {
+					reason = info.GetReason()
+				}
+			}
+			if status.Code(err) != codes.Unauthenticated || reason != tc.reason {
+				t.Errorf("the stream ends with %v, reason %q, want UNAUTHENTICATED, %s", err, reason, tc.reason)
+			}
+		})
+	}
+}

@@ -51,6 +51,8 @@ type Gateway struct {
 	down, quicOver chan struct{}
 	// turn is that of the sockets that the process came with; may be nil.
 	turn <-chan struct{}
+	// waits says that these sockets are still left to the process that this one is to replace. It is Run's.
+	waits bool
 
 	health *health.Server
 	keep   keep
@@ -98,11 +100,12 @@ func New(ctx context.Context, cfg *configv1.Config, log *slog.Logger) (*Gateway,
 }
 
 // NewOn is New with listeners that take their sockets from those given, as far as there is one for them, rather than bind.
-// It closes the others.
+// It closes the others. If they have a Turn, Run leaves them to whoever has them until all there is to serve is there, or that one is gone.
 func NewOn(ctx context.Context, sockets *Sockets, cfg *configv1.Config, log *slog.Logger) (*Gateway, error) {
 	g := newGateway(log)
 	if g.sockets = sockets; sockets != nil {
 		g.turn = sockets.Turn
+		g.waits = g.turn != nil
 	}
 	if err := g.Reload(ctx, cfg); err != nil {
 		return nil, err
@@ -156,10 +159,14 @@ func (g *Gateway) Run(ctx context.Context) error {
 	following.Go(func() { g.watch(run) })
 	following.Go(func() { g.watchMemory(run) })
 	var err error
+	turn := g.turn
 	for running := true; running; {
 		g.reconcile(run, &serving, &following)
 		select {
 		case <-g.wake:
+		case <-turn:
+			g.waits = false
+			turn = nil
 		case <-ctx.Done():
 			running = false
 		case <-g.leave:
@@ -215,8 +222,11 @@ func (g *Gateway) Run(ctx context.Context) error {
 func (g *Gateway) reconcile(ctx context.Context, serving, following *sync.WaitGroup) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.complete.Load() {
+		g.waits = false
+	}
 	for _, s := range g.servers {
-		if s.started {
+		if s.started || g.waits {
 			continue
 		}
 		s.started = true
@@ -233,7 +243,7 @@ func (g *Gateway) reconcile(ctx context.Context, serving, following *sync.WaitGr
 		serving.Go(func() { g.retire(context.WithoutCancel(ctx), s) })
 	}
 	g.retired = nil
-	if g.admin != nil && !g.admin.started {
+	if g.admin != nil && !g.admin.started && !g.waits {
 		g.admin.started = true
 		serving.Go(g.admin.serve)
 	}

@@ -267,6 +267,9 @@ func (b *builder) edge(options map[string]*methodOption) listeners.EdgeConfig {
 		if cfg.RequestID = sec.GetRequestId().GetHeader(); cfg.RequestID == "" {
 			cfg.RequestID = defaultRequestIDHeader
 		}
+		if h := cfg.RequestID; transcoder.Reserved(h) || transcoder.Identity(h) || transcoder.Forwarded(h) {
+			b.fault("security.request_id.header", "%s cannot carry an id: it belongs to HTTP or gRPC, or tells backends of the client", h)
+		}
 	}
 	return cfg
 }

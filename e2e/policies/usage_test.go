@@ -145,6 +145,65 @@ func TestUsage(t *testing.T) {
 	})
 }
 
+// total is how many calls are in the lines of files and in the period under way.
+func total(t *testing.T, c adminv1.AdminClient, files ...string) uint64 {
+	t.Helper()
+	var n uint64
+	u, err := c.GetUsage(t.Context(), &adminv1.GetUsageRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range u.GetRows() {
+		n += r.GetCalls()
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			var row struct{ Calls uint64 }
+			if err := json.Unmarshal([]byte(line), &row); err != nil {
+				t.Fatalf("%s: %v", line, err)
+			}
+			n += row.Calls
+		}
+	}
+	return n
+}
+
+// TestUsageReload changes what calls are counted by, how long, for how many and where while they go on: of each call there is a line in
+// one of the files, or it is in the period under way.
+func TestUsageReload(t *testing.T) {
+	dir := t.TempDir()
+	files := []string{filepath.Join(dir, "one.log"), filepath.Join(dir, "two.log")}
+	config := func(n int) string {
+		return fmt.Sprintf("usage: {file: %q, period: %dh, consumers: %d, apis: {%s: {selector: %s}}}\nadmin: {address: \"127.0.0.1:0\"}\n",
+			files[n/4%2], 743+n%2, 10+n/2%2, []string{"all", "diagnostics", "others"}[n%3], []string{"\"*\"", "bank.v1.Diagnostics.*", "bank.v1.Rates.*"}[n%3])
+	}
+	p := start(t, config(0))
+	c := p.admin(t)
+	var made atomic.Uint64
+	load := underLoad(t, func(t *testing.T, name string, _, _ int, call caller) {
+		call(t, p, nil).wantOK(t, name)
+		made.Add(1)
+	})
+	for n := range 12 {
+		p.reload(t, config(n+1))
+		load.calls(t, 20)
+	}
+	load.end()
+	for deadline := time.Now().Add(patience); ; { // a call is counted after its answer
+		n := total(t, c, files...)
+		if n == made.Load() {
+			break
+		}
+		if n > made.Load() || time.Now().After(deadline) {
+			t.Fatalf("%d calls counted, %d made", n, made.Load())
+		}
+	}
+}
+
 // TestUsageUnderLoad has reloads lose none of what is counted.
 func TestUsageUnderLoad(t *testing.T) {
 	const text = "usage: {period: 744h, apis: {all: {selector: \"*\"}}}\nadmin: {address: \"127.0.0.1:0\"}\npolicies: [{selector: bank.v1.Diagnostics.Metadata, timeout: %ds}]\n"

@@ -39,7 +39,7 @@ reload: {no_watch: true}
 	replace(t, path, config(0))
 	g, _ := serveFile(t, path)
 	addrs := g.Addrs()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 
 	var calls [5]atomic.Int64

@@ -296,8 +296,11 @@ func TestIntrospectionOverTime(t *testing.T) {
 	})
 }
 
-// guessed is an authorization server that takes a second for each answer and knows one token.
+// guessed is an authorization server that takes guessedIn for each answer and knows one token.
 type guessed struct{ asked atomic.Int32 }
+
+// guessedIn has no multiple that is outboundTimeout: a turn that comes when patience ends may be taken or not.
+const guessedIn = 1100 * time.Millisecond
 
 func (g *guessed) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := r.ParseForm(); err != nil {
@@ -305,7 +308,7 @@ func (g *guessed) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	g.asked.Add(1)
 	select {
-	case <-time.After(time.Second):
+	case <-time.After(guessedIn):
 	case <-r.Context().Done():
 		return nil, r.Context().Err()
 	}
@@ -341,7 +344,7 @@ func TestIntrospectionUnderGuesses(t *testing.T) {
 		}
 		guess(3 * maxFlights)
 		began := time.Now()
-		if c, _, err := who(t, v, "good"); err != nil || c.identity != "opaque:alice" || time.Since(began) != 4*time.Second {
+		if c, _, err := who(t, v, "good"); err != nil || c.identity != "opaque:alice" || time.Since(began) != 4*guessedIn {
 			t.Errorf("behind three rounds of guesses: %v, %v, after %v", c, err, time.Since(began))
 		}
 		wg.Wait()

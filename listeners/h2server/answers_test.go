@@ -566,7 +566,10 @@ func TestAge(t *testing.T) {
 
 // TestTimeouts are clients that do not get on.
 func TestTimeouts(t *testing.T) {
-	const short = 50 * time.Millisecond
+	const (
+		short = 50 * time.Millisecond
+		long  = time.Second // for what the client sends in time
+	)
 	for _, tc := range []struct {
 		name string
 		set  func(cfg *h2server.Config)
@@ -576,17 +579,17 @@ func TestTimeouts(t *testing.T) {
 		{"no SETTINGS", func(cfg *h2server.Config) { cfg.HeaderTimeout = short }, func(*client) {}, "GOAWAY 0 SETTINGS_TIMEOUT"},
 		{"no preface", func(cfg *h2server.Config) { cfg.HeaderTimeout = short }, nil, "GOAWAY 0 SETTINGS_TIMEOUT"},
 		{"no acknowledgement", func(cfg *h2server.Config) { cfg.HeaderTimeout = short }, func(c *client) { _ = c.fr.WriteSettings() }, "GOAWAY 0 SETTINGS_TIMEOUT"},
-		{"half a header", func(cfg *h2server.Config) { cfg.HeaderTimeout = short }, func(c *client) {
+		{"half a header", func(cfg *h2server.Config) { cfg.HeaderTimeout = long }, func(c *client) {
 			_ = c.fr.WriteSettings()
 			_ = c.fr.WriteSettingsAck()
 			_ = c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: c.block(get("/")...)})
 		}, "GOAWAY 0 ENHANCE_YOUR_CALM"},
 		{"no request", func(cfg *h2server.Config) { cfg.IdleTimeout = short }, func(c *client) { _ = c.fr.WriteSettings() }, "GOAWAY 0 NO_ERROR"},
-		{"no further request", func(cfg *h2server.Config) { cfg.IdleTimeout = short }, func(c *client) {
+		{"no further request", func(cfg *h2server.Config) { cfg.IdleTimeout = long }, func(c *client) {
 			_ = c.fr.WriteSettings()
 			c.headers(1, true, get("/")...)
 		}, "GOAWAY 1 NO_ERROR"},
-		{"no answer to PING", func(cfg *h2server.Config) { cfg.PingAfter, cfg.PingTimeout = short, short }, func(c *client) {
+		{"no answer to PING", func(cfg *h2server.Config) { cfg.PingAfter, cfg.PingTimeout = long, short }, func(c *client) {
 			_ = c.fr.WriteSettings()
 			c.headers(1, true, get("/wait")...)
 		}, `PING "\x00\x00\x00\x00\x00\x00\x00\x00"`},

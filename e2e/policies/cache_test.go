@@ -452,6 +452,66 @@ func TestSharedCache(t *testing.T) {
 	})
 }
 
+// TestSharedCacheProbe: what one caller fetched by a transom no other gets of another transom, by Redis; and a purge of one's answers
+// leaves the other's.
+func TestSharedCacheProbe(t *testing.T) {
+	redis := startRedis(t)
+	config := func(bank string) string {
+		return fmt.Sprintf(`
+admin: {address: "127.0.0.1:0"}
+redis: {addresses: [%q], timeout: 10s}
+consumers:
+  providers: {keys: {api_key: {}}}
+  known: {alice: {api_keys: [%q]}, bob: {api_keys: [%q]}}
+policies: [{selector: bank.v1.Diagnostics.Metadata, auth: {require: [keys], anonymous: true}, cache: {ttl: 1h, redis: true, vary: [x-run]}}]
+clusters: {bank: {target: "static:///%s"}}
+`, redis.Addr, sha("a"), sha("b"), startNamed(t, bank))
+	}
+	one, two := start(t, config("one")), start(t, config("two"))
+	for _, p := range []*proxy{one, two} { // until there is a connection
+		for deadline := time.Now().Add(patience); ; {
+			if _, shared, err := p.PurgeCache(t.Context(), "", "", "none"); err == nil && shared {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("Redis is not in use")
+			}
+		}
+	}
+	n := 0
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		ask := func(p *proxy, key, consumer, want string) {
+			t.Helper()
+			header := map[string]string{"x-run": t.Name()}
+			if key != "" {
+				header["x-api-key"] = key
+			}
+			o := call(t, p, header)
+			o.wantOK(t, consumer)
+			if got := strings.Join(o.seen["x-transom-consumer"], ","); got != consumer || o.server != want {
+				t.Errorf("%q is given what %q fetched of bank %s, want %s", consumer, got, o.server, want)
+			}
+		}
+		ask(one, "a", "alice", "one")
+		n++
+		redis.kept(t, n)
+		ask(two, "b", "bob", "two")
+		ask(two, "", "", "two")
+		n += 2
+		redis.kept(t, n)
+		ask(one, "b", "bob", "two")
+		ask(one, "", "", "two")
+		ask(two, "a", "alice", "one")
+		purged, shared, err := two.PurgeCache(t.Context(), "", "alice", "")
+		if want := min(n/3, 2); purged != want || !shared || err != nil { // with the one of the run before
+			t.Errorf("a purge of alice's: %d, %v, %v; want %d", purged, shared, err, want)
+		}
+		ask(two, "a", "alice", "two")
+		ask(two, "b", "bob", "two")
+		ask(one, "b", "bob", "two")
+	})
+}
+
 // TestSharedCacheReload turns sharing on and off under load.
 func TestSharedCacheReload(t *testing.T) {
 	redis := startRedis(t)

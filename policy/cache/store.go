@@ -189,10 +189,10 @@ func (s *Store) get(ctx context.Context, key string) (e *entry, purges uint64, e
 		if rueidis.IsRedisNil(err) {
 			err = nil
 		}
-		if err != nil || found == nil {
+		if err != nil {
 			return err
 		}
-		return s.learn(ctx, c, last)
+		return s.learn(ctx, c, last) // if nothing is found too: what is fetched next is of after these purges
 	})
 	if err != nil || found == nil {
 		return nil, 0, err

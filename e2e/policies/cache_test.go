@@ -338,6 +338,24 @@ func (r *redisServer) kept(t *testing.T, n int) {
 	}
 }
 
+// holds waits until Redis has a key that begins with prefix, with calls meanwhile, and reports whether it has.
+func (r *redisServer) holds(t *testing.T, prefix string, meanwhile func()) bool {
+	t.Helper()
+	c, err := rueidis.NewClient(rueidis.ClientOption{InitAddress: []string{r.Addr}, ForceSingleClient: true, DisableCache: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		keys, err := c.Do(t.Context(), c.B().Keys().Pattern(prefix+"*").Build()).AsStrSlice()
+		if err == nil && len(keys) > 0 {
+			return true
+		}
+		meanwhile()
+	}
+	return false
+}
+
 // TestSharedCache has two gateways, each before a bank of its own, share answers in a real Redis, purge for each other, and do
 // without it.
 func TestSharedCache(t *testing.T) {

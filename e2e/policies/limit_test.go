@@ -819,6 +819,54 @@ func TestRedisSettings(t *testing.T) {
 	}
 }
 
+// TestRedisUnderLoad changes the Redis of limits and of the cache while calls go on, and its time and its keys, and takes it out and
+// puts it in again: no call fails, and what is in force is where calls are counted. In the end it has one call left.
+func TestRedisUnderLoad(t *testing.T) {
+	one, two := startRedis(t), startRedis(t)
+	config := func(r *redisServer, settings, limit string) string {
+		const policies = "policies: [{selector: bank.v1.Diagnostics.Metadata, limits: [{name: all, %s, everybody: true}], cache: {ttl: 0.001s, stale_if_error: 1h%s}}]\n"
+		if r == nil {
+			return "\n" + fmt.Sprintf(policies, limit, "")
+		}
+		return fmt.Sprintf("\nredis: {addresses: [%q], %s}\n", r.Addr, settings) + fmt.Sprintf(policies, limit, ", redis: true")
+	}
+	const plenty = "quota: 1000000/month" // whose keys stay
+	p := start(t, config(one, "timeout: 10s", plenty))
+	load := underLoad(t, func(t *testing.T, name string, _, _ int, call caller) { call(t, p, nil).wantOK(t, name) })
+	for i := range 3 {
+		for j, step := range []struct {
+			redis            *redisServer
+			settings, prefix string
+		}{
+			{two, "timeout: 10s", "transom:"},
+			{two, "timeout: 9s, prefix: \"%s\"", "other-%d:"},
+			{nil, "", ""},
+			{one, "timeout: 10s, prefix: \"%s\"", "one-%d:"},
+		} {
+			if strings.Contains(step.prefix, "%d") {
+				step.prefix = fmt.Sprintf(step.prefix, i)
+				step.settings = fmt.Sprintf(step.settings, step.prefix)
+			}
+			p.reload(t, config(step.redis, step.settings, plenty))
+			load.calls(t, 20)
+			if step.redis == nil {
+				continue
+			}
+			for _, kind := range []string{"all:", "cache:"} {
+				if !step.redis.holds(t, step.prefix+kind, func() { load.calls(t, 1) }) { // it may not be connected yet
+					t.Errorf("round %d, step %d: Redis has no keys of %s", i, j, step.prefix+kind)
+				}
+			}
+		}
+	}
+	load.end()
+	p.reload(t, config(two, "timeout: 10s, prefix: \"last:\"", "quota: 1/month"))
+	callREST(t, p, nil).wantOK(t, "the one call there is")
+	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
+		call(t, p, nil).want(t, "after the last reload", codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
+	})
+}
+
 // TestSharedLimitsCounted: what is decided without Redis is counted.
 func TestSharedLimitsCounted(t *testing.T) {
 	p := start(t, "admin: {address: \"127.0.0.1:0\"}\nredis: {addresses: [\"127.0.0.1:1\"], instances: 2}\npolicies: [{selector: \"*\", limits: [{rate: 10/h, everybody: true}]}]\n")

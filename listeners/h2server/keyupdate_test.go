@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,10 +33,17 @@ type renewer struct {
 	out    []byte
 }
 
-// dialRenewing does the handshake and returns the socket, from which nobody has read further.
+// dialRenewing does the handshake and returns the socket, from which nobody has read further and which takes little unread.
 func dialRenewing(t *testing.T, addr string, trust *tls.Config) (net.Conn, *renewer) {
 	t.Helper()
-	raw, err := net.Dial("tcp", addr)
+	small := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error { // before it connects: later on it would only waste what comes
+		var failed error
+		err := c.Control(func(fd uintptr) {
+			failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 16<<10)
+		})
+		return errors.Join(err, failed)
+	}}
+	raw, err := small.DialContext(t.Context(), "tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +142,7 @@ func TestKeyUpdateFlood(t *testing.T) {
 	_, addr, trust := serveTLS(t, config(http.HandlerFunc(echo)))
 	raw, r := dialRenewing(t, addr, trust)
 	defer raw.Close()
-	_ = raw.SetDeadline(time.Now().Add(patience))
+	_ = raw.SetDeadline(time.Now().Add(3 * time.Minute)) // tens of thousands of keys are derived at both ends
 	var data bytes.Buffer
 	data.WriteString(http2.ClientPreface)
 	fr := http2.NewFramer(&data, nil)

@@ -231,7 +231,7 @@ func TestExpiryByEveryWay(t *testing.T) {
 	const cut = "the credential has expired while the call was open" // that of another that came too late has expired, no more
 	run("client, gRPC", func(t *testing.T) {
 		living(t, func(ctx context.Context, header http.Header) bool {
-			s, err := bankv1.NewAccountsClient(o.conn).Deposit(metadata.AppendToOutgoingContext(ctx, "authorization", header["authorization"][0]))
+			s, err := bankv1.NewAccountsClient(o.conn).Deposit(metadata.NewOutgoingContext(ctx, metadata.MD(header)))
 			if err == nil {
 				err = s.RecvMsg(&bankv1.DepositResponse{}) // and never half-closes
 			}

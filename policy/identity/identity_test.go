@@ -164,8 +164,8 @@ func keeps(text string, v reflect.Value, seen map[uintptr]bool) bool {
 	case reflect.Interface:
 		return !v.IsNil() && keeps(text, v.Elem(), seen)
 	case reflect.Struct:
-		for i := range v.NumField() {
-			if keeps(text, v.Field(i), seen) {
+		for _, field := range v.Fields() {
+			if keeps(text, field, seen) {
 				return true
 			}
 		}

@@ -173,6 +173,14 @@ type sourceFile struct {
 	visited uint8 // by sortFiles: 1 on the way, 2 done
 }
 
+// later is which of two origins a conflict of what they have is told of: the rules, or the later set.
+func later(a, b int) int {
+	if a == ofRules || b == ofRules {
+		return ofRules
+	}
+	return max(a, b)
+}
+
 // spare reports whether the file is linked in and no file of a set needs it.
 func (f *sourceFile) spare() bool { return f.linked != nil && !f.wanted }
 
@@ -460,7 +468,7 @@ func (c *compiler) compileMethods(s *Schema, o Options) {
 				if taken.Method == m {
 					c.fault(origin(m), "method %s: %s %s is bound twice (as %s)", m.Name, b.Verb, b.Template, taken.Template)
 				} else {
-					c.fault(max(origin(m), origin(taken.Method)), "methods %s and %s have the same route, %s %s (the other is written %s)", taken.Method.Name, m.Name, b.Verb, b.Template, taken.Template)
+					c.fault(later(origin(m), origin(taken.Method)), "methods %s and %s have the same route, %s %s (the other is written %s)", taken.Method.Name, m.Name, b.Verb, b.Template, taken.Template)
 				}
 			}
 		}

@@ -134,6 +134,7 @@ type listenAddress struct {
 	path, text string
 	host       string // "" is all, as a socket of both IP versions
 	all        bool   // of a version or both
+	v4         bool   // an IPv4 address
 	port       int
 }
 
@@ -157,7 +158,7 @@ func (b *builder) take(taken []listenAddress, path, address string) []listenAddr
 	}
 	l := listenAddress{path: path, text: address, host: strings.ToLower(host), all: host == "", port: port}
 	if ip, err := netip.ParseAddr(host); err == nil {
-		l.host, l.all = ip.Unmap().String(), ip.IsUnspecified()
+		l.host, l.all, l.v4 = ip.Unmap().String(), ip.IsUnspecified(), ip.Unmap().Is4()
 	}
 	for _, other := range taken {
 		if l.clash(other) {
@@ -168,9 +169,11 @@ func (b *builder) take(taken []listenAddress, path, address string) []listenAddr
 	return append(taken, l)
 }
 
-// clash reports whether no two sockets can have both addresses. 0.0.0.0 and [::] can be two that the process is started with.
+// clash reports whether no two sockets can have both addresses. [::] can be one for IPv6 alone that the process is started with, beside
+// those of IPv4.
 func (l listenAddress) clash(other listenAddress) bool {
-	return l.port == other.port && (l.host == other.host || l.all != other.all || l.host == "" || other.host == "")
+	apart := l.host == "::" && other.v4 || other.host == "::" && l.v4
+	return l.port == other.port && !apart && (l.host == other.host || l.all != other.all || l.host == "" || other.host == "")
 }
 
 // listenerConfig turns a listener's configuration into what package listeners takes.

@@ -246,7 +246,9 @@ service S { rpc Get(R) returns (R) { option (google.api.http) = {get: "/c/{id"};
 	write("again.proto", `syntax = "proto3"; package one; message R { string id = 1; }`)
 	wantFaults(t, "descriptors:\n"+source("one")+source("again"), "3: message one.R is defined by file ")
 	wantFaults(t, "descriptors:\n"+source("again")+source("one"), "3: message one.R is defined by file ")
+	write("same.yaml", "type: google.api.Service\nhttp: {rules: [{selector: one.S.Get, get: \"/b/{id}\"}]}\n")
 	write("rules.yaml", "type: google.api.Service\nhttp: {rules: [{selector: three.S.Get, get: \"/d/{id\"}, {selector: none.S.Get, get: /e}]}\n")
+	wantFaults(t, "descriptors:\n"+source("one")+source("two")+fmt.Sprintf("http_rules: {service_config: %q}\n", dir+"/same.yaml"), "4: methods one.S.Get and two.S.Get have the same route, GET /b/{id} ")
 	rules := fmt.Sprintf("http_rules: {service_config: %q}\n", dir+"/rules.yaml")
 	wantFaults(t, all+rules, "5: HTTP rule 1: the selector \"none.S.Get\" matches no method", "5: method three.S.Get: google.api.http: path template \"/d/{id\", column ")
 }
@@ -271,6 +273,8 @@ func TestAddressFaults(t *testing.T) {
 		{"127.0.0.1:7582", "127.0.0.2:7582", false},
 		{"127.0.0.1:7582", "[::1]:7582", false},
 		{"0.0.0.0:7582", "[::]:7582", false},
+		{"[::]:7582", "127.0.0.1:7582", false},
+		{"[::]:7582", "localhost:7582", true},
 		{"127.0.0.1:0", "127.0.0.1:0", false},
 		{":0", "127.0.0.1:0", false},
 	} {

@@ -778,7 +778,7 @@ func TestResetsOfAnswers(t *testing.T) {
 	c.wantPing()
 }
 
-// A client whose timeout has run out resets its stream, as grpc-go does, and may do so with any number of streams. A timeout that lets a
+// A client whose timeout has run out resets its stream, as those of gRPC and Connect do, and may do so with any number of streams. A timeout that lets a
 // stream be reset at once is no excuse.
 func TestResetsAtTheDeadline(t *testing.T) {
 	for _, tc := range []struct {
@@ -786,13 +786,16 @@ func TestResetsAtTheDeadline(t *testing.T) {
 		after   time.Duration
 		want    string
 	}{
-		{"100m", 100 * time.Millisecond, ""},
-		{"100m", 95 * time.Millisecond, ""}, // the request took 5 ms longer than the reset
-		{"2S", 2 * time.Second, ""},
-		{"100m", 50 * time.Millisecond, "ENHANCE_YOUR_CALM"},
-		{"99m", 99 * time.Millisecond, "ENHANCE_YOUR_CALM"},
-		{"1n", time.Millisecond, "ENHANCE_YOUR_CALM"},
-		{"1x", time.Second, "ENHANCE_YOUR_CALM"},
+		{"grpc-timeout: 100m", 100 * time.Millisecond, ""},
+		{"grpc-timeout: 100m", 95 * time.Millisecond, ""}, // the request took 5 ms longer than the reset
+		{"grpc-timeout: 2S", 2 * time.Second, ""},
+		{"connect-timeout-ms: 100", 100 * time.Millisecond, ""},
+		{"grpc-timeout: 100m", 50 * time.Millisecond, "ENHANCE_YOUR_CALM"},
+		{"grpc-timeout: 99m", 99 * time.Millisecond, "ENHANCE_YOUR_CALM"},
+		{"grpc-timeout: 1n", time.Millisecond, "ENHANCE_YOUR_CALM"},
+		{"grpc-timeout: 1x", time.Second, "ENHANCE_YOUR_CALM"},
+		{"connect-timeout-ms: 99", 99 * time.Millisecond, "ENHANCE_YOUR_CALM"},
+		{"connect-timeout-ms: 10000000000", time.Second, "ENHANCE_YOUR_CALM"},
 		{"", time.Second, "ENHANCE_YOUR_CALM"},
 	} {
 		synctest.Test(t, func(t *testing.T) {
@@ -814,7 +817,7 @@ func TestResetsAtTheDeadline(t *testing.T) {
 			_ = c.fr.WriteSettingsAck()
 			fields := post("/")
 			if tc.timeout != "" {
-				fields = append(fields, "grpc-timeout: "+tc.timeout)
+				fields = append(fields, tc.timeout)
 			}
 			for id := uint32(1); id < 2*600; id += 2 {
 				c.headers(id, true, fields...)

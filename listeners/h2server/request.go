@@ -41,6 +41,7 @@ type head struct {
 	cookie                          int    // where in fields it is, counted from 1
 	expect                          bool   // 100-continue
 	timeout                         string // of the field "grpc-timeout"
+	millis                          string // of the field "connect-timeout-ms"
 	fields                          []field
 	// names are the canonical forms of names that are not common.
 	names map[string]string
@@ -107,6 +108,9 @@ func (h *head) add(f hpack.HeaderField) {
 	case "grpc-timeout":
 		h.timeout = value
 		h.fields = append(h.fields, field{"Grpc-Timeout", value})
+	case "connect-timeout-ms":
+		h.millis = value
+		h.fields = append(h.fields, field{"Connect-Timeout-Ms", value})
 	case "cookie":
 		if h.cookie > 0 { // RFC 9113 8.2.3
 			h.fields[h.cookie-1].value += "; " + value
@@ -212,13 +216,26 @@ func (h *head) request(s *stream, end bool) bool {
 	} else {
 		s.declared = h.length
 	}
-	if h.timeout != "" {
-		if d, err := grpcwire.ParseTimeout(h.timeout); err == nil && d >= leastTimeout {
-			s.overdue = time.Now().Add(d - d/10)
-		}
+	if d := h.patience(); d >= leastTimeout {
+		s.overdue = time.Now().Add(d - d/10)
 	}
 	s.begin(&r)
 	return true
+}
+
+// patience is the timeout of a call that the request names, of gRPC or Connect; 0 if it names none.
+func (h *head) patience() time.Duration {
+	if h.timeout != "" {
+		if d, err := grpcwire.ParseTimeout(h.timeout); err == nil {
+			return d
+		}
+	}
+	if h.millis != "" && len(h.millis) <= 10 { // as Connect has it
+		if n, err := strconv.ParseUint(h.millis, 10, 64); err == nil {
+			return time.Duration(n) * time.Millisecond
+		}
+	}
+	return 0
 }
 
 // leastTimeout is from how long a timeout of a call on its client may reset it when that has run out, though there is no answer, as

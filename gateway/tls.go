@@ -41,9 +41,12 @@ func (c *certificates) config() *tls.Config {
 
 // replace puts the settings of now in force, for what is open on the server too.
 func (c *certificates) replace(now *listenerTLS, server *listeners.Server) {
-	before, required := c.inForce.Swap(now), now.config.ClientAuth == tls.RequireAndVerifyClientCert
-	if !before.config.ClientCAs.Equal(now.config.ClientCAs) || required != (before.config.ClientAuth == tls.RequireAndVerifyClientCert) {
-		server.SetClientCAs(now.config.ClientCAs, required)
+	before := c.inForce.Swap(now)
+	if !before.config.ClientCAs.Equal(now.config.ClientCAs) {
+		server.SetClientCAs(now.config.ClientCAs)
+	}
+	if before.config.ClientAuth != now.config.ClientAuth {
+		server.RequireClientCerts(now.config.ClientAuth == tls.RequireAndVerifyClientCert)
 	}
 }
 

@@ -61,11 +61,23 @@ func refusal(reason, text string) error {
 	return st.Err()
 }
 
-// replace puts roots in force, and whether clients must have a certificate, and ends the streams of those for whom they do not vouch.
-func (c *clientCerts) replace(roots *x509.CertPool, required bool) {
-	c.required.Store(required)
+// replace puts roots in force.
+func (c *clientCerts) replace(roots *x509.CertPool) {
 	c.mu.Lock()
 	c.roots, c.verdicts = roots, map[certKey]bool{}
+	c.mu.Unlock()
+	c.judge()
+}
+
+// require says whether clients must have a certificate.
+func (c *clientCerts) require(required bool) {
+	c.required.Store(required)
+	c.judge()
+}
+
+// judge ends the streams of those who are vouched for no more.
+func (c *clientCerts) judge() {
+	c.mu.Lock()
 	streams := make([]*certStream, 0, len(c.streams))
 	for s := range c.streams {
 		streams = append(streams, s)
@@ -183,13 +195,17 @@ func (x *exchange) dismiss() {
 	}
 }
 
-// SetClientCAs makes roots the authorities that vouch for clients with a certificate, instead of those of their handshakes, and required
-// whether others are served: calls of clients that are not end with UNAUTHENTICATED, their streams with it, and their clients are asked
-// to open other connections, but those of sessions (transom.v1, WebTransport), which see each call refused. It is for when the Config's
-// TLS has other ClientCAs or another ClientAuth in force than before. nil vouches for none.
-func (s *Server) SetClientCAs(roots *x509.CertPool, required bool) {
+// SetClientCAs makes roots the authorities that vouch for clients with a certificate, instead of those of their handshakes: calls of
+// others end with UNAUTHENTICATED, their streams with it, and their clients are asked to open other connections, but those of sessions
+// (transom.v1, WebTransport), which see each call refused. It is for when the Config's TLS has other ClientCAs in force than before, and
+// those of calls to come. nil vouches for none.
+func (s *Server) SetClientCAs(roots *x509.CertPool) {
 	if roots == nil {
 		roots = x509.NewCertPool()
 	}
-	s.clientCerts.replace(roots, required)
+	s.clientCerts.replace(roots)
 }
+
+// RequireClientCerts says whether clients without a certificate are served on; if not, what SetClientCAs says of others happens to them. It
+// is for when the Config's TLS has another ClientAuth in force than before.
+func (s *Server) RequireClientCerts(required bool) { s.clientCerts.require(required) }

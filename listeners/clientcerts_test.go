@@ -147,7 +147,7 @@ func TestClientCAsReplaced(t *testing.T) {
 				session = &sessionSocket{conn, ctx, false}
 			}
 			stream := watch()
-			srv.SetClientCAs(both, false)
+			srv.SetClientCAs(both)
 			unary(200)
 			select {
 			case end := <-stream:
@@ -155,7 +155,8 @@ func TestClientCAsReplaced(t *testing.T) {
 			default:
 			}
 			before := dialed.Load()
-			srv.SetClientCAs(others, true)
+			srv.SetClientCAs(others)
+			srv.RequireClientCerts(true)
 			if end := <-stream; !strings.Contains(end, "16") {
 				t.Errorf("the stream ended with %q, want UNAUTHENTICATED", end)
 			}
@@ -176,7 +177,8 @@ func TestClientCAsReplaced(t *testing.T) {
 			if version != "HTTP1" && dialed.Load() != before {
 				t.Errorf("%d connections, want %d up to here", dialed.Load(), before)
 			}
-			srv.SetClientCAs(mineToo, false)
+			srv.SetClientCAs(mineToo)
+			srv.RequireClientCerts(false)
 			unary(200)
 			if dialed.Load() == before {
 				t.Error("the connection is used on")

@@ -79,8 +79,10 @@ type Gateway struct {
 	file string
 	// digest is of the watched files as they were last read.
 	digest [sha256.Size]byte
-	// servers are in the order of the configuration's listeners; retired are those no longer wanted, which Run is to drain.
+	// servers are in the order of the configuration's listeners; retired are those no longer wanted, which Run is to drain, and leaving
+	// those and what Run drains.
 	servers, retired []*serving
+	leaving          map[*serving]struct{}
 	// admin is nil without one.
 	admin *admin
 	// sockets are those that the process came with; all are taken or closed by the first configuration.
@@ -116,7 +118,7 @@ func NewOn(ctx context.Context, sockets *Sockets, cfg *configv1.Config, log *slo
 func newGateway(log *slog.Logger) *Gateway {
 	g := &Gateway{
 		log: log, began: time.Now(), metrics: observe.NewMetrics(), health: health.NewServer(), broken: make(chan error, 1), leave: make(chan struct{}), wake: make(chan struct{}, 1), up: make(chan struct{}), down: make(chan struct{}), quicOver: make(chan struct{}),
-		mirrors: traffic.NewMirrors(),
+		mirrors: traffic.NewMirrors(), leaving: map[*serving]struct{}{},
 	}
 	g.metrics.Register(newState(g))
 	return g
@@ -277,6 +279,9 @@ func (g *Gateway) retire(ctx context.Context, s *serving) {
 		g.log.LogAttrs(ctx, slog.LevelWarn, "calls of a retired listener were cut", slog.String("listener", s.server.Name()))
 	}
 	g.log.LogAttrs(ctx, slog.LevelInfo, "listener retired", slog.String("listener", s.server.Name()))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.leaving, s)
 }
 
 // closeAdmin ends the admin listener of a process that was replaced: operators mean the one that goes on.

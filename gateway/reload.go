@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -228,12 +229,12 @@ func (g *Gateway) commit(ctx context.Context, p *plan) error {
 	for i, s := range next {
 		terms[s.key] = p.builder.tls[i]
 	}
-	for _, s := range g.servers { // those too that another takes the place of, while they drain
+	g.retireOthers(next, drainOf(p.cfg))
+	for _, s := range slices.AppendSeq(slices.Clone(next), maps.Keys(g.leaving)) { // those too that another has taken the place of
 		if now := terms[s.key]; s.certs != nil && now != nil {
 			s.certs.replace(now, s.server)
 		}
 	}
-	g.retireOthers(next, drainOf(p.cfg))
 	for key, s := range g.sources {
 		if n := p.sources[key]; n != nil {
 			s.set = n.set
@@ -361,6 +362,7 @@ func (g *Gateway) retireOthers(next []*serving, drain time.Duration) {
 		if !wanted[s] {
 			s.drain = drain
 			g.retired = append(g.retired, s)
+			g.leaving[s] = struct{}{}
 		}
 	}
 }

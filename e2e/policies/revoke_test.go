@@ -281,10 +281,19 @@ func TestStreamsOfOtherTerms(t *testing.T) {
 			ca.dir+"/edge.crt", ca.dir+"/edge.key", clients.dir+"/ca.crt", auth, more)
 	}
 	const policies = "policies: [{selector: \"*\", auth: {anonymous: true}}]\n"
-	for _, tc := range []struct{ name, client, before, after, reason string }{
-		{"required", "", listener(ca, ca, "none", ""), listener(ca, ca, "require", ""), "CREDENTIALS_MISSING"},
-		{"required of another listener", "", listener(ca, ca, "request", ""), listener(ca, ca, "require", ", limits: {streams: 7}"), "CREDENTIALS_MISSING"},
-		{"another authority of another listener", "till", listener(ca, ca, "require", ""), listener(ca, next, "require", ", limits: {streams: 7}"), "CREDENTIALS_REVOKED"},
+	const other = ", limits: {streams: 7}"
+	for _, tc := range []struct {
+		name, client, before string
+		after                []string // by a reload each
+		reason               string
+	}{
+		{"required", "", listener(ca, ca, "none", ""), []string{listener(ca, ca, "require", "")}, "CREDENTIALS_MISSING"},
+		{"required of another listener", "", listener(ca, ca, "request", ""), []string{listener(ca, ca, "require", other)}, "CREDENTIALS_MISSING"},
+		{"another authority of another listener", "till", listener(ca, ca, "require", ""), []string{listener(ca, next, "require", other)}, "CREDENTIALS_REVOKED"},
+		{
+			"another authority while the listener drains", "till", listener(ca, ca, "require", ""),
+			[]string{listener(ca, ca, "require", other), listener(ca, next, "require", other)}, "CREDENTIALS_REVOKED",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := start(t, policies+tc.before)
@@ -298,7 +307,9 @@ func TestStreamsOfOtherTerms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p.reload(t, policies+tc.after)
+			for _, text := range tc.after {
+				p.reload(t, policies+text)
+			}
 			for err == nil {
 				_, err = s.Recv()
 			}

@@ -2508,7 +2508,8 @@ func (x *Security) GetRequestId() *RequestId {
 // RequestId is where the id of a call stands.
 type RequestId struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The header of request and response, and the metadata that backends get. Default "x-request-id".
+	// The header of request and response, and the metadata that backends get: none of HTTP's and gRPC's own, no x-transom-… and no
+	// x-forwarded-…. Default "x-request-id".
 	Header        string `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -207,10 +207,7 @@ drain: {timeout: %[4]s}
 // does so once it serves; when it did at once, the one that waited took its end for a failure, and both went on serving.
 func TestReplaceTooSoon(t *testing.T) {
 	b := startBank(t, bank.Config{})
-	schema, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	schema := process.Listen(t) // at a port that stays free
 	// reflects has a server answer on the schema's address until it is stopped.
 	reflects := func(l net.Listener) *grpc.Server {
 		srv := grpc.NewServer()
@@ -276,7 +273,8 @@ drain: {timeout: 5s}
 		}
 		await("to be replaced once it serves", 1)
 	}
-	if schema, err = net.Listen("tcp", schema.Addr().String()); err != nil {
+	schema, err := net.Listen("tcp", schema.Addr().String())
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer reflects(schema).Stop()

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/reflection"
 
+	"transom/e2e/process"
 	"transom/gateway"
 	bankv1 "transom/proto/bank/v1"
 	configv1 "transom/proto/transom/config/v1"
@@ -23,10 +24,7 @@ func TestReplacementWaits(t *testing.T) {
 	for _, gone := range []bool{false, true} {
 		name := map[bool]string{false: "until it is ready", true: "until the other is gone"}[gone]
 		t.Run(name, func(t *testing.T) {
-			schema, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
+			schema := process.Listen(t) // at a port that stays free
 			_ = schema.Close()
 			var wg sync.WaitGroup
 			defer wg.Wait()
@@ -97,7 +95,8 @@ func TestReplacementWaits(t *testing.T) {
 				close(turn)
 				want = http.StatusServiceUnavailable
 			} else {
-				if schema, err = net.Listen("tcp", schema.Addr().String()); err != nil {
+				schema, err := new(net.ListenConfig).Listen(t.Context(), "tcp", schema.Addr().String())
+				if err != nil {
 					t.Fatal(err)
 				}
 				srv := grpc.NewServer()

@@ -127,10 +127,8 @@ func TestStreamTimeout(t *testing.T) {
 	p := start(t, "policies: [{selector: bank.v1.Accounts.*, stream_timeout: 2s}]\n")
 	callGRPC(t, p, nil).wantOK(t, "what the streams need not wait for: the connection to the bank")
 	const account = "customers/1/accounts/1"
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	t.Cleanup(cancel)
-	for name, watch := range map[string]func(t *testing.T) (n int, o outcome){
-		"REST": func(t *testing.T) (int, outcome) {
+	for name, watch := range map[string]func(ctx context.Context, t *testing.T) (n int, o outcome){
+		"REST": func(ctx context.Context, t *testing.T) (int, outcome) {
 			r, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url("http")+"/v1/"+account+"/transactions:watch", nil)
 			if err != nil {
 				t.Fatal(err)
@@ -150,22 +148,24 @@ func TestStreamTimeout(t *testing.T) {
 			}
 			return len(lines) - 1, outcome{code: codes.DeadlineExceeded}
 		},
-		"gRPC": func(t *testing.T) (n int, _ outcome) {
+		"gRPC": func(ctx context.Context, t *testing.T) (n int, _ outcome) {
 			s, err := bankv1.NewAccountsClient(p.conn).Watch(ctx, &bankv1.WatchRequest{Name: account})
 			for ; err == nil; n++ {
 				_, err = s.Recv()
 			}
 			return n - 1, ofStatus(err)
 		},
-		"WebSocket": func(t *testing.T) (int, outcome) {
+		"WebSocket": func(_ context.Context, t *testing.T) (int, outcome) {
 			answers, o := p.webSocket(t, "/v1/"+account+"/transactions:watch", nil)
 			return len(answers), o
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
 			began := time.Now()
-			n, o := watch(t)
+			n, o := watch(ctx, t)
 			if took := time.Since(began); o.code != codes.DeadlineExceeded || n < 1 || took < 2*time.Second {
 				t.Errorf("%v %s, after %d messages and %v", o.code, o.message, n, took)
 			}

@@ -838,7 +838,7 @@ func TestRedisUnderLoad(t *testing.T) {
 			redis            *redisServer
 			settings, prefix string
 		}{
-			{two, "timeout: 10s", "transom:"},
+			{two, "timeout: 10s, prefix: \"%s\"", "two-%d:"},
 			{two, "timeout: 9s, prefix: \"%s\"", "other-%d:"},
 			{nil, "", ""},
 			{one, "timeout: 10s, prefix: \"%s\"", "one-%d:"},
@@ -860,8 +860,12 @@ func TestRedisUnderLoad(t *testing.T) {
 		}
 	}
 	load.end()
-	p.reload(t, config(two, "timeout: 10s, prefix: \"last:\"", "quota: 1/month"))
-	callREST(t, p, nil).wantOK(t, "the one call there is")
+	p.reload(t, config(two, "timeout: 10s, prefix: \"last:\", fail_closed: true", "quota: 1/month"))
+	o := callREST(t, p, nil)
+	for deadline := time.Now().Add(patience); o.code == codes.Unavailable && time.Now().Before(deadline); { // it may not be connected yet
+		o = callREST(t, p, nil)
+	}
+	o.wantOK(t, "the one call there is")
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
 		call(t, p, nil).want(t, "after the last reload", codes.ResourceExhausted, 429, "QUOTA_EXCEEDED")
 	})

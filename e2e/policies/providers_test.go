@@ -381,7 +381,7 @@ func TestExternalUnderLoad(t *testing.T) {
 	load.end()
 	// The first server is asked no more, and the second does not get what it would need.
 	p.clusters = clusters(second)
-	p.reload(t, config("cluster: authz, headers: [x-session-of]"))
+	p.reload(t, config("cluster: authz, timeout: 10s, headers: [x-session-of]"))
 	was := a.asked.Load()
 	everyProtocol(t, func(t *testing.T, call func(*testing.T, *proxy, map[string]string) outcome) {
 		call(t, p, header).want(t, "without the cookie", codes.Unauthenticated, 401, "")
@@ -389,7 +389,7 @@ func TestExternalUnderLoad(t *testing.T) {
 	if n := a.asked.Load() - was; n != 0 {
 		t.Errorf("the server before was asked %d times", n)
 	}
-	p.reload(t, config("cluster: authz"))
+	p.reload(t, config("cluster: authz, timeout: 10s"))
 	a.fail.Store(true)
 	callREST(t, p, header).wantOK(t, "while the server before fails")
 }

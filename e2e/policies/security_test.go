@@ -515,8 +515,8 @@ func squeeze(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// FuzzRouteAndPolicy sends any path by every way there is: the method that the backend serves is the one that the policy
-// saw, and one that the policy denies never reaches it.
+// FuzzRouteAndPolicy sends any path by every protocol whose calls have one, over HTTP/1.1 and HTTP/2: the method that the backend serves
+// is the one that the policy saw, and one that the policy denies never reaches it.
 func FuzzRouteAndPolicy(f *testing.F) {
 	for _, path := range []string{
 		"/v1/diagnostics/metadata", "/bank.v1.Diagnostics/Metadata", "/v1/diagnostics/%6detadata", "/v1//diagnostics/metadata", "/v1/diagnostics/metadata/",
@@ -530,6 +530,9 @@ func FuzzRouteAndPolicy(f *testing.F) {
 		f.Add(path, false)
 	}
 	p := startFor(f, fuzzedPolicies, "")
+	h2c := &http.Client{Transport: &http.Transport{Protocols: new(http.Protocols)}}
+	h2c.Transport.(*http.Transport).Protocols.SetUnencryptedHTTP2(true)
+	f.Cleanup(h2c.CloseIdleConnections)
 	f.Fuzz(func(t *testing.T, path string, get bool) {
 		u, err := url.ParseRequestURI(path)
 		if err != nil || u.IsAbs() || u.Host != "" {
@@ -540,35 +543,86 @@ func FuzzRouteAndPolicy(f *testing.F) {
 			verb = http.MethodGet
 		}
 		// What the router would do, without any policy. The path of a method is taken as it is, byte for byte.
-		var method *descriptors.Method
+		var called, ruled *descriptors.Method
 		p.Snapshot(func(s *gateway.Snapshot) {
-			if m, ok := s.Schema().Method(u.EscapedPath()); ok && !get {
-				method = m
-			} else if match, err := s.MatchHTTP(verb, u.EscapedPath(), ""); err == nil {
-				method = match.Binding.Method
+			called, _ = s.Schema().Method(u.EscapedPath())
+			if match, err := s.MatchHTTP(verb, u.EscapedPath(), ""); err == nil {
+				ruled = match.Binding.Method
 			}
 		})
-		r, err := http.NewRequestWithContext(t.Context(), verb, "http://"+p.addr+"/", strings.NewReader("{}"))
-		if err != nil {
-			t.Fatal(err)
+		isDenied := func(m *descriptors.Method) bool { return m != nil && m.Name == "bank.v1.Diagnostics.Metadata" }
+		judge := func(way string, method *descriptors.Method, answer string, reached bool) {
+			t.Helper()
+			denied := strings.Contains(answer, "this method's rule does not allow the call")
+			switch {
+			case reached:
+				t.Errorf("%s: %q reached the method that is denied: %s", way, path, answer)
+			case isDenied(method) && !denied:
+				t.Errorf("%s: %q is routed to the method that is denied, and answered %s", way, path, answer)
+			case denied && !isDenied(method):
+				t.Errorf("%s: %q is routed to %v, and the policy of another method denied it", way, path, method)
+			}
 		}
-		r.URL.Path, r.URL.RawPath, r.URL.Opaque = u.Path, u.RawPath, ""
-		r.Header.Set("Content-Type", "application/json")
-		resp, err := p.http.Do(r)
-		if err != nil {
+		for _, way := range []struct {
+			name        string
+			contentType string
+			framed      bool // so that it is POST
+		}{{"JSON", "application/json", false}, {"gRPC", "application/grpc", true}, {"gRPC-Web", "application/grpc-web+proto", true}} {
+			for version, client := range map[string]*http.Client{"HTTP/1.1": p.http, "HTTP/2": h2c} {
+				if get && way.framed || way.name == "gRPC" && client != h2c {
+					continue
+				}
+				method, content := called, string(frame(0, nil))
+				if !way.framed {
+					content = "{}"
+					if method == nil || get {
+						method = ruled
+					}
+				}
+				r, err := http.NewRequestWithContext(t.Context(), verb, "http://"+p.addr+"/", strings.NewReader(content))
+				if err != nil {
+					t.Fatal(err)
+				}
+				r.URL.Path, r.URL.RawPath, r.URL.Opaque = u.Path, u.RawPath, ""
+				r.Header.Set("Content-Type", way.contentType)
+				resp, err := client.Do(r)
+				if err != nil {
+					continue // not even HTTP
+				}
+				b, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+				resp.Body.Close()
+				answer := fmt.Sprintf("%d %s %v %v", resp.StatusCode, b, resp.Header["Grpc-Message"], resp.Trailer)
+				reached := resp.StatusCode == 200 && strings.Contains(string(b), `"server"`) && strings.Contains(string(b), `"metadata"`)
+				if way.framed {
+					reached = isDenied(method) && (resp.Trailer.Get("Grpc-Status") == "0" || strings.Contains(string(b), "grpc-status: 0"))
+				}
+				judge(way.name+" over "+version, method, answer, reached)
+			}
+		}
+		if !get {
+			return
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		answer := ""
+		c, resp, err := websocket.Dial(ctx, "ws://"+p.addr+u.EscapedPath(), &websocket.DialOptions{HTTPClient: p.http})
+		switch {
+		case err == nil:
+			defer c.CloseNow()
+			_ = c.Write(ctx, websocket.MessageText, []byte("{}"))
+			_, b, err := c.Read(ctx)
+			answer = fmt.Sprintf("%s %v", b, err)
+		case resp != nil:
+			b, _ := io.ReadAll(resp.Body)
+			answer = string(b)
+		default:
 			return // not even HTTP
 		}
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-		resp.Body.Close()
-		denied := resp.StatusCode == 403 && strings.Contains(string(body), "this method's rule does not allow the call")
-		switch {
-		case strings.Contains(string(body), `"server"`) && strings.Contains(string(body), `"metadata"`) && resp.StatusCode == 200:
-			t.Errorf("%s %q reached the method that is denied: %s", verb, path, body)
-		case method != nil && method.Name == "bank.v1.Diagnostics.Metadata" && !denied:
-			t.Errorf("%s %q is routed to the method that is denied, and answered %d %s", verb, path, resp.StatusCode, body)
-		case denied && (method == nil || method.Name != "bank.v1.Diagnostics.Metadata"):
-			t.Errorf("%s %q is routed to %v, and the policy of another method denied it", verb, path, method)
+		method := called
+		if method == nil {
+			method = ruled
 		}
+		judge("WebSocket", method, answer, strings.Contains(answer, `"server"`) && strings.Contains(answer, `"metadata"`))
 	})
 }
 

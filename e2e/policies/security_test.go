@@ -535,9 +535,11 @@ func FuzzRouteAndPolicy(f *testing.F) {
 	f.Cleanup(h2c.CloseIdleConnections)
 	f.Fuzz(func(t *testing.T, path string, get bool) {
 		u, err := url.ParseRequestURI(path)
-		if err != nil || u.IsAbs() || u.Host != "" {
+		if err != nil || u.IsAbs() || u.Host != "" || path == "*" { // which net/http sends again and again when it is reset over HTTP/2
 			return
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
 		verb := http.MethodPost
 		if get {
 			verb = http.MethodGet
@@ -579,7 +581,7 @@ func FuzzRouteAndPolicy(f *testing.F) {
 						method = ruled
 					}
 				}
-				r, err := http.NewRequestWithContext(t.Context(), verb, "http://"+p.addr+"/", strings.NewReader(content))
+				r, err := http.NewRequestWithContext(ctx, verb, "http://"+p.addr+"/", strings.NewReader(content))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -602,8 +604,6 @@ func FuzzRouteAndPolicy(f *testing.F) {
 		if !get {
 			return
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
-		defer cancel()
 		answer := ""
 		c, resp, err := websocket.Dial(ctx, "ws://"+p.addr+u.EscapedPath(), &websocket.DialOptions{HTTPClient: p.http})
 		switch {

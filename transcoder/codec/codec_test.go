@@ -578,8 +578,8 @@ func TestConcurrent(t *testing.T) {
 	}
 }
 
-// TestNestingCost: lists in lists, as deep as they may be, take at most six times as long as lists seven deep with as much text,
-// either way; two and a half have been seen, and were a level's cost that of all within it, it would be fourteen times. How long either takes beside lists that are
+// TestNestingCost: lists in lists, as deep as they may be, take at most three times as long as lists seven deep with as much text,
+// either way; were a level's cost that of all within it, it would be fourteen times. How long either takes beside lists that are
 // not nested depends on how many returns a processor foresees.
 func TestNestingCost(t *testing.T) {
 	m := newTypes().Message(descriptor(&structpb.Value{}))
@@ -603,7 +603,7 @@ func TestNestingCost(t *testing.T) {
 	} {
 		least := leastTimes(t, c.do, c.flat, c.deep)
 		t.Logf("%s: seven deep %v, as deep as may be %v, %.2f times", c.name, least[0], least[1], float64(least[1])/float64(least[0]))
-		if least[1] > 6*least[0] {
+		if least[1] > 3*least[0] {
 			t.Errorf("%s: seven deep %v, as deep as may be %v", c.name, least[0], least[1])
 		}
 	}

@@ -290,10 +290,7 @@ func TestStreamsOfOtherTerms(t *testing.T) {
 		{"required", "", listener(ca, ca, "none", ""), []string{listener(ca, ca, "require", "")}, "CREDENTIALS_MISSING"},
 		{"required of another listener", "", listener(ca, ca, "request", ""), []string{listener(ca, ca, "require", other)}, "CREDENTIALS_MISSING"},
 		{"another authority of another listener", "till", listener(ca, ca, "require", ""), []string{listener(ca, next, "require", other)}, "CREDENTIALS_REVOKED"},
-		{
-			"another authority while the listener drains", "till", listener(ca, ca, "require", ""),
-			[]string{listener(ca, ca, "require", other), listener(ca, next, "require", other)}, "CREDENTIALS_REVOKED",
-		},
+		{"another authority as it drains", "till", listener(ca, ca, "require", ""), []string{listener(ca, ca, "require", other), listener(ca, next, "require", other)}, "CREDENTIALS_REVOKED"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := start(t, policies+tc.before)

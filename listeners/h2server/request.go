@@ -231,7 +231,7 @@ func (h *head) patience() time.Duration {
 		}
 	}
 	if h.millis != "" && len(h.millis) <= 10 { // as Connect has it
-		if n, err := strconv.ParseUint(h.millis, 10, 64); err == nil {
+		if n, err := strconv.ParseInt(h.millis, 10, 64); err == nil {
 			return time.Duration(n) * time.Millisecond
 		}
 	}

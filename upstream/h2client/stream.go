@@ -147,8 +147,8 @@ func (c *Conn) recycle(s *Stream) {
 	c.free = append(c.free, s)
 }
 
-// NewStream opens a call of any kind, which ends when ctx does, and frees what has not been received then. It borrows md. It waits while the server takes no further
-// streams. The error is an *Error. The request's headers leave with the first use of the stream.
+// NewStream opens a call of any kind, which ends when ctx does, and frees what has not been received then. It borrows md. It waits
+// while the server takes no further streams. The error is an *Error. The request's headers leave with the first use of the stream.
 func (c *Conn) NewStream(ctx context.Context, method string, md metadata.MD) (*Stream, error) {
 	s := newStream(c)
 	s.ctx = ctx
